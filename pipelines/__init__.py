@@ -1,0 +1,1 @@
+"""Compositions of ``workers``: the Serve application, the commands, and the local broker."""

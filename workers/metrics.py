@@ -1,0 +1,127 @@
+"""Every metric, named once.
+
+Comes in: counts, levels and durations from the rooms. Goes out: a snapshot for the live panel and the tests, and each
+update to an exporter that the composition root binds (Ray's metrics in a cluster). Never here: labels without a bound.
+
+Names follow ``[noun]_[unit][_total]``; exporters put ``stream_embedder_`` before them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "stream_embedder_"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: what it is called, what it means, and the labels that it always carries."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+RECORDS_READ = Metric("records_read_total", "counter", "Records read from the source.", ("topic",))
+RECORDS_COMMITTED = Metric("records_committed_total", "counter", "Records whose outcome is committed.", ("outcome",))
+TOKENS_COMMITTED = Metric("tokens_committed_total", "counter", "Tokens of the embeddings that are committed.")
+TEXTS_TRUNCATED = Metric(
+    "texts_truncated_total", "counter", "Committed embeddings of texts that were cut to the model's limit."
+)
+DEAD_LETTERS = Metric("dead_letters_total", "counter", "Committed dead letters.", ("stage", "reason"))
+OUTCOMES_DROPPED = Metric(
+    "outcomes_dropped_total",
+    "counter",
+    "Outcomes not written: their partition had moved on, another reader has them.",
+    ("why",),
+)
+CALLS_RETRIED = Metric("calls_retried_total", "counter", "Encoder calls sent again, by cause.", ("cause",))
+BATCHES_BISECTED = Metric("batches_bisected_total", "counter", "Encoder calls halved to find a poison record.")
+COMMITS = Metric("commits_total", "counter", "Commits that took effect.")
+COMMITS_FAILED = Metric(
+    "commits_failed_total", "counter", "Commits that failed or were in doubt, by cause.", ("cause",)
+)
+COMMIT_SECONDS = Metric("commit_seconds", "histogram", "Duration of a commit.", (), _SECONDS)
+ENCODE_SECONDS = Metric(
+    "encode_call_seconds", "histogram", "Duration of an encoder call, seen by the reader.", (), _SECONDS
+)
+CALL_TOKENS = Metric(
+    "encode_call_tokens",
+    "histogram",
+    "Tokens in an encoder call.",
+    (),
+    (64, 256, 1024, 2048, 4096, 8192, 16384, 65536, 262144),
+)
+IN_FLIGHT_RECORDS = Metric("in_flight_records", "gauge", "Records read and not yet committed.")
+IN_FLIGHT_BYTES = Metric("in_flight_bytes", "gauge", "Bytes of records read and not yet committed.")
+CALLS_IN_FLIGHT = Metric("encode_calls_in_flight", "gauge", "Encoder calls under way.")
+PARTITIONS_ASSIGNED = Metric("partitions_assigned", "gauge", "Partitions that this reader owns.")
+PARTITIONS_PAUSED = Metric("partitions_paused", "gauge", "Partitions paused because a limit is reached.")
+REBALANCES = Metric("rebalances_total", "counter", "Assignments and revocations, by kind.", ("kind",))
+LAG_RECORDS = Metric("lag_records", "gauge", "Records in the assigned partitions that are not committed.")
+LAST_COMMIT = Metric("last_commit_timestamp_seconds", "gauge", "Unix time of the last commit.")
+ENCODER_TOKENS = Metric("encoder_tokens_total", "counter", "Tokens that this encoder replica has embedded.")
+ENCODER_PADDING = Metric(
+    "encoder_padding_tokens_total", "counter", "Padding that this encoder replica has computed beside them."
+)
+MODEL_LOAD_SECONDS = Metric("model_load_seconds", "gauge", "Duration of loading, warming and testing the model.")
+
+type_exporter = Callable[[Metric, float, dict[str, str]], None]
+
+
+class Metrics:
+    """Where the rooms report to. Thread-safe; ``export`` is called with every update, outside the lock."""
+
+    def __init__(self, export: type_exporter | None = None) -> None:
+        """``export`` gets (metric, amount or level or observation, labels)."""
+        self._export = export
+        self._lock = threading.Lock()
+        self._values: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def add(self, metric: Metric, amount: float = 1, **labels: str) -> None:
+        """Raise a counter."""
+        key = (metric.name, tuple(labels[name] for name in metric.labels))
+        with self._lock:
+            self._values[key] = self._values.get(key, 0) + amount
+        if self._export is not None:
+            self._export(metric, amount, labels)
+
+    def set(self, metric: Metric, level: float, **labels: str) -> None:
+        """Set a gauge."""
+        key = (metric.name, tuple(labels[name] for name in metric.labels))
+        with self._lock:
+            self._values[key] = level
+        if self._export is not None:
+            self._export(metric, level, labels)
+
+    def observe(self, metric: Metric, value: float) -> None:
+        """Add an observation to a histogram; the snapshot keeps ``_sum`` and ``_count``."""
+        with self._lock:
+            for suffix, amount in (("_sum", value), ("_count", 1.0)):
+                key = (metric.name + suffix, ())
+                self._values[key] = self._values.get(key, 0) + amount
+        if self._export is not None:
+            self._export(metric, value, {})
+
+    def value(self, metric: Metric, **labels: str) -> float:
+        """The counter or gauge now; with fewer labels than it has, the sum over the others."""
+        with self._lock:
+            return sum(
+                value
+                for (name, values), value in self._values.items()
+                if name == metric.name
+                and all(values[metric.labels.index(label)] == wanted for label, wanted in labels.items())
+            )
+
+    def snapshot(self) -> dict[str, float]:
+        """All values as ``name{label=value,…}`` → number, for another process to read."""
+        with self._lock:
+            items = list(self._values.items())
+        return {f"{name}{{{','.join(values)}}}" if values else name: value for (name, values), value in items}

@@ -1,0 +1,194 @@
+"""The values that flow: Record → Document → Tokens → Batch → Embedding, and the outcome that each record ends in.
+
+Comes in: nothing. Goes out: frozen values that every room may read. Never here: I/O, text processing, or torch tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+type_ids = npt.NDArray[np.int32]
+type_vectors = npt.NDArray[np.float32]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic; the key of everything that is kept per partition."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record came from.
+
+    ``epoch`` numbers the assignments of the partition to this process: an outcome that carries an older epoch belongs to
+    an ownership that has ended, and is dropped.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    epoch: int
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        """The partition, without the offset."""
+        return TopicPartition(self.topic, self.partition)
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+type_headers = tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A source record as it was read, byte for byte. ``timestamp_ms`` is Unix time in milliseconds, -1 when unknown."""
+
+    origin: Origin
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: type_headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers: what the record costs in memory and on the wire, without overhead."""
+        total = len(self.key or b"") + len(self.value or b"")
+        for name, value in self.headers:
+            total += len(name) + len(value or b"")
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a codec understood: an id, the text to embed (without prompt), and the fields that outputs include."""
+
+    id: str
+    text: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as the model reads it: int32 ``ids`` of shape [n] with prompt and special tokens.
+
+    ``total`` counts the tokens before truncation, so ``truncated`` is ``total > len(ids)``.
+    """
+
+    ids: type_ids
+    total: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the text was cut to the model's limit."""
+        return self.total > len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts for one encoder call, as plain arrays: the only thing that crosses to an encoder replica.
+
+    ``ids``: int32 [sum(lengths)], the texts' token ids one after another; ``lengths``: int32 [n].
+    """
+
+    ids: type_ids
+    lengths: type_ids
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch, without padding."""
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, texts: Sequence[type_ids]) -> Batch:
+        """Join token arrays into one batch, in their order."""
+        lengths = np.fromiter((len(ids) for ids in texts), dtype=np.int32, count=len(texts))
+        ids = np.concatenate(texts).astype(np.int32, copy=False) if texts else np.empty(0, np.int32)
+        return cls(ids, lengths)
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """The texts ``start`` to ``stop`` (exclusive) as a batch of their own; arrays are views."""
+        ends = np.concatenate(([0], np.cumsum(self.lengths)))
+        return Batch(self.ids[ends[start] : ends[stop]], self.lengths[start:stop])
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A record's outcome: its document and float32 ``vector`` [dim], finite and of unit length."""
+
+    document: Document
+    vector: type_vectors
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record's outcome: refused.
+
+    ``stage`` is one of decode, text, tokenize, encode, output; ``reason`` a word from a bounded set (it labels metrics);
+    ``message`` a sentence of ours that never quotes the record.
+    """
+
+    stage: str
+    reason: str
+    message: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A record's outcome: a delete, passed through with its key."""
+
+
+Outcome = Embedding | DeadLetter | Tombstone
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A record with its outcome, ready to leave."""
+
+    record: Record
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record to produce. ``partition`` None: chosen by the key. A null ``value`` is a tombstone."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: type_headers
+    timestamp_ms: int
+    partition: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Upper bound of the bytes that the record takes in a batch of its own (record overhead included)."""
+        total = 128 + len(self.key or b"") + len(self.value or b"")
+        for name, value in self.headers:
+            total += 10 + len(name.encode()) + len(value or b"")
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a partition is done: the ``offset`` to read next, and each output's own next offset by output name."""
+
+    offset: int
+    outputs: Mapping[str, int] = field(default_factory=dict)
