@@ -25,7 +25,7 @@ class SettingsError(StreamEmbedderError):
     exit_code = 2
 
 
-class EnvironmentFault(StreamEmbedderError):  # noqa: N818 - named apart from the builtin EnvironmentError
+class EnvironmentFault(StreamEmbedderError):
     """What the settings point at is wrong or out of reach: broker, topic, rights, model, sink."""
 
 
