@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "STREAM_EMBEDDER_"
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -40,7 +40,7 @@ def parse_bytes(value: object) -> object:
 class Section(BaseModel):
     """A part of the settings: immutable, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSettings(Section):
@@ -328,6 +328,16 @@ class Settings(BaseSettings):
     pool: PoolSettings = PoolSettings()
     ray: RaySettings = RaySettings()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is given and nothing else: this process's environment is read by ``pipelines.cli`` alone."""
+        return (init_settings,)
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         budget = self.pool.max_batch_tokens
@@ -337,7 +347,7 @@ class Settings(BaseSettings):
                 "such a text would fit no batch"
             )
         if self.source.format == "text":
-            if "text" in self.source.model_fields_set:
+            if self.source.text != SourceSettings.model_fields["text"].default:
                 raise ValueError("source.text names fields, which source.format: text does not have; leave it out")
             if self.source.id is not None:
                 raise ValueError("source.id names fields, which source.format: text does not have; leave it out")
