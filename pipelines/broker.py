@@ -33,6 +33,7 @@ from workers.settings import KafkaSettings
 KAFKA_VERSION = "4.1.0"
 OLDEST_JAVA = 17
 HOST = "127.0.0.1"
+_TIME = "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS"
 # Below Linux's range for outgoing connections (32768 up): a client that keeps trying a stopped broker's port could
 # otherwise be given that very port as its own, connect to itself, and keep the broker from coming back.
 PORTS = range(20_000, 32_000)
@@ -111,7 +112,7 @@ class Broker:
             self._ports.setdefault(name, _free_port())
         _refuse_taken(self._ports["PLAINTEXT"])
         folder = self._folder()
-        command = [java, "-cp", f"{libs}{os.sep}*", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+        command = [java, "-cp", f"{libs}{os.sep}*", "-Dorg.slf4j.simpleLogger.showDateTime=true", _TIME]
         properties = folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties(folder).items()))
         with (folder / "broker.log").open("ab") as output:

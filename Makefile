@@ -1,0 +1,58 @@
+# make demo and make test do all the set-up there is. Needs Python 3.11 or newer, and Maven for the local Kafka.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROWS ?=
+QUERY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak lint format lock broker clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## install everything into .venv (the others do it by themselves)
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "stream-embedder needs Python 3.11 or newer, and $(PYTHON) is not: install one, and name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
+	@echo "installing once: about 6 GB with CUDA libraries, a minute or two"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+demo: $(STAMP) ## real text through a real Kafka, then a search over it: make demo ROWS=2000 QUERY="…"
+	@$(BIN)/stream-embedder demo $(if $(ROWS),--rows $(ROWS)) $(if $(QUERY),--query "$(QUERY)")
+
+test: $(STAMP) ## all tests but the long ones
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak"
+
+soak: $(STAMP) ## the long tests: faults for minutes
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
+
+lint: $(STAMP) ## style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## mend what lint can mend
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+lock: $(BIN)/uv ## pin every dependency anew in requirements.lock
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make lock" --group dev pyproject.toml -o requirements.lock
+
+broker: $(STAMP) ## a local Kafka on port 9092, until Ctrl-C
+	@$(BIN)/python -m pipelines.broker
+
+clean: ## remove .venv and what the tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
