@@ -1,0 +1,159 @@
+"""What a command line says: which command, its options, its free words, and the settings among its flags.
+
+Comes in: arguments. Goes out: ``Arguments``, help, or a ``SettingsError``. Never here: the values of settings, which
+``pipelines.configure`` reads, or the work of a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import textwrap
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from workers.errors import SettingsError
+
+PROGRAM = "stream-embedder"
+
+SETTINGS_HELP = """
+Every setting is also a flag and an environment variable; later ones win: file, environment, flags.
+  --pool.max 4   --pool.max=4   --outputs.0.dim 256   --source.topics '[a, b]'
+  STREAM_EMBEDDER_POOL__MAX=4
+stream-embedder config lists them all, and where each came from.
+"""
+
+
+class Arguments(NamedTuple):
+    """A command line, taken apart; ``flags`` are the settings: dotted key and raw text."""
+
+    options: argparse.Namespace
+    words: Sequence[str]
+    flags: Sequence[tuple[str, str]]
+
+
+class Command(NamedTuple):
+    """How a command is explained; ``words`` names its free arguments, empty when it takes none."""
+
+    about: str
+    example: str
+    words: str = ""
+
+
+COMMANDS = {
+    "run": Command(
+        "Read texts from Kafka, embed them, write the vectors back; until SIGTERM, which drains.",
+        "stream-embedder run -c pipeline.yaml --pool.max 4",
+    ),
+    "encode": Command(
+        "Print the vectors of a few texts, as one JSON line each. Texts are arguments, or JSON lines with "
+        '"text" (and "id") on standard input.',
+        "stream-embedder encode --dim 256 'first text' 'second text'",
+        "TEXT",
+    ),
+    "check": Command(
+        "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
+        "stream-embedder check -c pipeline.yaml",
+    ),
+    "config": Command(
+        "Print the settings in force and where each came from, with secrets hidden.",
+        "stream-embedder config -c pipeline.yaml --pool.max 4",
+    ),
+    "demo": Command(
+        "Run the whole pipeline on this machine, on real text, then search what it embedded. "
+        "KAFKA_BOOTSTRAP_SERVERS names a broker to use instead of a local one.",
+        "stream-embedder demo --rows 500 'how do I reset it?'",
+        "QUESTION",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message} ({self.prog} --help says more)")
+
+
+def overview() -> str:
+    """The help of the whole program."""
+    listed = "\n".join(
+        f"  {name:<8} {command.about.partition('. ')[0].rstrip('.')}." for name, command in COMMANDS.items()
+    )
+    return (
+        f"usage: {PROGRAM} COMMAND [-c FILE] [--section.field VALUE ...]\n\n"
+        "Keeps a Kafka topic of embeddings in step with a stream of text.\n\n"
+        f"commands:\n{listed}\n\n{PROGRAM} COMMAND --help says more about one.\n{SETTINGS_HELP}"
+    )
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    command = COMMANDS[name]
+    words = f" [{command.words} ...]" if command.words else ""
+    parser = _Parser(
+        prog=f"{PROGRAM} {name}",
+        usage=f"{PROGRAM} {name} [-c FILE] [--section.field VALUE ...] [options]{words}",
+        description=textwrap.fill(command.about, 96),
+        epilog=f"example:\n  {command.example}\n{SETTINGS_HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="settings, in YAML")
+    if name == "encode":
+        parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the vectors")
+        parser.add_argument("--precision", choices=["float32", "float16"], default="float32")
+    if name == "demo":
+        parser.add_argument("--rows", type=_positive, metavar="N", help="how many texts to embed")
+        parser.add_argument("--query", action="append", default=[], metavar="TEXT", help="a question of your own")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up is needed, not {text!r}")
+    return number
+
+
+def _take_settings(arguments: Sequence[str], sections: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Split off ``--section.field value``, ``--section.field=value`` and ``--section value``; the rest is the command's."""
+    flags: list[tuple[str, str]] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        match = re.fullmatch(r"--([\w-]+(?:\.[\w-]+)*)(?:=(.*))?", argument, re.DOTALL)
+        if match is None or not ("." in match[1] or match[1] in sections):
+            rest.append(argument)
+            continue
+        value = match[2] if match[2] is not None else next(waiting, None)
+        if value is None or (match[2] is None and value.startswith("--")):
+            raise SettingsError(f"--{match[1]} needs a value: --{match[1]} VALUE, or --{match[1]}=VALUE")
+        flags.append((match[1].replace("-", "_"), value))
+    return flags, rest
+
+
+def parse(name: str, arguments: Sequence[str], sections: Collection[str]) -> Arguments | None:
+    """Take a command's arguments apart, ``sections`` being the names that a setting's flag may begin with.
+
+    Returns:
+        None when they asked for help, which is printed.
+
+    Raises:
+        SettingsError: a flag that does not exist or lacks its value, or a word too many.
+    """
+    parser, cut = _parser(name), arguments.index("--") if "--" in arguments else len(arguments)
+    if {"-h", "--help"}.intersection(arguments[:cut]):
+        parser.print_help()
+        return None
+    flags, rest = _take_settings(arguments[:cut], sections)
+    options, words = parser.parse_known_args(rest)
+    for word in words:
+        if word.startswith("-") and word != "-":
+            flag = word.split("=")[0]
+            near = difflib.get_close_matches(flag, [f"--{known}" for known in (*vars(options), *sections)], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"{PROGRAM} {name} --help lists them"
+            raise SettingsError(f"unknown flag {flag}: {hint}")
+    words += arguments[cut + 1 :]
+    if words and not COMMANDS[name].words:
+        raise SettingsError(f"{name} takes no argument such as {words[0]!r}")
+    return Arguments(options, words, flags)

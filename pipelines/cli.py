@@ -1,0 +1,159 @@
+"""The command ``stream-embedder``: its commands, its flags, and what it ends with.
+
+Comes in: arguments and the environment, which only this file reads. Goes out: an exit code, and for a mistake one sentence
+on standard error. Never here: work. Each command's module is imported when the command runs, so that ``--help`` and
+``config`` answer at once.
+"""
+# ruff: noqa: PLC0415 - imports inside functions are the point
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipelines.arguments import PROGRAM, Arguments, overview, parse
+from workers.errors import SettingsError, StreamEmbedderError
+
+if TYPE_CHECKING:
+    from pipelines.configure import Configured
+    from workers.settings import Settings
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class _Call(NamedTuple):
+    """What a command runs with."""
+
+    arguments: Arguments
+    configured: Configured
+    environ: Mapping[str, str]
+
+
+def _run(call: _Call) -> int:
+    settings = _for_stream(call)
+    from pipelines.stream import run
+
+    return run(settings)
+
+
+def _check(call: _Call) -> int:
+    settings = _for_stream(call)
+    from pipelines.check import run_check
+
+    return run_check(settings)
+
+
+def _config(call: _Call) -> int:
+    from pipelines.settings_text import render
+
+    sys.stdout.write(render(call.configured))
+    _check_model(call.configured.settings)
+    return 0
+
+
+def _encode(call: _Call) -> int:
+    if not call.arguments.words and sys.stdin.isatty():
+        raise SettingsError("encode needs texts: as arguments, or as JSON lines on standard input")
+    from pipelines.encode import run_encode
+
+    return run_encode(
+        call.configured.settings,
+        dim=call.arguments.options.dim,
+        precision=call.arguments.options.precision,
+        texts=call.arguments.words,
+        lines=None if call.arguments.words else sys.stdin.buffer,
+        out=sys.stdout.buffer,
+    )
+
+
+def _demo(call: _Call) -> int:
+    from pipelines.demo import run_demo
+
+    return run_demo(
+        rows=call.arguments.options.rows,
+        queries=[*call.arguments.options.query, *call.arguments.words],
+        bootstrap_servers=call.environ.get("KAFKA_BOOTSTRAP_SERVERS"),
+        settings=call.configured.settings,
+    )
+
+
+def _version() -> str:
+    try:
+        return f"{PROGRAM} {version(PROGRAM)}"
+    except PackageNotFoundError:
+        return f"{PROGRAM}, run from a folder where it is not installed"
+
+
+def _for_stream(call: _Call) -> Settings:
+    """The settings, if they say what to read and where to write."""
+    try:
+        call.configured.settings.require_stream()
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    _check_model(call.configured.settings)
+    return call.configured.settings
+
+
+def _check_model(settings: Settings) -> None:
+    """Hold the settings against a model that is on this machine; one that needs a download is checked when it is there."""
+    from pipelines.configure import against_model
+    from workers.encoder.layout import Layout, resolve
+    from workers.settings import DEFAULT_MODEL
+
+    if settings.model.name == DEFAULT_MODEL or Path(settings.model.name).is_dir():
+        try:
+            layout = Layout.read(resolve(settings.model.name, settings.model.revision))
+        except StreamEmbedderError:
+            return  # what is wrong with the model itself is for the command to say
+        against_model(settings, layout)
+
+
+_RUN = {"run": _run, "encode": _encode, "check": _check, "config": _config, "demo": _demo}
+
+
+def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    name, rest = (words[0], words[1:]) if words else ("", [])
+    if name in ("-h", "--help", "--version"):
+        print(_version() if name == "--version" else overview())
+        return 0
+    if name not in _RUN:
+        wrong = f"there is no command {name!r}" if name else "a command is needed"
+        raise SettingsError(f"{wrong}: choose from {', '.join(_RUN)} ({PROGRAM} --help says more)")
+    from pipelines.configure import load
+    from workers.settings import Settings
+
+    arguments = parse(name, rest, Settings.model_fields)
+    if arguments is None:
+        return 0
+    return _RUN[name](_Call(arguments, load(arguments.options.config, arguments.flags, environ), environ))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns what the process should exit with."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = _command(words, os.environ)
+        sys.stdout.flush()
+        return code
+    except StreamEmbedderError as error:
+        for line in str(error).splitlines():
+            print(f"{PROGRAM}: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug of ours
+        if isinstance(error, BrokenPipeError) and words[0] != "run":
+            # Whoever read our output has left; Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        if os.environ.get("STREAM_EMBEDDER_DEBUG") == "1":
+            traceback.print_exc()
+        hint = "set STREAM_EMBEDDER_DEBUG=1 for the traceback"
+        print(f"{PROGRAM}: unexpected {type(error).__name__}; {hint}", file=sys.stderr)
+        return 1
