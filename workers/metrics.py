@@ -65,7 +65,10 @@ CALLS_IN_FLIGHT = Metric("encode_calls_in_flight", "gauge", "Encoder calls under
 PARTITIONS_ASSIGNED = Metric("partitions_assigned", "gauge", "Partitions that this reader owns.")
 PARTITIONS_PAUSED = Metric("partitions_paused", "gauge", "Partitions paused because a limit is reached.")
 REBALANCES = Metric("rebalances_total", "counter", "Assignments and revocations, by kind.", ("kind",))
-LAG_RECORDS = Metric("lag_records", "gauge", "Records in the assigned partitions that are not committed.")
+OFFSETS_SKIPPED = Metric(
+    "offsets_skipped_total", "counter", "Offsets that the source no longer had when their turn came (retention)."
+)
+TIMESTAMPS_CLAMPED = Metric("timestamps_clamped_total", "counter", "Records dated further ahead than the topic allows.")
 LAST_COMMIT = Metric("last_commit_timestamp_seconds", "gauge", "Unix time of the last commit.")
 ENCODER_TOKENS = Metric("encoder_tokens_total", "counter", "Tokens that this encoder replica has embedded.")
 ENCODER_PADDING = Metric(

@@ -306,7 +306,7 @@ class RaySettings(Section):
 
     address: str | None = Field(
         None,
-        description="A running cluster, such as `auto` or `ray://head:10001`. Default: Ray is started on this machine.",
+        description="A running cluster, `auto` or `host:6379`. Default: Ray is started on this machine.",
     )
 
 

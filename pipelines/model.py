@@ -1,0 +1,111 @@
+"""The model that the settings name, opened once for whoever needs a part of it: tokenizer, encoder, fingerprints.
+
+Comes in: settings. Goes out: the layout and what the settings make of it. Never here: torch, until an encoder is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.configure import against_model
+from workers import fingerprint
+from workers.encoder.layout import Layout, prompt_for, resolve
+from workers.settings import KafkaOutput, Settings
+
+if TYPE_CHECKING:
+    from workers.encoder.encoder import Encoder
+    from workers.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk, as the settings use it."""
+
+    settings: Settings
+    layout: Layout
+
+    @classmethod
+    def open(cls, settings: Settings) -> Model:
+        """Find the model and hold the settings against it.
+
+        Raises:
+            EnvironmentFault: the model is not there, or not one that we run.
+            SettingsError: dim, max_tokens or prompt do not suit it.
+        """
+        layout = Layout.read(resolve(settings.model.name, settings.model.revision))
+        against_model(settings, layout)
+        return cls(settings, layout)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return self.layout.folder
+
+    @property
+    def name(self) -> str:
+        """The model's name on output records: the hub id, or the folder's last part."""
+        given = self.settings.model.name
+        return Path(given).name if Path(given).is_dir() else given
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens: the settings' choice, else the model's limit."""
+        return self.settings.model.max_tokens or self.layout.max_tokens
+
+    @cached_property
+    def prompt(self) -> str:
+        """The text that goes before every text."""
+        return prompt_for(self.layout, self.settings.model.prompt, self.settings.model.prompt_text)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the files that decide a vector."""
+        return fingerprint.model_digest(self.folder)
+
+    def dim(self, output: KafkaOutput) -> int:
+        """An output's dimensions."""
+        return output.dim or self.layout.dim
+
+    @property
+    def widest(self) -> int:
+        """The most dimensions that any output wants: what encoders send back."""
+        return max((self.dim(output) for output in self.settings.outputs), default=self.layout.dim)
+
+    def fingerprint(self, dim: int, precision: str) -> str:
+        """Names the vector space of an output."""
+        return fingerprint.fingerprint(
+            self.digest,
+            prompt=self.prompt,
+            template=self.settings.source.text if self.settings.source.format != "text" else "",
+            max_tokens=self.max_tokens,
+            overflow=self.settings.model.overflow,
+            dim=dim,
+            precision=precision,
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """A tokenizer for one thread."""
+        from workers.text.tokenizer import Tokenizer  # noqa: PLC0415 - heavy
+
+        return Tokenizer(
+            self.folder, max_tokens=self.max_tokens, prompt=self.prompt, lower_case=self.layout.lower_case
+        )
+
+    def encoder(self, *, threads: int | None = None) -> Encoder:
+        """An encoder in this process: weights loaded, not yet warmed up or tested."""
+        import torch  # noqa: PLC0415 - heavy
+
+        from workers.encoder.encoder import Encoder  # noqa: PLC0415
+
+        cuda = torch.cuda.is_available()
+        return Encoder(
+            self.layout,
+            device="cuda" if cuda else "cpu",
+            dtype=self.settings.model.dtype,
+            max_batch_tokens=self.settings.pool.batch_tokens(cuda=cuda),
+            prompt_tokens=self.tokenizer().prompt_tokens,
+            threads=threads,
+        )

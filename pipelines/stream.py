@@ -1,0 +1,282 @@
+"""The Serve application: a Reader and an Encoder deployment. Every replica is a Ray actor.
+
+Comes in: settings. Goes out: an application for ``stream-embedder run``, for ``serve run pipelines.stream:app
+config=pipeline.yaml``, and for a RayService. Never here: the loop itself (``workers.reader``), or signals (``pipelines.run``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+from ray.util import metrics as ray_metrics
+
+from pipelines import configure, guard
+from pipelines.model import Model
+from workers import log, metrics
+from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
+from workers.codecs import decoder_for, renderer_for
+from workers.errors import StreamEmbedderError
+from workers.pool import serve_pool
+from workers.reader import ReaderOptions, StreamReader
+from workers.records import Batch, type_vectors
+from workers.settings import Settings
+from workers.sinks.base import Sink
+from workers.sinks.kafka import IdempotentSink, TransactionalSink
+from workers.sources.kafka import KafkaSource
+
+APP = "stream-embedder"
+LOG = log.get(__name__)
+CENSUS_S = 2.0
+# Serve looks after a dead or stalled replica this often; its default of 10 s leaves a partition unread for longer.
+HEALTH_PERIOD_S = 2.0
+
+
+class RayExporter:
+    """Hands every update to Ray's metrics, which each node serves to Prometheus."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, metric: metrics.Metric, value: float, labels: dict[str, str]) -> None:
+        """Count, set or observe; ``value`` as in :class:`workers.metrics.Metrics`."""
+        made = self._metric(metric)
+        match metric.kind:
+            case "counter":
+                if value > 0:
+                    made.inc(value, tags=labels)
+            case "gauge":
+                made.set(value, tags=labels)
+            case "histogram":
+                made.observe(value, tags=labels)
+
+    def _metric(self, metric: metrics.Metric) -> Any:
+        with self._lock:
+            if metric.name not in self._made:
+                # Ray appends _total to a counter's name itself.
+                name = metrics.PREFIX + metric.name.removesuffix("_total")
+                arguments: dict[str, Any] = {"description": metric.help, "tag_keys": metric.labels}
+                match metric.kind:
+                    case "counter":
+                        self._made[metric.name] = ray_metrics.Counter(name, **arguments)
+                    case "gauge":
+                        self._made[metric.name] = ray_metrics.Gauge(name, **arguments)
+                    case "histogram":
+                        self._made[metric.name] = ray_metrics.Histogram(name, boundaries=metric.buckets, **arguments)
+            return self._made[metric.name]
+
+
+class Encoder:
+    """One replica: one model, pinned to its device. Its only job is arrays in, arrays out."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load, warm up and test the model; Serve routes nothing here before that is done."""
+        log.configure()
+        started = time.monotonic()
+        model = Model.open(settings)
+        self._meter = metrics.Metrics(RayExporter())
+        self._dim = model.widest
+        self._encoder = model.encoder(threads=max(1, int(settings.pool.cpus_per_replica)))
+        self._encoder.warm_up()
+        self._encoder.self_test()
+        # One thread: the device does one batch at a time, and the event loop stays free for health checks.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._meter.set(metrics.MODEL_LOAD_SECONDS, time.monotonic() - started)
+        LOG.info(
+            "encoder ready %s",
+            log.fields(model=model.name, device=self._encoder.device, seconds=time.monotonic() - started),
+        )
+
+    async def encode(self, batch: Batch) -> type_vectors:
+        """Vectors of a batch: float32 [n, widest output's dim], unit length."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
+
+    def _forward(self, batch: Batch) -> type_vectors:
+        vectors = self._encoder.encode(batch, self._dim)
+        self._meter.add(metrics.ENCODER_TOKENS, batch.tokens)
+        return vectors
+
+
+class Reader:
+    """One replica: one member of the consumer group, its loop in threads of its own."""
+
+    def __init__(self, settings: Settings, encoders: DeploymentHandle, cluster: str) -> None:
+        """Build the loop and start it. ``cluster`` keeps transactional ids of two deployments apart."""
+        log.configure()
+        self._settings = settings
+        self._cluster = cluster
+        self._encoders = encoders
+        self._meter = metrics.Metrics(RayExporter())
+        self._counts = (max(1, settings.pool.min), settings.readers.count)
+        model = Model.open(settings)
+        outlets = [_outlet(model, output) for output in settings.outputs]
+        guard.refuse_other_fingerprints(settings, {outlet.topic: model.fingerprint(outlet.dim, outlet.precision) for outlet in outlets})
+        self._reader = self._build(model, outlets)
+        self._census = threading.Thread(target=self._count_replicas, name="census", daemon=True)
+        self._ended = threading.Event()
+        self._loop = threading.Thread(target=self._run, name="reader", daemon=True)
+        self._census.start()
+        self._loop.start()
+
+    def _build(self, model: Model, outlets: list[Outlet]) -> StreamReader:
+        settings, meter = self._settings, self._meter
+        slot = self._slot()
+        source = KafkaSource(
+            settings.source,
+            settings.kafka,
+            settings.limits,
+            client_id=f"{APP}-{slot}",
+            group_instance_id=slot if settings.source.static_membership else None,
+            meter=meter,
+        )
+        topics = [outlet.topic for outlet in outlets] + [settings.dead_letter.topic]
+        sink: Sink
+        if settings.delivery.guarantee == "exactly_once":
+            sink = TransactionalSink(settings.kafka, topics, meter, transactional_id=self._slot)
+        else:
+            sink = IdempotentSink(settings.kafka, topics, meter, commit=source.commit)
+        tokenizer = model.tokenizer()
+        pool = serve_pool(
+            self._encoders,
+            dim=model.widest,
+            canary=Batch.of([tokenizer.encode(["canary"])[0].ids]),
+            capacity=self._capacity,
+            timeout_s=settings.pool.call_timeout_s,
+            meter=meter,
+        )
+        dead = DeadLetterOutlet(
+            settings.dead_letter.topic,
+            model.fingerprint(outlets[0].dim, outlets[0].precision),
+            settings.delivery.on_dead_letter == "tombstone",
+        )
+        return StreamReader(
+            source,
+            decoder_for(settings),
+            tokenizer,
+            pool,
+            ReaderOptions(
+                limits=settings.limits,
+                max_batch_tokens=settings.pool.batch_tokens(cuda=gpus_per_replica(settings) > 0),
+                reject_overflow=settings.model.overflow == "reject",
+                commit_interval_s=settings.delivery.commit_interval_s,
+                linger_s=settings.pool.linger_ms / 1000,
+            ),
+            meter,
+            lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter),
+        )
+
+    def _slot(self) -> str:
+        """What is this reader's own in the group, and its successor's after it: Serve numbers its replicas."""
+        rank = serve.get_replica_context().rank
+        return f"{self._cluster}.{self._settings.source.group}.{rank.rank}"
+
+    def _run(self) -> None:
+        try:
+            self._reader.run()
+        except StreamEmbedderError:
+            pass  # logged there, and raised by check_health
+        finally:
+            self._ended.set()
+
+    # ---- how many calls may be under way
+
+    def _capacity(self) -> int:
+        encoders, readers = self._counts
+        return max(1, self._settings.pool.in_flight * encoders // readers)
+
+    def _count_replicas(self) -> None:
+        """Ask now and then how many encoders and readers there are; while nobody answers, the last answer holds."""
+        while not self._ended.wait(CENSUS_S):
+            try:
+                deployments = serve.status().applications[APP].deployments
+                running = {name: status.replica_states.get("RUNNING", 0) for name, status in deployments.items()}
+                self._counts = (running["Encoder"], max(1, running["Reader"]))
+            except Exception as error:  # noqa: BLE001 - the controller may be dead or starting; the stream goes on
+                LOG.debug("census failed %s", log.fields(error=type(error).__name__))
+
+    # ---- what Serve and the driver call
+
+    def check_health(self) -> None:
+        """Raise when the loop is of no more use; Serve then replaces the replica."""
+        self._reader.check()
+
+    def stats(self) -> dict[str, float]:
+        """The metrics of this reader."""
+        return self._meter.snapshot()
+
+    async def drain(self) -> bool:
+        """Finish what is in flight, commit, leave the group; whether that fitted the time."""
+        timeout = self._settings.delivery.drain_timeout_s
+        return await asyncio.get_running_loop().run_in_executor(None, self._reader.drain, timeout)
+
+    async def __del__(self) -> None:
+        """Serve's way to say that the replica goes: scale-down, update, deletion."""
+        if hasattr(self, "_reader"):
+            await self.drain()
+
+
+def _outlet(model: Model, output: Any) -> Outlet:
+    dim = model.dim(output)
+    renderer = renderer_for(
+        output, dim=dim, model=model.name, fingerprint=model.fingerprint(dim, output.precision)
+    )
+    return Outlet(output.name, output.topic, dim, output.precision, renderer)
+
+
+def gpus_per_replica(settings: Settings) -> float:
+    """The setting, or what the cluster suggests."""
+    if settings.pool.gpus_per_replica is not None:
+        return settings.pool.gpus_per_replica
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def cluster_name(settings: Settings) -> str:
+    """What tells this deployment's transactional ids from another's that shares the group."""
+    return settings.delivery.cluster or os.environ.get("RAY_CLUSTER_NAME") or socket.gethostname()
+
+
+def build(settings: Settings) -> serve.Application:
+    """The application; needs a running Ray, which is asked for its GPUs."""
+    pool = settings.pool
+    gpus = gpus_per_replica(settings)
+    settings = settings.model_copy(update={"pool": pool.model_copy(update={"gpus_per_replica": gpus})})
+    size: dict[str, Any] = {"num_replicas": pool.min}
+    if pool.min != pool.max:
+        # Readers keep at most in_flight calls for each replica: three quarters of that means that they wait for encoders.
+        size = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=pool.min, max_replicas=pool.max, target_ongoing_requests=0.75 * pool.in_flight
+            )
+        }
+    encoder = serve.deployment(Encoder).options(
+        **size,
+        max_ongoing_requests=pool.in_flight,
+        ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=pool.call_timeout_s,
+    )
+    reader = serve.deployment(Reader).options(
+        num_replicas=settings.readers.count,
+        ray_actor_options={"num_cpus": settings.readers.cpus},
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=settings.delivery.drain_timeout_s + 15,
+    )
+    return reader.bind(settings, encoder.bind(settings), cluster_name(settings))
+
+
+def app(args: dict[str, str]) -> serve.Application:
+    """The application from a settings file, for ``serve run`` and RayService: ``args`` holds ``config``, a path."""
+    configured = configure.load(Path(args["config"]), [], os.environ)
+    configure.require_stream(configured.settings)
+    return build(configured.settings)

@@ -1,0 +1,287 @@
+"""One way to reach Kafka: connection settings, clients that say why they cannot connect, and what is known of topics.
+
+Comes in: ``KafkaSettings``. Goes out: kafka-python clients, topic facts, lag. Never here: the consumer loop (``sources``)
+or transactions (``sinks``).
+
+kafka-python reports a wrong password, certificate or host only as a timeout; the cause stands in its log. So every
+connection here listens to that log, and raises what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka import errors as kafka_errors
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
+
+from workers.deadline import Deadline
+from workers.errors import EnvironmentFault, RetryableError
+from workers.records import TopicPartition
+from workers.settings import KafkaSettings
+
+type_client = TypeVar("type_client")
+
+# Kafka's default for max.message.bytes, used where we may not read a topic's configuration.
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
+DEFAULT_TIMESTAMP_AFTER_MAX_MS = 3_600_000
+
+
+class _Null:
+    """Stands for a null value: kafka-python refuses a null key with a null value, which Kafka allows."""
+
+
+NULL = _Null()
+
+
+def serialize_value(value: object) -> bytes | None:
+    """The producer's value serializer: :data:`NULL` becomes null, bytes stay."""
+    if value is NULL or value is None:
+        return None
+    assert isinstance(value, bytes)
+    return value
+
+
+def client_settings(kafka: KafkaSettings) -> dict[str, Any]:
+    """The settings as kafka-python's keyword arguments, common to all its clients."""
+    found: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
+        "security_protocol": kafka.security_protocol,
+        "reconnect_backoff_max_ms": 1000,
+    }
+    if kafka.sasl_mechanism is not None:
+        assert kafka.sasl_password is not None
+        found["sasl_mechanism"] = kafka.sasl_mechanism
+        found["sasl_plain_username"] = kafka.sasl_username
+        found["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(kafka, name)
+        if path is not None:
+            if not path.is_file():
+                raise EnvironmentFault(f"kafka.{name}: there is no file {path}")
+            found[name] = str(path)
+    if kafka.ssl_password is not None:
+        found["ssl_password"] = kafka.ssl_password.get_secret_value()
+    return found
+
+
+class _Causes(logging.Handler):
+    """Collects what kafka-python's network layer logs while a client connects."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def cause(self) -> str:
+        """The most telling line, without the client's prefix; empty when there is none."""
+        for wanted in ("uthentication", "SSL", "certificate", "mechanism", "DNS", "refused", "failed"):
+            for line in reversed(self.lines):
+                if wanted in line:
+                    return re.sub(r"<[^>]*>|\[[^\]]*\]:?", "", line).strip(" :")[:200]
+        return ""
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[_Causes]:
+    causes = _Causes()
+    logger = logging.getLogger("kafka.net")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(causes)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield causes
+    finally:
+        logger.removeHandler(causes)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def connect(client: Callable[..., type_client], kafka: KafkaSettings, **more: Any) -> type_client:
+    """Make a kafka-python client.
+
+    Raises:
+        EnvironmentFault: no broker answers in ten seconds, or it refuses us; the sentence has the cause.
+    """
+    arguments = client_settings(kafka) | {"bootstrap_timeout_ms": 10_000} | more
+    with _listening() as causes:
+        try:
+            return client(**arguments)
+        except (kafka_errors.KafkaError, OSError, ValueError, RuntimeError, AssertionError) as error:
+            raise EnvironmentFault(_unreachable(kafka, causes.cause() or _sentence(error))) from error
+
+
+def _unreachable(kafka: KafkaSettings, cause: str) -> str:
+    if "uthentication" in cause:
+        hint = "check kafka.sasl_mechanism, sasl_username and sasl_password"
+    elif "SSL" in cause or "certificate" in cause:
+        hint = "check kafka.security_protocol and kafka.ssl_cafile"
+    else:
+        hint = "is one running there, and is kafka.bootstrap_servers right?"
+    return f"no Kafka broker answers at {kafka.bootstrap_servers} ({cause}): {hint}"
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+@contextlib.contextmanager
+def admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    """An admin client that is closed afterwards; its Kafka errors become ours.
+
+    Raises:
+        EnvironmentFault: no connection, or a right is missing.
+        RetryableError: anything that may pass.
+    """
+    client = connect(KafkaAdminClient, kafka, request_timeout_ms=10_000)
+    try:
+        yield client
+    except kafka_errors.AuthorizationError as error:
+        raise EnvironmentFault(f"Kafka at {kafka.bootstrap_servers} does not allow it: {_sentence(error)}") from error
+    except kafka_errors.KafkaError as error:
+        raise RetryableError(f"Kafka at {kafka.bootstrap_servers}: {_sentence(error)}") from error
+    finally:
+        client.close()
+
+
+def bare_consumer(kafka: KafkaSettings, **more: Any) -> KafkaConsumer:
+    """A consumer outside any group, read committed: to look at a topic. The caller closes it."""
+    arguments = {"group_id": None, "isolation_level": "read_committed", "enable_auto_commit": False} | more
+    return connect(KafkaConsumer, kafka, **arguments)
+
+
+def bare_producer(kafka: KafkaSettings, **more: Any) -> KafkaProducer:
+    """An idempotent producer without transactions. The caller closes it."""
+    return connect(KafkaProducer, kafka, **({"value_serializer": serialize_value} | more))
+
+
+def create_topics(kafka: KafkaSettings, topics: Mapping[str, int], **configs: str) -> None:
+    """Create topics with so many partitions each, replicated as the broker's default says; those that exist stay."""
+    with admin(kafka) as client:
+        for name, partitions in topics.items():
+            with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
+                client.create_topics([NewTopic(name=name, num_partitions=partitions, topic_configs=dict(configs))])
+        client.wait_for_topics(list(topics))
+
+
+def delete_topics(kafka: KafkaSettings, topics: Sequence[str]) -> None:
+    """Delete topics; those that do not exist are ignored."""
+    with admin(kafka) as client:
+        for name in topics:
+            with contextlib.suppress(kafka_errors.UnknownTopicOrPartitionError):
+                client.delete_topics([name])
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What decides whether a topic takes a record. Sizes in bytes of a record batch, times in milliseconds."""
+
+    name: str
+    partitions: int
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    compacted: bool = False
+    timestamp_after_max_ms: int = DEFAULT_TIMESTAMP_AFTER_MAX_MS
+    operations: frozenset[str] = frozenset()
+
+
+def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Topic]:
+    """The facts of those topics that exist; configuration that we may not read is taken as Kafka's default."""
+    wanted = list(names)
+    found: dict[str, Topic] = {}
+    for described in client.describe_topics(wanted) if wanted else []:
+        if described["error_code"] != 0:
+            continue
+        name = described["name"]
+        configs = _topic_configs(client, name)
+        found[name] = Topic(
+            name=name,
+            partitions=len(described["partitions"]),
+            max_message_bytes=int(configs.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES)),
+            compacted="compact" in configs.get("cleanup.policy", ""),
+            timestamp_after_max_ms=int(configs.get("message.timestamp.after.max.ms", DEFAULT_TIMESTAMP_AFTER_MAX_MS)),
+            operations=frozenset(described.get("authorized_operations") or ()),
+        )
+    return found
+
+
+def _topic_configs(client: KafkaAdminClient, name: str) -> dict[str, str]:
+    try:
+        resource = ConfigResource(ConfigResourceType.TOPIC, name)
+        described = client.describe_configs([resource], config_filter="all")["topic"][name]
+    except (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError):
+        return {}
+    return {key: entry["value"] for key, entry in described.items() if entry["value"] is not None}
+
+
+def end_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[TopicPartition, int]:
+    """The offset after each partition's last record, uncommitted ones included."""
+    return _offsets(client, topics, OffsetSpec.LATEST)
+
+
+def begin_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[TopicPartition, int]:
+    """The offset of each partition's first record that is still there."""
+    return _offsets(client, topics, OffsetSpec.EARLIEST)
+
+
+def _offsets(client: KafkaAdminClient, topics: Mapping[str, Topic], spec: OffsetSpec) -> dict[TopicPartition, int]:
+    wanted = {KafkaTopicPartition(topic.name, n): spec for topic in topics.values() for n in range(topic.partitions)}
+    if not wanted:
+        return {}
+    return {TopicPartition(*tp): found.offset for tp, found in client.list_partition_offsets(wanted).items()}
+
+
+def committed_offsets(client: KafkaAdminClient, group: str, patience_s: float = 10.0) -> dict[TopicPartition, int]:
+    """What a group has committed, by partition; empty for a group that is not there.
+
+    A fresh broker needs a moment to make its offsets topic: that is waited for, ``patience_s`` at most.
+    """
+    deadline = Deadline(patience_s)
+    while True:
+        try:
+            found = client.list_group_offsets(group).get(group, {})
+        except kafka_errors.GroupIdNotFoundError:
+            return {}
+        except (kafka_errors.CoordinatorNotAvailableError, kafka_errors.CoordinatorLoadInProgressError):
+            if deadline.expired:
+                raise
+            time.sleep(0.2)
+        else:
+            return {TopicPartition(*tp): entry.offset for tp, entry in found.items() if entry.offset >= 0}
+
+
+def latest_records(
+    kafka: KafkaSettings, topic: Topic, depths: Sequence[int] = (20, 1_000)
+) -> Iterator[dict[TopicPartition, list[Any]]]:
+    """The last committed records of each partition, read ever deeper: first 20 offsets, then 1,000.
+
+    Yields lists of kafka-python's ConsumerRecord, oldest first. The caller stops when it has seen enough. Offsets may hold
+    no record (transaction markers, compaction), so a partition may yield fewer.
+    """
+    consumer = bare_consumer(kafka, auto_offset_reset="earliest")
+    try:
+        partitions = [KafkaTopicPartition(topic.name, n) for n in range(topic.partitions)]
+        consumer.assign(partitions)
+        begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        for depth in depths:
+            found: dict[TopicPartition, list[Any]] = {TopicPartition(*tp): [] for tp in partitions}
+            for tp in partitions:
+                consumer.seek(tp, max(begins[tp], ends[tp] - depth))
+            deadline = Deadline(10.0)
+            while not deadline.expired and any(consumer.position(tp) < ends[tp] for tp in partitions):
+                for tp, records in consumer.poll(200).items():
+                    found[TopicPartition(*tp)] += [record for record in records if record.offset < ends[tp]]
+            yield found
+    except kafka_errors.KafkaError as error:
+        raise RetryableError(f"the latest records of topic {topic.name} cannot be read: {_sentence(error)}") from error
+    finally:
+        consumer.close()

@@ -1,0 +1,218 @@
+"""The ledger: which records are in flight, which are done, and how far each partition may commit. Pure.
+
+Comes in: records in partition order, outcomes in any order. Goes out: each partition's completed prefix, in order. Never
+here: locks, clocks, I/O; the reader guards the ledger with its own lock.
+
+One idea does four jobs: batches may finish out of order, outcomes still leave in partition order, a transaction holds
+exactly the outcomes of the offsets that it commits, and what is in flight has a ceiling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from workers.records import Origin, Outcome, Position, Record, Settled, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The settled records at the front of a partition: what the next commit of the partition may hold.
+
+    ``next_offset`` is the offset to read after them; ``already`` says, by output name, below which offset an output has
+    its records from an earlier run.
+    """
+
+    topic_partition: TopicPartition
+    epoch: int
+    settled: tuple[Settled, ...]
+    next_offset: int
+    already: Mapping[str, int]
+
+    def position(self, outputs: Iterable[str]) -> Position:
+        """What to commit once this prefix has been written to ``outputs``."""
+        return Position(self.next_offset, {name: max(self.next_offset, self.already.get(name, 0)) for name in outputs})
+
+
+class _Entry:
+    __slots__ = ("outcome", "record", "size")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.size = record.size
+        self.outcome: Outcome | None = None
+
+
+class _Lane:
+    __slots__ = ("already", "entries", "epoch", "index", "next_offset")
+
+    def __init__(self, epoch: int, position: Position) -> None:
+        self.epoch = epoch
+        self.already = dict(position.outputs)
+        self.next_offset = position.offset
+        self.entries: deque[_Entry] = deque()
+        self.index: dict[int, _Entry] = {}
+
+
+class OffsetLedger:
+    """In-flight records of the assigned partitions.
+
+    A partition's ``epoch`` names one assignment of it. Everything that carries another epoch than the current one is
+    refused, so that results for a partition that was lost, and perhaps regained, can never be written.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: dict[TopicPartition, _Lane] = {}
+        self._records = 0
+        self._bytes = 0
+        self._turn = 0
+
+    @property
+    def records(self) -> int:
+        """Records in flight: added, not yet released."""
+        return self._records
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the records in flight, as :attr:`Record.size` counts them."""
+        return self._bytes
+
+    @property
+    def epochs(self) -> dict[TopicPartition, int]:
+        """The assigned partitions with the epoch of each."""
+        return {partition: lane.epoch for partition, lane in self._lanes.items()}
+
+    def assign(self, partition: TopicPartition, epoch: int, position: Position) -> None:
+        """Start a partition at ``position``; whatever an earlier epoch left is dropped."""
+        self.revoke([partition])
+        self._lanes[partition] = _Lane(epoch, position)
+
+    def revoke(self, partitions: Iterable[TopicPartition]) -> int:
+        """Give partitions up; returns how many records in flight went with them. Unknown partitions are ignored."""
+        dropped = 0
+        for partition in partitions:
+            lane = self._lanes.pop(partition, None)
+            if lane is not None:
+                dropped += len(lane.entries)
+                self._forget(lane, len(lane.entries))
+        return dropped
+
+    def add(self, record: Record) -> bool:
+        """Take a record in flight; False when its epoch is stale, or its offset lies before the partition's position.
+
+        Offsets may have gaps (compaction, transaction markers); they never go backwards.
+        """
+        origin = record.origin
+        lane = self._lane(origin)
+        if lane is None or origin.offset < lane.next_offset:
+            return False
+        entry = _Entry(record)
+        lane.entries.append(entry)
+        lane.index[origin.offset] = entry
+        lane.next_offset = origin.offset + 1
+        self._records += 1
+        self._bytes += entry.size
+        return True
+
+    def settle(self, origin: Origin, outcome: Outcome) -> bool:
+        """Give a record its outcome; False when its epoch is stale, it has been released, or it has an outcome already."""
+        lane = self._lane(origin)
+        entry = lane.index.get(origin.offset) if lane is not None else None
+        if entry is None or entry.outcome is not None:
+            return False
+        entry.outcome = outcome
+        return True
+
+    def ready(self, most: int) -> int:
+        """How many records :meth:`drain` would return, counted up to ``most``."""
+        count = 0
+        for lane in self._lanes.values():
+            for entry in lane.entries:
+                if entry.outcome is None or count >= most:
+                    break
+                count += 1
+        return count
+
+    def drain(self, most: int) -> list[Prefix]:
+        """The completed prefixes, ``most`` records in all; partitions take turns at being first.
+
+        Nothing is removed: call :meth:`release` once a prefix is committed. Draining again returns the same records, and
+        those that were completed since.
+        """
+        partitions = sorted(self._lanes)
+        if not partitions:
+            return []
+        self._turn = (self._turn + 1) % len(partitions)
+        prefixes = []
+        for partition in partitions[self._turn :] + partitions[: self._turn]:
+            lane = self._lanes[partition]
+            settled: list[Settled] = []
+            for entry in lane.entries:
+                if entry.outcome is None or len(settled) >= most:
+                    break
+                settled.append(Settled(entry.record, entry.outcome))
+            if settled:
+                most -= len(settled)
+                following = settled[-1].record.origin.offset + 1
+                prefixes.append(Prefix(partition, lane.epoch, tuple(settled), following, dict(lane.already)))
+        return prefixes
+
+    def owns(self, prefixes: Iterable[Prefix]) -> bool:
+        """Whether every prefix belongs to the current assignment of its partition."""
+        return all(
+            (lane := self._lanes.get(prefix.topic_partition)) is not None and lane.epoch == prefix.epoch
+            for prefix in prefixes
+        )
+
+    def release(self, prefix: Prefix) -> None:
+        """Forget a prefix that is committed. A prefix of a past epoch has gone already."""
+        self.resolve(prefix.topic_partition, prefix.epoch, prefix.next_offset)
+
+    def resolve(self, partition: TopicPartition, epoch: int, committed: int) -> list[Settled]:
+        """Forget what lies below the ``committed`` offset and return it: how a commit in doubt turns out.
+
+        Raises:
+            ValueError: the committed offset lies beyond a record that has no outcome. Somebody else commits for the
+                partition; the caller must give it up and read it again.
+        """
+        lane = self._lanes.get(partition)
+        if lane is None or lane.epoch != epoch:
+            return []
+        done: list[Settled] = []
+        for entry in lane.entries:
+            if entry.record.origin.offset >= committed:
+                break
+            if entry.outcome is None:
+                raise ValueError(
+                    f"{partition} is committed up to {committed}, beyond a record that this reader still has"
+                )
+            done.append(Settled(entry.record, entry.outcome))
+        self._forget(lane, len(done))
+        return done
+
+    def _lane(self, origin: Origin) -> _Lane | None:
+        lane = self._lanes.get(TopicPartition(origin.topic, origin.partition))
+        return lane if lane is not None and lane.epoch == origin.epoch else None
+
+    def _forget(self, lane: _Lane, count: int) -> None:
+        for _ in range(count):
+            entry = lane.entries.popleft()
+            del lane.index[entry.record.origin.offset]
+            self._records -= 1
+            self._bytes -= entry.size
+
+
+def write_position(position: Position) -> str:
+    """The positions of the outputs as the metadata string that travels with an offset commit (4,096 bytes at most)."""
+    return json.dumps({"v": 1, "outputs": dict(position.outputs)}, separators=(",", ":"))
+
+
+def read_position(offset: int, metadata: str) -> Position:
+    """A committed position; metadata that another program wrote counts as none."""
+    try:
+        outputs = json.loads(metadata)["outputs"]
+        return Position(offset, {str(name): int(value) for name, value in outputs.items()})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Position(offset)

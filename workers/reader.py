@@ -1,0 +1,345 @@
+"""The loop: poll → decode → tokenise → batch → submit → settle → checkpoint, in three threads.
+
+Comes in: a source, a decoder, a tokenizer, a pool, a checkpoint. Goes out: committed outcomes. Never here: anything of
+Kafka's, Ray's or the model's own; the parts know that.
+
+- The poll thread is the source's. It only hands records over, and asks whether there is room.
+- The work thread decodes, tokenises, sends calls, and settles what comes back.
+- The commit thread (the caller of :meth:`StreamReader.run`) writes what is complete.
+
+They share the ledger under one lock, and hold it for memory operations only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from workers import log, metrics
+from workers.checkpoint import MOST_RECORDS, Checkpoint
+from workers.codecs.base import Decoder
+from workers.deadline import Deadline
+from workers.errors import EnvironmentFault, PoisonError, RetryableError, StreamEmbedderError
+from workers.offsets import OffsetLedger
+from workers.pool import Answer, EncoderPool
+from workers.records import DeadLetter, Embedding, Origin, Outcome, Position, Record, Tokens, Tombstone, TopicPartition
+from workers.settings import LimitSettings
+from workers.sources.base import Source
+from workers.window import Call, WaitingText, Window
+
+LOG = log.get(__name__)
+
+# Records that are decoded and tokenised together: small enough that answers are settled in between.
+CHUNK = 256
+IDLE_S = 0.25
+STALL_S = 60.0
+# How far a vector's length may be from 1; what bfloat16 does to it stays far below.
+NORM_TOLERANCE = 1e-2
+
+
+class TextTokenizer(Protocol):
+    """What turns texts into token arrays; one thread uses it."""
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderOptions:
+    """Numbers that a reader runs by. Times in seconds, batches in tokens."""
+
+    limits: LimitSettings
+    max_batch_tokens: int
+    reject_overflow: bool = False
+    commit_interval_s: float = 1.0
+    linger_s: float = 0.01
+
+
+class StreamReader:
+    """One member of the pipeline's consumer group. Also the source's listener."""
+
+    def __init__(
+        self,
+        source: Source,
+        decoder: Decoder,
+        tokenizer: TextTokenizer,
+        pool: EncoderPool,
+        options: ReaderOptions,
+        meter: metrics.Metrics,
+        checkpoint: Callable[[OffsetLedger, threading.Condition], Checkpoint],
+    ) -> None:
+        """``checkpoint`` is made here, over the ledger and the lock that it shares with the loop."""
+        self._source = source
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._pool = pool
+        self._options = options
+        self._meter = meter
+        self._lock = threading.Condition()
+        self._ledger = OffsetLedger()
+        self._checkpoint = checkpoint(self._ledger, self._lock)
+        self._window = Window(options.max_batch_tokens, options.linger_s)
+        self._inbox: deque[Sequence[Record]] = deque()
+        self._answers: deque[tuple[Call, Answer | None, float]] = deque()
+        self._under_way = 0
+        self._deadline = Deadline(0)
+        self._draining = threading.Event()
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+
+    # ---- life
+
+    def run(self) -> None:
+        """Read, encode and commit until :meth:`drain` or :meth:`stop`, or until something fails for good.
+
+        Raises:
+            StreamEmbedderError: what cannot be mended by trying again.
+        """
+        threads = [
+            threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
+            for name, target in (("poll", lambda: self._source.run(self)), ("work", self._work))
+        ]
+        try:
+            if self._retry(self._checkpoint.open, "sink not open"):
+                for thread in threads:
+                    thread.start()
+                self._commit_loop()
+        except BaseException as error:  # noqa: BLE001 - kept, so that check() can say it; raised below
+            self._fail(error)
+        finally:
+            self._stop.set()
+            self._source.stop()
+            self._pool.close()
+            self._wake()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join(10)
+            self._checkpoint.close()
+            self._ended.set()
+        if self._failure is not None:
+            raise self._failure
+
+    def drain(self, timeout_s: float) -> bool:
+        """Stop reading, finish the calls that are out, commit, leave the group; whether :meth:`run` has ended by then.
+
+        Records that were read and not yet sent to an encoder are given up: nothing of them is committed, so they are read
+        again. ``timeout_s`` bounds the calls; committing and leaving come after.
+        """
+        self._deadline = Deadline(timeout_s)
+        self._source.quiesce()
+        self._draining.set()
+        self._wake()
+        return self._ended.wait(timeout_s + 10)
+
+    def stop(self) -> None:
+        """End :meth:`run` at once; what is in flight is read again by the next owner."""
+        self._stop.set()
+        self._wake()
+
+    def check(self) -> None:
+        """Raise when the reader is of no more use.
+
+        Raises:
+            StreamEmbedderError: it has failed, or its poll thread stalls.
+        """
+        if self._failure is not None:
+            raise StreamEmbedderError(f"the reader has failed: {self._failure}")
+        since = time.monotonic() - self._source.last_poll
+        if since > STALL_S and not self._ended.is_set():
+            raise StreamEmbedderError(f"the reader has not polled for {since:.0f} s")
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except BaseException as error:  # noqa: BLE001 - a thread's end is the reader's end, whatever the cause
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+            LOG.error("reader failed %s", log.fields(error=error), exc_info=not isinstance(error, StreamEmbedderError))
+        self.stop()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._lock.notify_all()
+
+    # ---- the source's listener: memory only
+
+    def assigned(self, partition: TopicPartition, epoch: int, position: Position) -> None:
+        """A partition is ours."""
+        with self._lock:
+            self._ledger.assign(partition, epoch, position)
+
+    def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
+        """Partitions are ours no longer; their records are given up."""
+        with self._lock:
+            dropped = self._ledger.revoke(partitions)
+            self._lock.notify_all()
+        if dropped:
+            self._meter.add(metrics.OUTCOMES_DROPPED, dropped, why="lost" if lost else "revoked")
+
+    def received(self, records: Sequence[Record]) -> None:
+        """Records of one partition, in order."""
+        with self._lock:
+            taken = [record for record in records if self._ledger.add(record)]
+            self._inbox.extend(taken[start : start + CHUNK] for start in range(0, len(taken), CHUNK))
+            self._lock.notify_all()
+            self._gauge()
+
+    def full(self) -> bool:
+        """Whether the limits are reached."""
+        limits = self._options.limits
+        with self._lock:
+            return self._ledger.records >= limits.records or self._ledger.bytes >= limits.bytes
+
+    def _gauge(self) -> None:
+        self._meter.set(metrics.IN_FLIGHT_RECORDS, self._ledger.records)
+        self._meter.set(metrics.IN_FLIGHT_BYTES, self._ledger.bytes)
+        self._meter.set(metrics.CALLS_IN_FLIGHT, self._under_way)
+
+    # ---- work thread
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                if not self._has_work():
+                    self._lock.wait(IDLE_S if self._window.empty else max(0.001, self._options.linger_s))
+                answers, self._answers = self._answers, deque()
+                if self._draining.is_set():
+                    self._inbox.clear()
+                records = self._inbox.popleft() if self._inbox and not self._window.full else ()
+            if self._draining.is_set():
+                self._window.clear()
+            elif records:
+                self._prepare(records)
+            for call, answer, seconds in answers:
+                if answer is not None:
+                    self._window.measured(call.batch.tokens, seconds)
+                    self._settle(call, answer)
+            # After settling: a drain must not take the work for done before its outcomes are in the ledger.
+            with self._lock:
+                self._under_way -= len(answers)
+                self._lock.notify_all()
+            self._submit()
+
+    def _has_work(self) -> bool:
+        return bool(self._answers or self._stop.is_set() or (self._inbox and not self._window.full))
+
+    def _prepare(self, records: Sequence[Record]) -> None:
+        """Decode and tokenise; what is refused or deleted is settled here."""
+        settled: list[tuple[Origin, Outcome]] = []
+        documents = []
+        for record in records:
+            if record.value is None and record.key is not None:
+                settled.append((record.origin, Tombstone()))
+                continue
+            try:
+                documents.append((record.origin, self._decoder.decode(record)))
+            except PoisonError as error:
+                settled.append((record.origin, DeadLetter(error.stage, error.reason, error.message)))
+        texts = []
+        encoded = self._tokenizer.encode([document.text for _, document in documents])
+        for (origin, document), tokens in zip(documents, encoded, strict=True):
+            if tokens.truncated and self._options.reject_overflow:
+                message = f"the text has {tokens.total} tokens or more, the limit is {len(tokens.ids)}"
+                settled.append((origin, DeadLetter("tokenize", "too_long", message)))
+            else:
+                texts.append(WaitingText(origin, document, tokens))
+        self._window.add(texts, time.monotonic())
+        self._settle_all(settled)
+
+    def _submit(self) -> None:
+        while not self._draining.is_set() and self._under_way < self._pool.capacity():
+            call = self._window.take(time.monotonic())
+            if call is None:
+                return
+            with self._lock:
+                self._under_way += 1
+                self._gauge()
+            self._meter.observe(metrics.CALL_TOKENS, call.batch.tokens)
+            self._send(call, time.monotonic())
+
+    def _send(self, call: Call, started: float) -> None:
+        def answered(future: Future[Answer]) -> None:
+            answer = None if future.cancelled() or future.exception() is not None else future.result()
+            with self._lock:
+                self._answers.append((call, answer, time.monotonic() - started))
+                self._lock.notify_all()
+
+        self._pool.submit(call.batch).add_done_callback(answered)
+
+    def _settle(self, call: Call, answer: Answer) -> None:
+        norms = np.sqrt(np.einsum("nd,nd->n", answer.vectors, answer.vectors, dtype=np.float64))
+        with np.errstate(invalid="ignore"):
+            sound = np.abs(norms - 1.0) < NORM_TOLERANCE
+        settled: list[tuple[Origin, Outcome]] = []
+        for row, text in enumerate(call.texts):
+            outcome: Outcome
+            if row in answer.refused:
+                outcome = answer.refused[row]
+            elif not sound[row]:
+                outcome = DeadLetter(
+                    "encode", "not_finite", "the model gave no vector of finite, unit length for this text"
+                )
+            else:
+                outcome = Embedding(text.document, answer.vectors[row], len(text.tokens.ids), text.tokens.truncated)
+            settled.append((text.origin, outcome))
+        self._settle_all(settled)
+
+    def _settle_all(self, settled: Sequence[tuple[Origin, Outcome]]) -> None:
+        with self._lock:
+            dropped = sum(not self._ledger.settle(origin, outcome) for origin, outcome in settled)
+            self._lock.notify_all()
+        if dropped:
+            self._meter.add(metrics.OUTCOMES_DROPPED, dropped, why="stale")
+
+    # ---- commit thread
+
+    def _commit_loop(self) -> None:
+        due = time.monotonic()
+        while not self._stop.is_set():
+            with self._lock:
+                self._lock.wait(min(IDLE_S, max(0.01, due - time.monotonic())))
+                draining = self._draining.is_set()
+                finished = draining and (self._under_way == 0 or self._deadline.expired)
+                ready = self._ledger.ready(MOST_RECORDS)
+            if ready and (ready >= MOST_RECORDS or draining or time.monotonic() >= due):
+                due = time.monotonic() + self._options.commit_interval_s
+                if not self._commit():
+                    return
+            elif finished and not ready:
+                return
+
+    def _commit(self) -> bool:
+        """Commit once; False when it failed and there is no time left to find out how."""
+        try:
+            self._checkpoint.commit()
+        except RetryableError as error:
+            cause = type(error.__cause__ or error).__name__
+            self._meter.add(metrics.COMMITS_FAILED, cause=cause)
+            LOG.warning("commit failed %s", log.fields(cause=cause, error=error))
+            return self._retry(self._checkpoint.recover, "commit not resolved")
+        return True
+
+    def _retry(self, step: Callable[[], None], what: str) -> bool:
+        """Do ``step`` until it succeeds; False when the reader stops, or a drain runs out of time, before that."""
+        delay = 0.2
+        while not self._stop.is_set() and not (self._draining.is_set() and self._deadline.expired):
+            try:
+                step()
+            except (RetryableError, EnvironmentFault) as error:
+                LOG.warning("%s %s", what, log.fields(retry_in_s=delay, error=error))
+                self._stop.wait(delay)
+                delay = min(2 * delay, 5.0)
+            else:
+                return True
+        return False

@@ -1,0 +1,1 @@
+"""Outcomes out: where embeddings, tombstones and dead letters go."""

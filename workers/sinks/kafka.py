@@ -1,0 +1,229 @@
+"""Messages into Kafka topics, through kafka-python 3.0: in transactions that carry the offsets, or without.
+
+Comes in: ready messages, the positions that they settle, the membership that fences them. Goes out: committed records.
+Never here: rendering, the ledger, or a retry inside a transaction.
+
+What the client needs, each with a test that fails without it:
+
+- every produce future is checked before a commit: the client commits a transaction whose records it has dropped;
+- every wait has a bound: its own wait for ever when a coordinator connection breaks at the wrong moment;
+- after any failure the producer is thrown away: offsets of an aborted transaction leak into the next one;
+- thrown away means its sender thread is dead: a zombie sender fences its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kafka import OffsetAndMetadata
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka import errors as kafka_errors
+
+from workers import kafka_client, log, metrics
+from workers.deadline import Deadline
+from workers.errors import CommitError, EnvironmentFault, RetryableError
+from workers.kafka_client import NULL, Topic
+from workers.offsets import write_position
+from workers.records import Message, Position, TopicPartition
+from workers.settings import KafkaSettings
+
+LOG = log.get(__name__)
+
+# Above the request timeout, so that a slow broker is not mistaken for a dead reader; it also bounds how long a reader
+# that died for good holds back read_committed consumers.
+TRANSACTION_TIMEOUT_MS = 15_000
+REQUEST_TIMEOUT_MS = 5_000
+DELIVERY_TIMEOUT_MS = 8_000
+WAIT_S = 10.0
+BATCH_BYTES = 256 << 10
+
+type_commit = Callable[[Mapping[TopicPartition, Position]], None]
+
+
+class KafkaSink:
+    """Writes to the topics it is given. The two delivery guarantees are its two subclasses."""
+
+    def __init__(self, kafka: KafkaSettings, topics: Sequence[str], meter: metrics.Metrics) -> None:
+        """``topics``: every topic that messages will name."""
+        self._kafka = kafka
+        self._names = list(topics)
+        self._meter = meter
+        self._topics: dict[str, Topic] = {}
+        self._producer: Any = None
+
+    def open(self) -> None:
+        """Look at the topics and connect.
+
+        Raises:
+            EnvironmentFault: a topic is missing, or we may not write.
+            RetryableError: the broker does not answer now.
+        """
+        with kafka_client.admin(self._kafka) as client:
+            self._topics = kafka_client.describe_topics(client, self._names)
+        for name in self._names:
+            if name not in self._topics:
+                raise EnvironmentFault(f"topic {name} does not exist; create it, or correct the settings")
+        try:
+            self._connect()
+        except kafka_errors.AuthorizationError as error:
+            raise EnvironmentFault(f"Kafka does not let this pipeline write: {error}") from error
+        except kafka_errors.KafkaError as error:
+            raise RetryableError(f"no producer can be started now: {error}") from error
+
+    def _connect(self) -> None:
+        raise AssertionError("one of the two subclasses is used")
+
+    def _new_producer(self, **more: Any) -> Any:
+        smallest = min(topic.max_message_bytes for topic in self._topics.values())
+        return kafka_client.bare_producer(
+            self._kafka,
+            acks="all",
+            linger_ms=5,
+            # A batch is what the broker measures against max.message.bytes.
+            batch_size=max(1024, min(BATCH_BYTES, smallest - 512)),
+            max_request_size=max(topic.max_message_bytes for topic in self._topics.values()),
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+            max_block_ms=10_000,
+            # Slept before each retry of a transaction's first request to a partition, which needs one or two as a rule.
+            retry_backoff_ms=20,
+            **more,
+        )
+
+    def refuses(self, message: Message) -> str | None:
+        """Why the topic would refuse the message: ``too_large`` or ``no_key``.
+
+        Found before a transaction begins: a record that the broker refuses takes the whole transaction with it.
+        """
+        topic = self._topics[message.topic]
+        if message.size > topic.max_message_bytes:
+            return "too_large"
+        if topic.compacted and message.key is None:
+            return "no_key"
+        return None
+
+    def write(self, messages: Sequence[Message]) -> None:
+        """Send, flush, and look at every acknowledgement."""
+        try:
+            self._begin()
+            futures = [self._send(message) for message in messages]
+            self._producer.flush(timeout=WAIT_S)
+            for future in futures:
+                if not future.is_done:
+                    raise RetryableError(f"a record was not acknowledged within {WAIT_S:.0f} s")
+                if future.exception is not None:
+                    raise future.exception
+        except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
+            raise RetryableError(f"writing failed: {type(error).__name__} {error}") from error
+
+    def _begin(self) -> None:
+        """Hook: what comes before the first record of a write."""
+
+    def _send(self, message: Message) -> Any:
+        topic = self._topics[message.topic]
+        partition = None if message.partition is None else message.partition % topic.partitions
+        return self._producer.send(
+            message.topic,
+            value=NULL if message.value is None else message.value,
+            key=message.key,
+            # The client cannot write a null header value.
+            headers=[(name, value if value is not None else b"") for name, value in message.headers],
+            partition=partition,
+            timestamp_ms=self._timestamp(message, topic),
+        )
+
+    def _timestamp(self, message: Message, topic: Topic) -> int | None:
+        if message.timestamp_ms < 0:
+            return None
+        latest = int(time.time() * 1000) + topic.timestamp_after_max_ms - 1000
+        if message.timestamp_ms <= latest:
+            return message.timestamp_ms
+        self._meter.add(metrics.TIMESTAMPS_CLAMPED)
+        return latest
+
+    def abandon(self) -> None:
+        """Make sure that nothing of this producer is sent any more."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        # close() would flush, raise, and leave the sender thread alive.
+        with contextlib.suppress(kafka_errors.KafkaError, RuntimeError, AttributeError):
+            producer._sender.force_close()
+            producer._sender.join(2)
+        producer._closed = True
+        with contextlib.suppress(kafka_errors.KafkaError, RuntimeError, AttributeError):
+            producer._unregister_cleanup()
+
+    def close(self) -> None:
+        """Release the producer; a transaction that is open is left to be aborted."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(kafka_errors.KafkaError, RuntimeError):
+                producer.close(timeout=2)
+
+
+class TransactionalSink(KafkaSink):
+    """Exactly once: messages and offsets become visible in one transaction, fenced by the group's generation."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        topics: Sequence[str],
+        meter: metrics.Metrics,
+        *,
+        transactional_id: Callable[[], str],
+    ) -> None:
+        """``transactional_id`` is asked at every connection: a reader's slot may change while it lives."""
+        super().__init__(kafka, topics, meter)
+        self._transactional_id = transactional_id
+
+    def _connect(self) -> None:
+        producer = self._new_producer(
+            transactional_id=self._transactional_id(), transaction_timeout_ms=TRANSACTION_TIMEOUT_MS
+        )
+        self._producer = producer
+        # Aborts what an earlier incarnation left open, or waits for a commit that was decided.
+        producer.init_transactions()
+
+    def _begin(self) -> None:
+        self._producer.begin_transaction()
+
+    def commit(self, positions: Mapping[TopicPartition, Position], membership: object) -> None:
+        """Send the offsets under ``membership`` and commit; neither is waited for longer than ten seconds."""
+        offsets = {
+            KafkaTopicPartition(*tp): OffsetAndMetadata(at.offset, write_position(at), -1)
+            for tp, at in positions.items()
+        }
+        manager = self._producer._transaction_manager
+        try:
+            self._wait(manager.send_offsets_to_transaction(offsets, membership), "the offsets")
+            self._wait(manager.begin_commit(), "the commit")
+        except kafka_errors.KafkaError as error:
+            raise CommitError(f"the transaction failed: {type(error).__name__} {error}") from error
+
+    def _wait(self, result: Any, what: str) -> None:
+        deadline = Deadline(WAIT_S)
+        self._producer._sender.wakeup()
+        if not result.wait(timeout_ms=int(deadline.remaining() * 1000)):
+            raise CommitError(f"{what} of the transaction were not acknowledged within {WAIT_S:.0f} s")
+
+
+class IdempotentSink(KafkaSink):
+    """At least once: messages are acknowledged before their offsets are committed; a crash in between repeats them."""
+
+    def __init__(
+        self, kafka: KafkaSettings, topics: Sequence[str], meter: metrics.Metrics, *, commit: type_commit
+    ) -> None:
+        """``commit`` is the source's own, for offsets outside a transaction."""
+        super().__init__(kafka, topics, meter)
+        self._commit = commit
+
+    def _connect(self) -> None:
+        self._producer = self._new_producer()
+
+    def commit(self, positions: Mapping[TopicPartition, Position], membership: object) -> None:
+        """Hand the positions to the source; the group itself fences a member that is out."""
+        self._commit(positions)

@@ -1,0 +1,1 @@
+"""Bytes in: where records come from."""

@@ -1,0 +1,370 @@
+"""Records from a Kafka consumer group, through kafka-python 3.0.
+
+Comes in: topics or a pattern, a group, a start policy. Goes out: records per partition, each with the epoch of the
+assignment it was read under. Never here: decoding, transactions, or anything slow: this thread polls.
+
+What the client needs, each with a test that fails without it:
+
+- one thread that only polls, 200 ms at a time: short or late polls start join after join, and the group never settles;
+- cooperative assignment, and a position set by us on every assignment: the client keeps stale positions and cached offsets;
+- ``read_committed``, even where nobody writes transactions: only then does it wait for a predecessor's pending commit;
+- membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka import errors as kafka_errors
+from kafka.admin import MemberToRemove
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import MemberState
+
+from workers import kafka_client, log, metrics
+from workers.deadline import Deadline
+from workers.errors import CommitError, EnvironmentFault, RetryableError
+from workers.offsets import read_position, write_position
+from workers.records import Origin, Position, Record, TopicPartition
+from workers.settings import KafkaSettings, LimitSettings, SourceSettings
+from workers.sources.base import SourceListener
+
+LOG = log.get(__name__)
+
+# Long enough that joins finish inside one poll (200 ms is the measured floor), short enough for a quick stop.
+POLL_MS = 250
+# The group waits this long for a stalled member before it goes on without it; the poll thread never stalls by design.
+MAX_POLL_INTERVAL_MS = 45_000
+SESSION_TIMEOUT_MS = 10_000
+
+
+class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
+    """A member of a consumer group. Supports exactly-once, because its membership fences a sink's transactions."""
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        kafka: KafkaSettings,
+        limits: LimitSettings,
+        *,
+        client_id: str,
+        group_instance_id: str | None,
+        meter: metrics.Metrics,
+    ) -> None:
+        """``group_instance_id`` makes the member static: it is removed from the group when :meth:`run` ends by a stop."""
+        self._settings = source
+        self._kafka = kafka
+        self._limits = limits
+        self._client_id = client_id
+        self._instance = group_instance_id
+        self._meter = meter
+        self._consumer: Any = None
+        self._listener: SourceListener | None = None
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._epochs: dict[TopicPartition, int] = {}
+        self._unplaced: dict[TopicPartition, int] = {}
+        self._commits: dict[TopicPartition, Position] = {}
+        self._commit_failure: BaseException | None = None
+        self._quiet = threading.Event()
+        self._stop = threading.Event()
+        self.last_poll = time.monotonic()
+
+    # ---- the poll thread
+
+    def run(self, listener: SourceListener) -> None:
+        """Join, read until :meth:`stop`, leave. Brokers that are out of reach are waited for.
+
+        Raises:
+            EnvironmentFault: the brokers refuse us.
+        """
+        self._listener = listener
+        while self._consumer is None:
+            try:
+                self._consumer = self._connect()
+            except EnvironmentFault as error:
+                LOG.warning("not connected %s", log.fields(error=error))
+                self.last_poll = time.monotonic()
+                if self._stop.wait(2.0):
+                    return
+        try:
+            self._subscribe()
+            while not self._stop.is_set():
+                self._turn()
+            self._commit_last()
+        finally:
+            self._leave()
+
+    def _connect(self) -> Any:
+        per_fetch = max(1 << 20, min(16 << 20, self._limits.bytes // 4))
+        return kafka_client.connect(
+            KafkaConsumer,
+            self._kafka,
+            group_id=self._settings.group,
+            client_id=self._client_id,
+            group_instance_id=self._instance,
+            isolation_level="read_committed",
+            # A partition without a committed offset is placed by us; the client must never choose.
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            max_poll_records=min(1000, self._limits.records),
+            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=2_000,
+            request_timeout_ms=10_000,
+            fetch_max_bytes=per_fetch,
+            max_partition_fetch_bytes=min(4 << 20, per_fetch),
+        )
+
+    def _subscribe(self) -> None:
+        if self._settings.pattern is not None:
+            self._consumer.subscribe(pattern=f"^(?:{self._settings.pattern})$", listener=self)
+        else:
+            self._consumer.subscribe(list(self._settings.topics), listener=self)
+
+    def _turn(self) -> None:
+        """One poll, and what belongs between two."""
+        assert self._listener is not None
+        consumer = self._consumer
+        self.last_poll = time.monotonic()
+        try:
+            self._place()
+            self._commit_soon()
+            self._throttle()
+            polled = consumer.poll(POLL_MS)
+        except kafka_errors.NoOffsetForPartitionError:
+            return  # an assignment arrived inside the poll: the next turn places it
+        except kafka_errors.OffsetOutOfRangeError as error:
+            self._out_of_range(error)
+            return
+        except kafka_errors.AuthorizationError as error:
+            raise EnvironmentFault(
+                f"Kafka refuses to let group {self._settings.group} read: {error}; grant Read on the topics and the group"
+            ) from error
+        except (kafka_errors.KafkaError, RetryableError, ValueError) as error:
+            # ValueError: a partition went away between looking and seeking. Everything else the client retries itself.
+            LOG.warning("poll %s", log.fields(error=type(error).__name__))
+            self._stop.wait(0.2)
+            return
+        for tp, found in polled.items():
+            partition = TopicPartition(*tp)
+            with self._lock:
+                epoch = self._epochs.get(partition)
+                placed = partition not in self._unplaced
+            if epoch is None or not placed:
+                continue
+            self._meter.add(metrics.RECORDS_READ, len(found), topic=partition.topic)
+            self._listener.received([_record(raw, epoch) for raw in found])
+
+    def _throttle(self) -> None:
+        assert self._listener is not None
+        full = self._quiet.is_set() or self._listener.full()
+        assigned = self._consumer.assignment()
+        paused = self._consumer.paused()
+        if full and assigned != paused:
+            self._consumer.pause(*(assigned - paused))
+        elif not full and paused:
+            self._consumer.resume(*paused)
+        self._meter.set(metrics.PARTITIONS_PAUSED, len(assigned) if full else 0)
+
+    # ---- assignment
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        """Called on the client's I/O thread: memory only. The poll thread places the partitions next."""
+        # A cached offset fetch of an earlier assignment would answer for the new one.
+        self._forget_fetches()
+        with self._lock:
+            for tp in assigned:
+                self._epoch += 1
+                partition = TopicPartition(*tp)
+                self._epochs[partition] = self._unplaced[partition] = self._epoch
+        self._meter.add(metrics.REBALANCES, kind="assigned")
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        """Called on the client's I/O thread: memory only. What is in flight is given up, the next owner reads it again."""
+        self._give_up(revoked, lost=False)
+
+    def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        """The group went on without us."""
+        self._give_up(lost, lost=True)
+
+    def _give_up(self, gone: Iterable[Any], *, lost: bool) -> None:
+        partitions = [TopicPartition(*tp) for tp in gone]
+        with self._lock:
+            for partition in partitions:
+                self._epochs.pop(partition, None)
+                self._unplaced.pop(partition, None)
+                self._commits.pop(partition, None)
+            count = len(self._epochs)
+            assert self._listener is not None
+            self._listener.revoked(partitions, lost=lost)
+        self._meter.add(metrics.REBALANCES, kind="lost" if lost else "revoked")
+        self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
+
+    def _place(self) -> None:
+        """Give every newly assigned partition its position: what is committed, else what the start policy says."""
+        with self._lock:
+            unplaced = dict(self._unplaced)
+        if not unplaced:
+            return
+        found = self.committed(unplaced)
+        missing = [partition for partition in unplaced if partition not in found]
+        started = self._start_positions(missing) if missing else {}
+        for partition, epoch in unplaced.items():
+            position = found.get(partition) or started[partition]
+            self._consumer.seek(KafkaTopicPartition(*partition), position.offset)
+            with self._lock:
+                if self._unplaced.get(partition) != epoch:
+                    continue
+                del self._unplaced[partition]
+                count = len(self._epochs)
+                assert self._listener is not None
+                self._listener.assigned(partition, epoch, position)
+            self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
+            LOG.info("assigned %s", log.fields(partition=partition, offset=position.offset))
+        if started and self._settings.start != "earliest":
+            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
+            # move it to the moment of the restart, and lose what came between.
+            self._consumer.commit(
+                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
+            )
+
+    def _start_positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        consumer = self._consumer
+        moment = self._settings.start_timestamp_ms
+        if moment is not None:
+            at = consumer.offsets_for_times({tp: moment for tp in wanted})
+            ends = consumer.end_offsets(wanted)
+            offsets = {tp: at[tp].offset if at.get(tp) is not None else ends[tp] for tp in wanted}
+        elif self._settings.start == "latest":
+            offsets = consumer.end_offsets(wanted)
+        else:
+            offsets = consumer.beginning_offsets(wanted)
+        return {TopicPartition(*tp): Position(offset) for tp, offset in offsets.items()}
+
+    def _out_of_range(self, error: BaseException) -> None:
+        """The log no longer has what comes next: go on with the oldest record, and say what is gone."""
+        assert self._listener is not None
+        asked: Mapping[Any, int] = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+        for tp, offset in asked.items():
+            partition = TopicPartition(*tp)
+            begin = self._consumer.beginning_offsets([tp])[tp]
+            end = self._consumer.end_offsets([tp])[tp]
+            target = begin if offset < begin else end
+            LOG.error(
+                "offset out of range %s",
+                log.fields(
+                    partition=partition, wanted=offset, continues_at=target, records_gone=max(0, begin - offset)
+                ),
+            )
+            self._meter.add(metrics.OFFSETS_SKIPPED, max(0, target - offset))
+            with self._lock:
+                self._epoch += 1
+                self._epochs[partition] = epoch = self._epoch
+            self._consumer.seek(tp, target)
+            self._listener.revoked([partition], lost=False)
+            self._listener.assigned(partition, epoch, Position(target))
+
+    # ---- other threads
+
+    def quiesce(self) -> None:
+        """Read no more; polling goes on, which keeps the membership that the last commits need."""
+        self._quiet.set()
+
+    def stop(self) -> None:
+        """End :meth:`run` after the current poll."""
+        self._stop.set()
+
+    def membership(self, timeout_s: float) -> object:
+        """The group metadata that fences a transaction, once the membership is stable."""
+        deadline = Deadline(timeout_s)
+        while True:
+            found = self._consumer.group_metadata() if self._consumer is not None else None
+            if found is not None and found.state == MemberState.STABLE and found.generation_id >= 0 and found.member_id:
+                stable: object = found
+                return stable
+            if deadline.expired:
+                raise CommitError(f"this reader is not a stable member of group {self._settings.group} at the moment")
+            time.sleep(0.02)
+
+    def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+        """What the group has committed, waiting for transactions that are being decided."""
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        # A fetch that timed out stays cached, and would answer with what was true before the commit in question.
+        self._forget_fetches()
+        try:
+            found = self._consumer._coordinator.fetch_committed_offsets(wanted, timeout_ms=5_000)
+        except kafka_errors.KafkaError as error:
+            raise RetryableError(f"the group's coordinator does not say what is committed: {error}") from error
+        return {
+            TopicPartition(*tp): read_position(entry.offset, entry.metadata)
+            for tp, entry in found.items()
+            if entry is not None and entry.offset >= 0
+        }
+
+    def _forget_fetches(self) -> None:
+        self._consumer._coordinator._offset_fetch_futures.clear()
+
+    def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """Have the poll thread commit ``positions`` between two polls; a refusal surfaces at the next call."""
+        with self._lock:
+            failure, self._commit_failure = self._commit_failure, None
+            self._commits.update(positions)
+        if failure is not None:
+            raise CommitError(f"the offset commit was refused: {failure}") from failure
+
+    def _take_commits(self) -> dict[Any, Any]:
+        with self._lock:
+            mine = {tp: position for tp, position in self._commits.items() if tp in self._epochs}
+            self._commits.clear()
+        return {
+            KafkaTopicPartition(*tp): OffsetAndMetadata(at.offset, write_position(at), -1) for tp, at in mine.items()
+        }
+
+    def _commit_soon(self) -> None:
+        offsets = self._take_commits()
+        if offsets:
+            self._consumer.commit_async(offsets, callback=self._committed_async)
+
+    def _committed_async(self, _offsets: object, response: object) -> None:
+        if isinstance(response, Exception):
+            with self._lock:
+                self._commit_failure = response
+
+    def _commit_last(self) -> None:
+        offsets = self._take_commits()
+        if offsets:
+            try:
+                self._consumer.commit(offsets, 3_000)
+            except kafka_errors.KafkaError as error:
+                LOG.warning("last commit failed %s", log.fields(error=type(error).__name__))
+
+    def _leave(self) -> None:
+        with contextlib.suppress(kafka_errors.KafkaError):
+            self._consumer.close(autocommit=False, timeout_ms=3_000)
+        if self._instance is None:
+            return
+        # A static member's close keeps its partitions reserved until the session times out.
+        try:
+            with kafka_client.admin(self._kafka) as client:
+                client.remove_group_members(self._settings.group, [MemberToRemove(group_instance_id=self._instance)])
+        except (RetryableError, EnvironmentFault) as error:
+            LOG.warning("static member not removed %s", log.fields(error=error))
+
+
+def _record(raw: Any, epoch: int) -> Record:
+    return Record(
+        Origin(raw.topic, raw.partition, raw.offset, epoch),
+        raw.key,
+        raw.value,
+        raw.timestamp if raw.timestamp is not None else -1,
+        tuple(raw.headers or ()),
+    )
