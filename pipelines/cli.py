@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.arguments import PROGRAM, Arguments, overview, parse
-from workers.errors import SettingsError, StreamEmbedderError
+from workers.errors import EnvironmentFault, SettingsError, StreamEmbedderError
 
 if TYPE_CHECKING:
     from pipelines.configure import Configured
@@ -92,10 +92,7 @@ def _version() -> str:
 
 def _for_stream(call: _Call) -> Settings:
     """The settings, if they say what to read and where to write."""
-    try:
-        call.configured.settings.require_stream()
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
+    call.configured.settings.require_stream()
     _check_model(call.configured.settings)
     return call.configured.settings
 
@@ -106,10 +103,11 @@ def _check_model(settings: Settings) -> None:
     from workers.encoder.layout import Layout, resolve
     from workers.settings import DEFAULT_MODEL
 
-    if settings.model.name == DEFAULT_MODEL or Path(settings.model.name).is_dir():
+    name, revision = settings.model.name, settings.model.revision
+    if Path(name).expanduser().is_dir() or (name == DEFAULT_MODEL and revision is None):
         try:
-            layout = Layout.read(resolve(settings.model.name, settings.model.revision))
-        except StreamEmbedderError:
+            layout = Layout.read(resolve(name, revision))
+        except EnvironmentFault:
             return  # what is wrong with the model itself is for the command to say
         against_model(settings, layout)
 

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pipelines.yaml_text import parse
+from workers.encoder.layout import Layout, prompt_for
 from workers.errors import SettingsError
 from workers.settings import ENV_PREFIX, Settings
 
@@ -54,22 +55,6 @@ class Configured:
         return self.origins.get(key, DEFAULT)
 
 
-class ModelLimits(Protocol):
-    """What :func:`against_model` needs to know of a model; ``workers.encoder.layout.Layout`` is one."""
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of the model's vectors."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest text that the model takes, in tokens."""
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """The model's own prompts by name."""
-
-
 def load(file: Path | None, flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Configured:
     """Merge, later ones winning: the defaults, the YAML file, the environment, the flags.
 
@@ -97,7 +82,7 @@ def load(file: Path | None, flags: Sequence[tuple[str, str]], environ: Mapping[s
     return Configured(settings, {_dotted(path): given.origin for path, given in merged.items()})
 
 
-def against_model(settings: Settings, layout: ModelLimits) -> None:
+def against_model(settings: Settings, layout: Layout) -> None:
     """Check the settings that only the model can contradict.
 
     Raises:
@@ -116,9 +101,10 @@ def against_model(settings: Settings, layout: ModelLimits) -> None:
             f"pool.max_batch_tokens ({budget}) is smaller than the longest text of {name} ({layout.max_tokens} tokens): "
             "raise it, or set model.max_tokens"
         )
-    if settings.model.prompt is not None and settings.model.prompt not in layout.prompts:
-        known = ", ".join(sorted(layout.prompts)) or "none; use model.prompt_text"
-        mistakes.append(f'model.prompt "{settings.model.prompt}" is not a prompt of {name}, which has: {known}')
+    try:
+        prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
+    except SettingsError as error:
+        mistakes.append(str(error))
     if mistakes:
         raise SettingsError("\n".join(mistakes))
 
@@ -291,7 +277,8 @@ _PHRASES = {
 def _sentence(detail: ErrorDetails, settings: Mapping[type_path, _Given]) -> str:
     """One mistake that pydantic found, in our words, with the origins of what it is about."""
     path, message, value = detail["loc"], detail["msg"], detail["input"]
-    named = {path} if path else {tuple(key.split(".")) for key, _ in keys() if key in message}
+    about = path[:-1] if detail["type"] == "missing" else path
+    named = {about} if about else {tuple(key.split(".")) for key, _ in keys() if key in message}
     origins = sorted({given.origin for own, given in settings.items() if any(_related(own, key) for key in named)})
     where = f" ({', '.join(origins)})" if origins else ""
     if detail["type"] == "value_error":

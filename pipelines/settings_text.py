@@ -45,11 +45,14 @@ def settings_table() -> str:
     """Every setting as a row of a Markdown table."""
     rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for key, field in keys("N"):
-        value = field.default if isinstance(field.default, str) else scalar(field.default)
-        default = "required" if field.is_required() else f"`{value}`"
+        default = "required" if field.is_required() else f"`{_plain(field.default)}`"
         cells = (f"`{key}`", _type_name(field.annotation), default, field.description or "")
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else scalar(value)
 
 
 def _type_name(annotation: Any) -> str:

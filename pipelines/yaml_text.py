@@ -63,6 +63,7 @@ def scalar(value: object) -> str:
         text: str = yaml.safe_dump(
             [value], default_flow_style=True, default_style=style, width=sys.maxsize, allow_unicode=True
         )
-        if "\n" not in text.strip():
+        text = text.rstrip("\n")
+        if len(text.splitlines()) == 1:
             break
-    return text.strip()[1:-1]
+    return text[1:-1]

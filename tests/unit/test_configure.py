@@ -1,0 +1,290 @@
+"""Where settings come from, which source wins, and what a mistake says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.configure import Configured, against_model, keys, load
+from pipelines.settings_text import MARKERS, render, settings_table, write_table
+from pipelines.yaml_text import scalar
+from workers.errors import SettingsError
+from workers.settings import Settings
+
+README = Path(__file__).parents[2] / "README.md"
+PASSWORD = "*hun: ter2 #1"
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write ``pipeline.yaml``, load it with flags and an environment."""
+    monkeypatch.chdir(tmp_path)
+
+    def configured(
+        text: str | bytes, flags: Sequence[tuple[str, str]] = (), environ: Mapping[str, str] | None = None
+    ) -> Configured:
+        file = Path("pipeline.yaml")
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load(file, flags, environ or {})
+
+    return configured
+
+
+@pytest.fixture
+def refused(pipeline):
+    def sentences(*args: object) -> list[str]:
+        with pytest.raises(SettingsError) as caught:
+            pipeline(*args)
+        return str(caught.value).splitlines()
+
+    return sentences
+
+
+def test_later_sources_win_and_sections_merge(pipeline):
+    configured = pipeline(
+        "pool: {min: 2, max: 3, in_flight: 5}\n",
+        [("pool.max", "9")],
+        {"STREAM_EMBEDDER_POOL__MAX": "8", "STREAM_EMBEDDER_POOL__IN_FLIGHT": "6"},
+    )
+    pool = configured.settings.pool
+    assert (pool.min, pool.max, pool.in_flight) == (2, 9, 6)
+    assert configured.origin("pool.min") == "pipeline.yaml"
+    assert configured.origin("pool.in_flight") == "STREAM_EMBEDDER_POOL__IN_FLIGHT"
+    assert configured.origin("pool.max") == "--pool.max"
+    assert configured.origin("pool.linger_ms") == "default"
+
+
+def test_only_the_given_environment_counts(pipeline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STREAM_EMBEDDER_POOL__MAX", "7")
+    assert pipeline("").settings == Settings()
+
+
+def test_variables_have_any_case_and_others_are_not_ours(pipeline):
+    configured = pipeline("", [], {"stream_embedder_Pool__max": "4", "PATH": "/bin", "STREAM_EMBEDDER_DEBUG": "1"})
+    assert configured.settings.pool.max == 4
+
+
+@pytest.mark.parametrize("name", ["PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "HEAD_SVC_PORT_6379_TCP_ADDR"])
+def test_kubernetes_may_name_a_service_like_us(pipeline, name: str):
+    assert pipeline("", [], {f"STREAM_EMBEDDER_{name}": "tcp://10.0.0.1:1"}).origins == {}
+
+
+def test_lists(pipeline):
+    configured = pipeline(
+        "outputs: [{topic: a, dim: 64}, {topic: b}]\nsource: {topics: one}\n",
+        [("outputs.1.dim", "256"), ("outputs.2.topic", "c")],
+    )
+    assert [(output.topic, output.dim) for output in configured.settings.outputs] == [
+        ("a", 64),
+        ("b", 256),
+        ("c", None),
+    ]
+    assert configured.settings.source.topics == ("one",)
+    assert configured.origin("outputs.0.dim") == "pipeline.yaml"
+    assert configured.origin("outputs.1.dim") == "--outputs.1.dim"
+    assert configured.origin("outputs.2.topic") == "--outputs.2.topic"
+
+
+def test_a_list_as_a_whole_replaces_the_one_before(pipeline):
+    environ = {"STREAM_EMBEDDER_OUTPUTS": '[{"topic":"v"}]', "STREAM_EMBEDDER_OUTPUTS__0__DIM": "128"}
+    configured = pipeline("outputs: [{topic: a, dim: 64}, {topic: b}]", [], environ)
+    assert [(output.topic, output.dim) for output in configured.settings.outputs] == [("v", 128)]
+    assert configured.origin("outputs.0.topic") == "STREAM_EMBEDDER_OUTPUTS"
+    assert configured.origin("outputs.0.dim") == "STREAM_EMBEDDER_OUTPUTS__0__DIM"
+    assert pipeline("", [("source.topics", "[a, b]")]).settings.source.topics == ("a", "b")
+
+
+def test_words_are_taken_as_they_are(pipeline):
+    # A shell has quoted already: what YAML would make of these is not what was meant.
+    flags = [("model.prompt_text", "query: "), ("source.group", "on"), ("model.revision", "null")]
+    environ = {"STREAM_EMBEDDER_KAFKA__SASL_PASSWORD": "0123 #4"}
+    settings = pipeline("model: {revision: abc}", flags, environ).settings
+    assert (settings.model.prompt_text, settings.source.group, settings.model.revision) == ("query: ", "on", None)
+    assert settings.kafka.sasl_password is not None
+    assert settings.kafka.sasl_password.get_secret_value() == "0123 #4"
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n", "pool:\n  # max: 3\nmodel:\n"])
+def test_an_empty_file_or_section_changes_nothing(pipeline, text: str):
+    assert pipeline(text).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "environ", "sentence"),
+    [
+        (
+            "pool: {max_batch_token: 3}",
+            [],
+            {},
+            'unknown setting "pool.max_batch_token" in pipeline.yaml: did you mean pool.max_batch_tokens?',
+        ),
+        ("souce: {}", [], {}, 'unknown setting "souce" in pipeline.yaml: did you mean source?'),
+        (
+            "outputs: [{topic: v, dims: 2}]",
+            [],
+            {},
+            'unknown setting "outputs.0.dims" in pipeline.yaml: did you mean outputs.0.dim?',
+        ),
+        ("", [("pools.max", "3")], {}, 'unknown setting "pools.max" in the flags: did you mean pool.max?'),
+        ("", [("in_flight", "3")], {}, 'unknown setting "in_flight" in the flags: did you mean pool.in_flight?'),
+        ("", [("x.y", "3")], {}, 'unknown setting "x.y" in the flags: stream-embedder config lists them all'),
+        (
+            "",
+            [],
+            {"STREAM_EMBEDDER_OUTPUT": "x"},
+            'unknown setting "output" in the environment (STREAM_EMBEDDER_OUTPUT): did you mean outputs?',
+        ),
+        ("pool: {max: many}", [], {}, "pool.max (pipeline.yaml) should be a valid integer, unable to parse string"),
+        ("pool: 5", [], {}, "pool (pipeline.yaml) is a section: write its settings below it"),
+        ("source: {topics: [no]}", [], {}, "source.topics.0 (pipeline.yaml) should be a valid string, not False"),
+        ("outputs: {topic: v}", [], {}, "outputs (pipeline.yaml) should be a list"),
+        ("outputs: [{dim: 3}]", [], {}, "outputs.0.topic (pipeline.yaml) is missing"),
+        ("", [("outputs.1.topic", "v")], {}, "outputs.1 is set, but outputs.0 is not"),
+        ("", [("source.start", "soon")], {}, "source.start (--source.start): write earliest, latest, or a timestamp"),
+        (
+            "model: {max_tokens: 500}",
+            [("pool.max_batch_tokens", "400")],
+            {},
+            "such a text would fit no batch (--pool.max_batch_tokens, pipeline.yaml)",
+        ),
+        ("a: [\n", [], {}, "pipeline.yaml line 2, column 1: expected the node content"),
+        ("pool:\n  max: 1\n  max: 2\n", [], {}, "pipeline.yaml line 3, column 3: max is given twice"),
+        ("source: {start: 2026-13-45}", [], {}, "pipeline.yaml is not valid YAML"),
+        ("- a", [], {}, "pipeline.yaml is not a mapping of sections"),
+        (b"\xff", [], {}, "pipeline.yaml is not UTF-8 (byte 0)"),
+        (b"a: \x07", [], {}, "pipeline.yaml is not valid YAML"),
+        ("x: " + "[" * 5000, [], {}, "pipeline.yaml is not valid YAML"),
+        ("", [], {"STREAM_EMBEDDER_OUTPUTS": '[{"topic":"v"'}, "STREAM_EMBEDDER_OUTPUTS line 1, column 14: expected"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_place(refused, text: str, flags: list, environ: dict, sentence: str):
+    (line,) = refused(text, flags, environ)
+    assert sentence in line
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(SettingsError, match="No such file"):
+        load(tmp_path / "absent.yaml", [], {})
+    with pytest.raises(SettingsError, match="Is a directory"):
+        load(tmp_path, [], {})
+
+
+def test_all_mistakes_are_told_at_once(refused):
+    lines = refused(
+        "pool: {max: x, mim: 1}\nreaders: {count: 0}", [("kafka.tls", "1")], {"STREAM_EMBEDDER_LIMITS__BYTES": "3 ells"}
+    )
+    assert len(lines) == 5
+    for name in ("pool.max", "pool.mim", "readers.count", "kafka.tls", "limits.bytes"):
+        assert any(name in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ"),
+    [
+        ("kafka: {sasl_password: 31415926}", {}),  # a number where a word belongs
+        ("kafka: {sasl_password: [31415926]}", {}),
+        ("kafka: {security_protocol: SASL_SSL, sasl_password: '31415926'}", {}),
+        ("kafka: {sasl_pasword: '31415926'}", {}),
+        ("kafka: '31415926'", {}),
+        ("kafka: {sasl_password: *31415926}", {}),
+        ("kafka: {sasl_password: !31415926 x}", {}),
+        ("kafka: {sasl_password: !a!31415926 x}", {}),
+        ("kafka: {sasl_password: %31415926}", {}),
+        ('kafka: {sasl_password: "31415926', {}),
+        ("pool: {max: x}", {"STREAM_EMBEDDER_KAFKA__SASL_PASSWORD": "31415926"}),
+        ("", {"STREAM_EMBEDDER_KAFKA": '{"sasl_password": "31415926'}),
+        ("", {"STREAM_EMBEDDER_KAFKA__PASSWORD": "31415926"}),
+    ],
+)
+def test_a_mistake_never_tells_a_secret(refused, text: str, environ: dict):
+    assert not any("31415926" in line for line in refused(text, [], environ))
+
+
+YAML = f"""
+model: {{prompt_text: "query: "}}
+source: {{topics: documents, text: "{{title}}\\n{{body}}", start: 2026-05-01T00:00:00Z}}
+outputs:
+  - {{topic: vectors, dim: 256, include: [title, "a: b"]}}
+  - {{topic: more}}
+kafka: {{security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: "o'neil #1", sasl_password: "{PASSWORD}"}}
+"""
+
+
+def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
+    text = render(pipeline(YAML, [("pool.max", "4")]))
+    lines = [line for line in text.splitlines() if not line.endswith(":")]
+    assert len(lines) == len(list(keys())) + 6  # the second output has six settings
+    assert len({line.rindex("  # ") for line in lines}) == 1
+    assert "  max: 4" + " " * 31 + "# --pool.max" in lines
+    assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)
+
+
+def test_config_hides_secrets_and_reads_back_as_yaml(pipeline, tmp_path: Path):
+    configured = pipeline(YAML)
+    text = render(configured)
+    assert PASSWORD not in text
+    assert yaml.safe_load(text)["kafka"]["sasl_password"] == "**********"
+    assert pipeline(text.replace("'**********'", json.dumps(PASSWORD))).settings == configured.settings
+
+
+@given(st.one_of(st.text(), st.lists(st.text()), st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False)))
+def test_a_value_takes_one_line_and_reads_back(value: object):
+    text = scalar(tuple(value) if isinstance(value, list) else value)
+    assert len(text.splitlines()) == 1
+    assert yaml.safe_load(f"key: {text}  # origin\n") == {"key": value}
+
+
+def test_the_table_names_every_setting():
+    table = settings_table()
+    for key, info in keys("N"):
+        assert f"| `{key}` |" in table
+        assert info.description, f"{key} has no description"
+
+
+def test_the_table_in_the_readme_is_up_to_date():
+    assert f"{MARKERS[0]}\n{settings_table()}{MARKERS[1]}" in README.read_text(encoding="utf-8"), (
+        "run: python -m pipelines.configure README.md"
+    )
+
+
+def test_the_table_is_written_between_the_markers(tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
+    write_table(file)
+    assert file.read_text() == f"before\n{MARKERS[0]}\n{settings_table()}{MARKERS[1]}\nafter\n"
+
+
+@dataclass(frozen=True)
+class Model:
+    dim: int = 384
+    max_tokens: int = 256
+    prompts: Mapping[str, str] = field(default_factory=lambda: {"query": "q: "})
+    default_prompt: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"outputs": [{"topic": "a"}, {"topic": "b", "dim": 385}]}, "outputs.1.dim (385) is larger than the 384"),
+        ({"model": {"max_tokens": 257}}, "model.max_tokens (257) is larger than the 256 tokens"),
+        ({"pool": {"max_batch_tokens": 255}}, "pool.max_batch_tokens (255) is smaller than the longest text"),
+        ({"model": {"prompt": "qeury"}}, "did you mean 'query'"),
+    ],
+)
+def test_what_only_the_model_contradicts(sections: dict, says: str):
+    with pytest.raises(SettingsError) as caught:
+        against_model(Settings(**sections), Model())
+    assert says in str(caught.value)
+
+
+def test_what_the_model_agrees_with():
+    model = {"max_tokens": 256, "prompt": "query"}
+    against_model(Settings(model=model, outputs=[{"topic": "a", "dim": 384}, {"topic": "b"}]), Model())
+    against_model(Settings(model={"max_tokens": 100}, pool={"max_batch_tokens": 100}), Model())
