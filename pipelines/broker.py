@@ -85,6 +85,11 @@ class Broker:
         """Where clients connect without credentials."""
         return self.address("PLAINTEXT")
 
+    @property
+    def settings(self) -> KafkaSettings:
+        """How our own clients connect."""
+        return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
+
     def address(self, listener: str) -> str:
         """``host:port`` of a listener; known from the first start on."""
         return f"{HOST}:{self._ports[listener]}"
@@ -115,7 +120,9 @@ class Broker:
         command = [java, "-cp", f"{libs}{os.sep}*", "-Dorg.slf4j.simpleLogger.showDateTime=true", _TIME]
         properties = folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties(folder).items()))
-        with (folder / "broker.log").open("ab") as output:
+        written = folder / "broker.log"
+        with written.open("ab") as output:
+            before = output.tell()
             if not (folder / "data" / "meta.properties").exists():
                 _format(command, properties, folder)
             self._process = subprocess.Popen(  # noqa: S603
@@ -128,10 +135,14 @@ class Broker:
         if self._die_with_parent:
             self._watchdog = _watch(self._process.pid)
         try:
-            self._await_ready(Deadline(timeout), folder / "broker.log")
+            problem = self._await_ready(Deadline(timeout))
         except BaseException:
             self.kill()
             raise
+        if problem is not None:
+            self.kill()
+            complaint = _complaint(written.read_bytes()[before:].decode(errors="replace"))
+            raise EnvironmentFault(f"the local Kafka broker {problem}: {complaint} (all of it is in {written})")
 
     def stop(self, timeout: float = 30.0) -> None:
         """End the broker in order; the data stay."""
@@ -225,19 +236,19 @@ class Broker:
             **self._extra,
         }
 
-    def _await_ready(self, deadline: Deadline, output: Path) -> None:
-        port = self._ports["PLAINTEXT"]
+    def _await_ready(self, deadline: Deadline) -> str | None:
+        """Wait until the broker answers; what it did instead, otherwise."""
         while not deadline.expired:
             if not self.running:
-                raise EnvironmentFault(f"the local Kafka broker did not start: {_last_error(output)}")
-            if _listens(port) and self._answers():
-                return
+                return "ended while it started"
+            if _listens(self._ports["PLAINTEXT"]) and self._answers():
+                return None
             time.sleep(0.1)
-        raise EnvironmentFault(f"the local Kafka broker did not answer in time: {_last_error(output)}")
+        return "did not answer in time"
 
     def _answers(self) -> bool:
         try:
-            with kafka_client.admin(KafkaSettings(bootstrap_servers=self.bootstrap_servers)) as client:
+            with kafka_client.admin(self.settings) as client:
                 return bool(client.describe_cluster()["brokers"])
         except (EnvironmentFault, RetryableError):
             return False
@@ -367,8 +378,9 @@ def _format(command: list[str], properties: Path, folder: Path) -> None:
         tool, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["it said nothing"]
-        raise EnvironmentFault(f"the local Kafka broker could not prepare {folder}: {said[-1].strip()[:300]}")
+        raise EnvironmentFault(
+            f"the local Kafka broker could not prepare {folder}: {_complaint(done.stdout + done.stderr)}"
+        )
 
 
 def _watch(pid: int) -> subprocess.Popen[bytes]:
@@ -416,10 +428,11 @@ def _refuse_taken(port: int) -> None:
         raise EnvironmentFault(f"port {port} is taken: does a broker run there already? Choose another with --port")
 
 
-def _last_error(output: Path) -> str:
-    lines = output.read_text(errors="replace").splitlines()[-400:]
-    telling = [line for line in lines if re.search(r"ERROR|FATAL|Exception", line)] or [*lines[-1:], "it said nothing"]
-    return f"{telling[0].strip()[:300]} (all of it is in {output})"
+def _complaint(output: str) -> str:
+    """The first line of a Java program's output that names an exception, or an error, or else its last."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it said nothing"]
+    telling = [line for sign in (r"(Exception|Error): ", r"ERROR|FATAL") for line in lines if re.search(sign, line)]
+    return [*telling, lines[-1]][0][:300]
 
 
 def main(arguments: list[str] | None = None) -> int:
