@@ -16,8 +16,9 @@ from workers.encoder.layout import Layout, prompt_for, resolve
 from workers.settings import KafkaOutput, Settings
 
 if TYPE_CHECKING:
-    from workers.encoder.encoder import Encoder
     from workers.text.tokenizer import Tokenizer
+
+    from workers.encoder.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ class Model:
         """A tokenizer for one thread."""
         from workers.text.tokenizer import Tokenizer  # noqa: PLC0415 - heavy
 
-        return Tokenizer(
-            self.folder, max_tokens=self.max_tokens, prompt=self.prompt, lower_case=self.layout.lower_case
-        )
+        return Tokenizer(self.folder, max_tokens=self.max_tokens, prompt=self.prompt, lower_case=self.layout.lower_case)
 
     def encoder(self, *, threads: int | None = None) -> Encoder:
         """An encoder in this process: weights loaded, not yet warmed up or tested."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from ray.util import metrics as ray_metrics
 
-from pipelines import configure, guard
+from pipelines import configure, guard, identity
 from pipelines.model import Model
 from workers import log, metrics
 from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
@@ -111,17 +110,17 @@ class Encoder:
 class Reader:
     """One replica: one member of the consumer group, its loop in threads of its own."""
 
-    def __init__(self, settings: Settings, encoders: DeploymentHandle, cluster: str) -> None:
-        """Build the loop and start it. ``cluster`` keeps transactional ids of two deployments apart."""
+    def __init__(self, settings: Settings, encoders: DeploymentHandle) -> None:
+        """Build the loop and start it."""
         log.configure()
         self._settings = settings
-        self._cluster = cluster
         self._encoders = encoders
         self._meter = metrics.Metrics(RayExporter())
         self._counts = (max(1, settings.pool.min), settings.readers.count)
         model = Model.open(settings)
         outlets = [_outlet(model, output) for output in settings.outputs]
-        guard.refuse_other_fingerprints(settings, {outlet.topic: model.fingerprint(outlet.dim, outlet.precision) for outlet in outlets})
+        wanted = {outlet.topic: model.fingerprint(outlet.dim, outlet.precision) for outlet in outlets}
+        guard.refuse_other_fingerprints(settings, wanted)
         self._reader = self._build(model, outlets)
         self._census = threading.Thread(target=self._count_replicas, name="census", daemon=True)
         self._ended = threading.Event()
@@ -178,8 +177,7 @@ class Reader:
 
     def _slot(self) -> str:
         """What is this reader's own in the group, and its successor's after it: Serve numbers its replicas."""
-        rank = serve.get_replica_context().rank
-        return f"{self._cluster}.{self._settings.source.group}.{rank.rank}"
+        return identity.slot(self._settings, serve.get_replica_context().rank.rank)
 
     def _run(self) -> None:
         try:
@@ -228,9 +226,7 @@ class Reader:
 
 def _outlet(model: Model, output: Any) -> Outlet:
     dim = model.dim(output)
-    renderer = renderer_for(
-        output, dim=dim, model=model.name, fingerprint=model.fingerprint(dim, output.precision)
-    )
+    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint=model.fingerprint(dim, output.precision))
     return Outlet(output.name, output.topic, dim, output.precision, renderer)
 
 
@@ -239,11 +235,6 @@ def gpus_per_replica(settings: Settings) -> float:
     if settings.pool.gpus_per_replica is not None:
         return settings.pool.gpus_per_replica
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-
-
-def cluster_name(settings: Settings) -> str:
-    """What tells this deployment's transactional ids from another's that shares the group."""
-    return settings.delivery.cluster or os.environ.get("RAY_CLUSTER_NAME") or socket.gethostname()
 
 
 def build(settings: Settings) -> serve.Application:
@@ -272,11 +263,11 @@ def build(settings: Settings) -> serve.Application:
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=settings.delivery.drain_timeout_s + 15,
     )
-    return reader.bind(settings, encoder.bind(settings), cluster_name(settings))
+    return reader.bind(settings, encoder.bind(settings))
 
 
 def app(args: dict[str, str]) -> serve.Application:
     """The application from a settings file, for ``serve run`` and RayService: ``args`` holds ``config``, a path."""
     configured = configure.load(Path(args["config"]), [], os.environ)
-    configure.require_stream(configured.settings)
+    configured.settings.require_stream()
     return build(configured.settings)

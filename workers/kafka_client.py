@@ -25,7 +25,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
 from workers.records import TopicPartition
-from workers.settings import KafkaSettings
+from workers.settings import KafkaSettings, SourceSettings
 
 type_client = TypeVar("type_client")
 
@@ -257,6 +257,44 @@ def committed_offsets(client: KafkaAdminClient, group: str, patience_s: float = 
             time.sleep(0.2)
         else:
             return {TopicPartition(*tp): entry.offset for tp, entry in found.items() if entry.offset >= 0}
+
+
+def probe_transactions(kafka: KafkaSettings, transactional_id: str) -> None:
+    """Start and close a transactional producer, to see whether we may.
+
+    Raises:
+        EnvironmentFault: the right to use transactions is missing, or no broker coordinates them.
+    """
+    producer = bare_producer(kafka, transactional_id=transactional_id, max_block_ms=15_000)
+    try:
+        producer.init_transactions()
+    except kafka_errors.KafkaError as error:
+        raise EnvironmentFault(
+            f"no transaction can be started as {transactional_id} ({type(error).__name__}): grant Write on transactional ids "
+            "that begin with the cluster's name, or choose delivery.guarantee: at_least_once"
+        ) from error
+    finally:
+        with contextlib.suppress(kafka_errors.KafkaError):
+            producer.close(timeout=2)
+
+
+def source_topics(client: KafkaAdminClient, source: SourceSettings) -> list[str]:
+    """The topics that the source reads: those it names, or those that exist and match its pattern."""
+    if source.pattern is None:
+        return list(source.topics)
+    pattern = re.compile(source.pattern)
+    return sorted(name for name in client.list_topics() if pattern.fullmatch(name) and not name.startswith("__"))
+
+
+def lag(client: KafkaAdminClient, source: SourceSettings) -> int:
+    """Offsets between what the group has committed, or the log's beginning, and the log's end, over all partitions.
+
+    Offsets, not records: transaction markers and compacted records count.
+    """
+    topics = describe_topics(client, source_topics(client, source))
+    ends, begins = end_offsets(client, topics), begin_offsets(client, topics)
+    committed = committed_offsets(client, source.group)
+    return sum(max(0, end - max(committed.get(tp, 0), begins[tp])) for tp, end in ends.items())
 
 
 def latest_records(

@@ -14,6 +14,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from workers.errors import SettingsError
+
 ENV_PREFIX = "STREAM_EMBEDDER_"
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
@@ -370,10 +372,14 @@ class Settings(BaseSettings):
         return self
 
     def require_stream(self) -> None:
-        """Raise ``ValueError`` unless the settings say what to read and where to write: ``run`` and ``check`` need both."""
+        """Check that the settings say what to read and where to write, which ``run`` and ``check`` need.
+
+        Raises:
+            SettingsError: they do not.
+        """
         if bool(self.source.topics) == bool(self.source.pattern):
-            raise ValueError("source.topics or source.pattern is needed, and one of them only")
+            raise SettingsError("source.topics or source.pattern is needed, and one of them only")
         if not self.outputs:
-            raise ValueError(
+            raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: kafka, topic: vectors}]"
             )

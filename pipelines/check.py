@@ -1,0 +1,175 @@
+"""The command ``check``: what would fail, found before it does. ``run`` looks at the same things before it starts.
+
+Comes in: settings. Goes out: a line for each thing that is right, a sentence for each that is wrong. Never here: a change
+to a topic or a group.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines import guard, identity
+from pipelines.model import Model
+from workers import kafka_client
+from workers.codecs import renderer_for
+from workers.encoder.quantize import project
+from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
+from workers.kafka_client import Topic
+from workers.records import Document, Embedding, Origin, Record
+from workers.settings import KafkaOutput, Settings
+
+# Room for key, headers and included fields beside the vector, which only the records know.
+OTHER_BYTES = 1024
+# What a dead letter adds to its source record: headers with origin, stage, class and message.
+DEAD_LETTER_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: ``wrong`` is None, or the sentence that says what is wrong and what to do."""
+
+    subject: str
+    wrong: str | None = None
+
+
+def run_check(settings: Settings) -> int:
+    """Look at everything and print it; 0 when nothing is wrong, 1 otherwise.
+
+    Raises:
+        SettingsError: the settings do not suit the model.
+    """
+    wrong = 0
+    for finding in examine(settings):
+        if finding.wrong is None:
+            print(f"ok     {finding.subject}", flush=True)
+        else:
+            wrong += 1
+            print(f"wrong  {finding.wrong}", file=sys.stderr, flush=True)
+    return 1 if wrong else 0
+
+
+def require_sound(settings: Settings) -> None:
+    """Raise what :func:`run_check` would print as wrong.
+
+    Raises:
+        EnvironmentFault: one line for each thing that is wrong.
+        SettingsError: the settings do not suit the model.
+    """
+    wrong = [finding.wrong for finding in examine(settings) if finding.wrong is not None]
+    if wrong:
+        raise EnvironmentFault("\n".join(wrong))
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as the others allow."""
+    model = None
+    try:
+        model = Model.open(settings)
+        yield Finding(
+            f"model {model.name}: {model.layout.dim} dimensions, {model.max_tokens} tokens, in {model.folder}"
+        )
+    except EnvironmentFault as error:
+        yield Finding("model", str(error))
+    try:
+        with kafka_client.admin(settings.kafka) as client:
+            yield Finding(f"broker {settings.kafka.bootstrap_servers}")
+            sources = kafka_client.source_topics(client, settings.source)
+            written = [output.topic for output in settings.outputs] + [settings.dead_letter.topic]
+            topics = kafka_client.describe_topics(client, dict.fromkeys([*sources, *written]))
+            kafka_client.committed_offsets(client, settings.source.group)
+    except (EnvironmentFault, RetryableError) as error:
+        yield Finding("broker", str(error))
+        return
+    yield from _present(settings, sources, written, topics)
+    yield from _rights(settings, sources, written, topics)
+    if model is not None:
+        yield from _sizes(settings, model, sources, topics)
+    if all(name in topics for name in written):
+        yield from _transactions(settings)
+        if model is not None:
+            yield _fingerprints(settings, model)
+
+
+def _present(settings: Settings, sources: list[str], written: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
+    if not sources:
+        yield Finding("source", f"source.pattern {settings.source.pattern} matches no topic that this user may see")
+    for name in dict.fromkeys([*sources, *written]):
+        if name in topics:
+            yield Finding(f"topic {name}: {topics[name].partitions} partitions")
+        else:
+            yield Finding(
+                name,
+                f"topic {name} does not exist, or this user may not see it: create it (kafka-topics.sh --create --topic "
+                f"{name}), or correct the settings",
+            )
+
+
+def _rights(settings: Settings, sources: list[str], written: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
+    for names, operation, verb in ((sources, "READ", "read"), (written, "WRITE", "write to")):
+        for name in dict.fromkeys(names):
+            # A broker too old to say which operations are allowed says nothing.
+            if name in topics and topics[name].operations and operation not in topics[name].operations:
+                user = settings.kafka.sasl_username or "this client"
+                yield Finding(
+                    name, f"{user} may not {verb} topic {name}: grant {operation.title()} on it (kafka-acls.sh --add)"
+                )
+
+
+def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
+    for output in settings.outputs:
+        if output.topic not in topics:
+            continue
+        size, most = _record_size(model, output), topics[output.topic].max_message_bytes
+        what = f"a vector of {model.dim(output)} dimensions as {output.format} takes about {size:,} bytes"
+        if size + OTHER_BYTES > most:
+            yield Finding(
+                output.topic,
+                f"{what}, and topic {output.topic} takes records up to {most:,} (max.message.bytes): raise it, or choose "
+                "format: binary, a smaller dim or precision",
+            )
+        else:
+            yield Finding(f"{what}; topic {output.topic} takes {most:,}")
+    dead = topics.get(settings.dead_letter.topic)
+    largest = max((topics[name].max_message_bytes for name in sources if name in topics), default=None)
+    if dead is not None and largest is not None and dead.max_message_bytes < largest + DEAD_LETTER_BYTES:
+        yield Finding(
+            dead.name,
+            f"topic {dead.name} takes records up to {dead.max_message_bytes:,} bytes (max.message.bytes), and a dead letter "
+            f"may take {largest + DEAD_LETTER_BYTES:,}: what the source allows, and its headers; raise it",
+        )
+
+
+def _record_size(model: Model, output: KafkaOutput) -> int:
+    """Bytes of an output record without key, headers and included fields."""
+    dim = model.dim(output)
+    # A component of a unit vector, with as many digits as float32 has.
+    vector = project(
+        np.full((1, dim), -0.01234567, np.float32) / np.float32(0.01234567 * np.sqrt(dim)), dim, output.precision
+    )
+    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16)
+    record = Record(Origin("check", 0, 0, 0), b"", b"", 0)
+    embedding = Embedding(Document("check", ""), vector[0], model.max_tokens, False)
+    return renderer.render(record, embedding, vector[0]).size
+
+
+def _transactions(settings: Settings) -> Iterator[Finding]:
+    if settings.delivery.guarantee != "exactly_once":
+        return
+    try:
+        kafka_client.probe_transactions(settings.kafka, identity.slot(settings, "check"))
+        yield Finding("transactions")
+    except StreamEmbedderError as error:
+        yield Finding("transactions", str(error))
+
+
+def _fingerprints(settings: Settings, model: Model) -> Finding:
+    wanted = {output.topic: model.fingerprint(model.dim(output), output.precision) for output in settings.outputs}
+    try:
+        guard.refuse_other_fingerprints(settings, wanted)
+    except (EnvironmentFault, RetryableError) as error:
+        return Finding("fingerprint", str(error))
+    return Finding("fingerprint " + ", ".join(f"{found} on {topic}" for topic, found in wanted.items()))

@@ -1,0 +1,211 @@
+"""The command ``run``: Ray here or elsewhere, the application on it, a live line, and a drain at the end.
+
+Comes in: settings. Goes out: an exit code, after SIGTERM or Ctrl-C. Never here: anything that the stream needs: when this
+process dies on a cluster, the application goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelines import check
+from pipelines.live import Live, Sample, sample
+from workers import kafka_client, log
+from workers.errors import EnvironmentFault, RetryableError
+from workers.settings import Settings
+
+LOG = log.get(__name__)
+SAMPLE_S = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Run the pipeline until a signal; 0 once it has drained.
+
+    Raises:
+        EnvironmentFault: something that the settings point at is wrong, or Ray is lost.
+        SettingsError: the settings do not suit the model.
+    """
+    log.configure()
+    stop = threading.Event()
+    with _signals(stop), Live() as live:
+        live.say("checking broker, topics and model")
+        check.require_sound(settings)
+        if stop.is_set():
+            return 0
+        live.say("starting Ray" if settings.ray.address is None else f"joining Ray at {settings.ray.address}")
+        with _cluster(settings):
+            _catch(stop)  # ray.init sets handlers of its own
+            live.say("starting the readers and encoders")
+            _deploy(settings, stop)
+            if not stop.is_set():
+                live.say("running; SIGTERM or Ctrl-C drains")
+            _watch(settings, stop, live)
+            live.say("draining")
+            _drain(settings)
+            live.say("drained")
+    return 0
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _catch(stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _catch(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+
+@contextlib.contextmanager
+def _cluster(settings: Settings) -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray  # noqa: PLC0415 - heavy
+
+    arguments: dict[str, Any] = {"logging_level": logging.WARNING, "namespace": "stream-embedder"}
+    if settings.ray.address is None:
+        arguments |= {"address": "local", "include_dashboard": False}
+    else:
+        arguments |= {"address": settings.ray.address}
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = settings.ray.address or "this machine"
+        raise EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _deploy(settings: Settings, stop: threading.Event) -> None:
+    """Start the application, and return when it runs or somebody wants to stop."""
+    from ray import serve  # noqa: PLC0415
+    from ray.serve.schema import ApplicationStatus, LoggingConfig  # noqa: PLC0415
+
+    from pipelines import stream  # noqa: PLC0415
+
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    target = serve.RunTarget(target=stream.build(settings), name=stream.APP, route_prefix=None, logging_config=quiet)
+    serve.run_many([target], wait_for_applications_running=False)
+    while not stop.wait(0.2):
+        application = serve.status().applications.get(stream.APP)
+        if application is None:
+            continue
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            said = " ".join([application.message, *(found.message for found in application.deployments.values())])
+            raise EnvironmentFault(_reason(said))
+
+
+def _reason(message: str) -> str:
+    """Our own sentence out of Serve's message, which holds the whole traceback of a replica."""
+    ours = re.findall(r"(?:EnvironmentFault|SettingsError|StreamEmbedderError): (.+)", message)
+    return ours[-1] if ours else f"the application did not start: {message.strip().splitlines()[-1][:300]}"
+
+
+def _watch(settings: Settings, stop: threading.Event, live: Live) -> None:
+    lag = _Lag(settings)
+    lag.start()
+    try:
+        while not stop.wait(SAMPLE_S):
+            found = _look(lag.latest)
+            if found is not None:
+                live.show(found)
+    finally:
+        lag.stop()
+
+
+def _look(lag: int | None) -> Sample | None:
+    """Ask Serve and the readers; None while the controller does not answer, which stops nothing."""
+    import ray  # noqa: PLC0415
+    from ray import serve  # noqa: PLC0415
+
+    from pipelines.stream import APP  # noqa: PLC0415
+
+    if not ray.is_initialized():
+        raise EnvironmentFault("the connection to Ray is lost")
+    try:
+        deployments = serve.status().applications[APP].deployments
+        running = {name: found.replica_states.get("RUNNING", 0) for name, found in deployments.items()}
+        answers = _readers().broadcast("stats").results(timeout_s=2.0, return_exceptions=True)
+    except Exception as error:  # noqa: BLE001 - the controller or a reader is being replaced
+        LOG.debug("not looked %s", log.fields(error=type(error).__name__))
+        return None
+    wanted = sum(deployments["Encoder"].replica_states.values())
+    return sample(time.monotonic(), [answer for answer in answers if isinstance(answer, Mapping)], lag, running, wanted)
+
+
+def _readers() -> Any:
+    from ray import serve  # noqa: PLC0415
+
+    from pipelines.stream import APP  # noqa: PLC0415
+
+    return serve.get_app_handle(APP)
+
+
+def _drain(settings: Settings) -> None:
+    """Let every reader finish and leave; on a cluster that stays, take the application away."""
+    from ray import serve  # noqa: PLC0415
+
+    from pipelines.stream import APP  # noqa: PLC0415
+
+    try:
+        answers = (
+            _readers()
+            .broadcast("drain")
+            .results(timeout_s=settings.delivery.drain_timeout_s + 12, return_exceptions=True)
+        )
+        if not all(answer is True for answer in answers):
+            LOG.warning("a reader did not drain in time; what it held is read again at the next start")
+    except Exception as error:  # noqa: BLE001 - nothing to drain is drained: the application never ran, or is gone
+        LOG.warning("no reader to drain %s", log.fields(error=type(error).__name__))
+    if settings.ray.address is not None:
+        serve.delete(APP)
+
+
+class _Lag:
+    """The group's lag, asked every two seconds on a thread of its own: an answer may take long while a broker is down."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="lag", daemon=True)
+        self.latest: int | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _ask(self) -> None:
+        while not self._stop.wait(0.1):
+            try:
+                with kafka_client.admin(self._settings.kafka) as client:
+                    while not self._stop.wait(2.0):
+                        self.latest = kafka_client.lag(client, self._settings.source)
+            except (EnvironmentFault, RetryableError) as error:
+                self.latest = None
+                LOG.debug("lag unknown %s", log.fields(error=error))
+                self._stop.wait(2.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
