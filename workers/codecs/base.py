@@ -1,0 +1,92 @@
+"""The two seams, and what every decoder does alike.
+
+Comes in: a record. Goes out: a document, or a PoisonError that never quotes the record. Never here: a format's own rules.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.errors import PoisonError
+from workers.records import Document, Embedding, Message, Record
+
+type_vector = npt.NDArray[np.floating[Any]]
+
+
+class Decoder(Protocol):
+    """Understands a source record."""
+
+    def decode(self, record: Record) -> Document:
+        """The record's document; any bytes give a document or a PoisonError, and nothing else.
+
+        Raises:
+            PoisonError: stage ``decode`` or ``text``.
+        """
+
+
+class Renderer(Protocol):
+    """Writes an embedding down as an output record."""
+
+    def render(self, record: Record, embedding: Embedding, vector: type_vector) -> Message:
+        """The output record of ``record``: its key, timestamp and headers stay.
+
+        Args:
+            record: where the embedding came from.
+            embedding: document, tokens, truncated; its own vector is not used.
+            vector: what the output writes, in its dim and precision: one dimension, float32 or float16.
+
+        Raises:
+            PoisonError: stage ``output``: the format has no way to write this.
+        """
+
+
+def utf8_value(record: Record) -> str:
+    """The value as text.
+
+    Raises:
+        PoisonError: there is none, or it is not UTF-8.
+    """
+    if record.value is None:
+        # One with a key never comes here: it is passed through.
+        raise PoisonError("decode", "tombstone_without_key", "a null value without a key deletes nothing")
+    try:
+        return record.value.decode()
+    except UnicodeDecodeError as error:
+        raise PoisonError("decode", "invalid_utf8", f"the value is not UTF-8: byte {error.start} is wrong") from None
+
+
+def id_of(record: Record) -> str:
+    """A document's id when no template says otherwise: the key as text, else in base64; without a key, the origin."""
+    if record.key is None:
+        return str(record.origin)
+    try:
+        return record.key.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(record.key).decode("ascii")
+
+
+def refuse_surrogates(text: str, what: str) -> None:
+    """Refuse what no tokenizer and no UTF-8 writer takes, and JSON's escapes can still spell.
+
+    Raises:
+        PoisonError: ``what`` holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        message = f"{what} holds half of a surrogate pair, which is no character"
+        raise PoisonError("text", "lone_surrogate", message) from None
+
+
+def refuse_blank(text: str) -> None:
+    """Refuse a text without a visible character.
+
+    Raises:
+        PoisonError: it is empty, or white space.
+    """
+    if not text.strip():
+        raise PoisonError("text", "empty", "the text is empty or white space; source.empty: embed would take it")

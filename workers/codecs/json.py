@@ -1,0 +1,132 @@
+"""JSON objects in, JSON objects out.
+
+Comes in: a record whose value is an object. Goes out: its document; and an embedding as an object, vector and all. Never
+here: a guess: what is not strictly JSON is refused, and numbers leave with the digits that they came with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import orjson
+
+from workers.codecs.base import id_of, refuse_blank, refuse_surrogates, type_vector, utf8_value
+from workers.codecs.template import Template, lookup
+from workers.errors import PoisonError
+from workers.records import Document, Embedding, Message, Record
+
+
+def _refuse_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+# The standard library's, for orjson would turn an integer above 64 bits into a float.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+class JsonDecoder:
+    """Reads a value that is a JSON object. Of two equal names the last one counts."""
+
+    def __init__(
+        self, text: Template, id_template: Template | None, include: tuple[str, ...], *, refuse_empty: bool
+    ) -> None:
+        """``include``: fields that documents carry along; a dotted name leads into nested objects."""
+        self._text = text
+        self._id = id_template
+        self._include = {name: tuple(name.split(".")) for name in include}
+        self._refuse_empty = refuse_empty
+
+    def decode(self, record: Record) -> Document:
+        """See :class:`workers.codecs.base.Decoder`. An included field that is missing is null."""
+        values = _parse(utf8_value(record))
+        text = self._text.render(values)
+        refuse_surrogates(text, "the text")
+        if self._refuse_empty:
+            refuse_blank(text)
+        if self._id is None:
+            name = id_of(record)
+        else:
+            name = self._id.render_id(values)
+            refuse_surrogates(name, "the id")
+        return Document(name, text, {name: lookup(values, path) for name, path in self._include.items()})
+
+
+def _parse(text: str) -> Mapping[str, object]:
+    # The messages are ours: a parser's may quote what it read.
+    try:
+        values = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        message = f"the value is not JSON: line {error.lineno}, column {error.colno} is wrong"
+        raise PoisonError("decode", "invalid_json", message) from None
+    except ValueError:
+        message = "the value is not JSON that we take: it holds NaN, Infinity, or a number of thousands of digits"
+        raise PoisonError("decode", "invalid_json", message) from None
+    except RecursionError:
+        message = "the value is not JSON that we take: it is nested too deeply"
+        raise PoisonError("decode", "invalid_json", message) from None
+    if not isinstance(values, dict):
+        raise PoisonError("decode", "not_an_object", "the value is JSON, but not an object with fields")
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRenderer:
+    """Writes embeddings for people: an object, its vector a list of numbers."""
+
+    topic: str
+    dim: int
+    precision: str
+    model: str
+    fingerprint: str
+    include: tuple[str, ...] = ()
+
+    def render(self, record: Record, embedding: Embedding, vector: type_vector) -> Message:
+        """See :class:`workers.codecs.base.Renderer`."""
+        assert vector.shape == (self.dim,)
+        value = render_embedding(
+            embedding.document.id,
+            vector,
+            precision=self.precision,
+            model=self.model,
+            fingerprint=self.fingerprint,
+            tokens=embedding.tokens,
+            truncated=embedding.truncated,
+            fields={name: embedding.document.fields.get(name) for name in self.include},
+        )
+        return Message(self.topic, record.key, value, record.headers, record.timestamp_ms)
+
+
+def render_embedding(
+    id: str,
+    vector: type_vector,
+    *,
+    precision: str,
+    model: str,
+    fingerprint: str,
+    tokens: int,
+    truncated: bool,
+    fields: Mapping[str, object],
+) -> bytes:
+    """One embedding as a JSON object in UTF-8, without a line end.
+
+    Components are written with the fewest digits that give back the same float32. ``fields`` come last, beside the others.
+
+    Raises:
+        PoisonError: the id or a field is something that JSON in UTF-8 cannot hold, or the vector is not finite.
+    """
+    if not np.isfinite(vector).all():
+        raise PoisonError("output", "not_finite", "the vector holds a number that is not finite")
+    about = {"dim": len(vector), "precision": precision, "model": model, "fingerprint": fingerprint}
+    numbers = orjson.dumps(np.ascontiguousarray(vector, dtype=np.float32), option=orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        head = _ENCODER.encode({"id": id})[:-1].encode()
+        tail = _ENCODER.encode({**about, "tokens": tokens, "truncated": truncated, **fields})[1:].encode()
+    except (ValueError, RecursionError):
+        message = "the id or an included field holds what JSON cannot: half a surrogate pair, or a number out of range"
+        raise PoisonError("output", "not_json", message) from None
+    return b'%b,"embedding":%b,%b' % (head, numbers, tail)
