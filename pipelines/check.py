@@ -14,13 +14,15 @@ import numpy as np
 
 from pipelines import guard, identity
 from pipelines.model import Model
-from workers import kafka_client
-from workers.codecs import renderer_for
+from workers import kafka_client, log
+from workers.codecs import decoder_for, renderer_for
 from workers.encoder.quantize import project
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.kafka_client import Topic
 from workers.records import Document, Embedding, Origin, Record
 from workers.settings import KafkaOutput, Settings
+
+LOG = log.get(__name__)
 
 # Room for key, headers and included fields beside the vector, which only the records know.
 OTHER_BYTES = 1024
@@ -30,10 +32,14 @@ DEAD_LETTER_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: ``wrong`` is None, or the sentence that says what is wrong and what to do."""
+    """One thing looked at: ``wrong`` is None, or the sentence that says what is wrong and what to do.
+
+    ``run`` starts in spite of what ``may_never_happen``, with a warning.
+    """
 
     subject: str
     wrong: str | None = None
+    may_never_happen: bool = False
 
 
 def run_check(settings: Settings) -> int:
@@ -59,13 +65,19 @@ def require_sound(settings: Settings) -> None:
         EnvironmentFault: one line for each thing that is wrong.
         SettingsError: the settings do not suit the model.
     """
-    wrong = [finding.wrong for finding in examine(settings) if finding.wrong is not None]
+    wrong = []
+    for finding in examine(settings):
+        if finding.wrong is not None and finding.may_never_happen:
+            LOG.warning(finding.wrong)
+        elif finding.wrong is not None:
+            wrong.append(finding.wrong)
     if wrong:
         raise EnvironmentFault("\n".join(wrong))
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as the others allow."""
+    decoder_for(settings)
     model = None
     try:
         model = Model.open(settings)
@@ -140,6 +152,7 @@ def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[st
             dead.name,
             f"topic {dead.name} takes records up to {dead.max_message_bytes:,} bytes (max.message.bytes), and a dead letter "
             f"may take {largest + DEAD_LETTER_BYTES:,}: what the source allows, and its headers; raise it",
+            may_never_happen=True,
         )
 
 

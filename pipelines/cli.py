@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.arguments import PROGRAM, Arguments, overview, parse
+from pipelines.arguments import PROGRAM, Arguments, helped, overview, parse
 from workers.errors import EnvironmentFault, SettingsError, StreamEmbedderError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Call(NamedTuple):
 
 def _run(call: _Call) -> int:
     settings = _for_stream(call)
-    from pipelines.stream import run
+    from pipelines.run import run
 
     return run(settings)
 
@@ -100,7 +100,8 @@ def _for_stream(call: _Call) -> Settings:
 def _check_model(settings: Settings) -> None:
     """Hold the settings against a model that is on this machine; one that needs a download is checked when it is there."""
     from pipelines.configure import against_model
-    from workers.encoder.layout import Layout, resolve
+    from workers.encoder.hub import resolve
+    from workers.encoder.layout import Layout
     from workers.settings import DEFAULT_MODEL
 
     name, revision = settings.model.name, settings.model.revision
@@ -123,12 +124,12 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     if name not in _RUN:
         wrong = f"there is no command {name!r}" if name else "a command is needed"
         raise SettingsError(f"{wrong}: choose from {', '.join(_RUN)} ({PROGRAM} --help says more)")
+    if helped(name, rest):
+        return 0
     from pipelines.configure import load
     from workers.settings import Settings
 
     arguments = parse(name, rest, Settings.model_fields)
-    if arguments is None:
-        return 0
     return _RUN[name](_Call(arguments, load(arguments.options.config, arguments.flags, environ), environ))
 
 

@@ -44,12 +44,12 @@ def run(settings: Settings) -> int:
         with _cluster(settings):
             _catch(stop)  # ray.init sets handlers of its own
             live.say("starting the readers and encoders")
-            _deploy(settings, stop)
+            readers = _deploy(settings, stop)
             if not stop.is_set():
                 live.say("running; SIGTERM or Ctrl-C drains")
-            _watch(settings, stop, live)
+            _watch(settings, readers, stop, live)
             live.say("draining")
-            _drain(settings)
+            _drain(settings, readers)
             live.say("drained")
     return 0
 
@@ -76,7 +76,7 @@ def _cluster(settings: Settings) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray  # noqa: PLC0415 - heavy
 
-    arguments: dict[str, Any] = {"logging_level": logging.WARNING, "namespace": "stream-embedder"}
+    arguments: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": "stream-embedder"}
     if settings.ray.address is None:
         arguments |= {"address": "local", "include_dashboard": False}
     else:
@@ -92,26 +92,28 @@ def _cluster(settings: Settings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _deploy(settings: Settings, stop: threading.Event) -> None:
-    """Start the application, and return when it runs or somebody wants to stop."""
+def _deploy(settings: Settings, stop: threading.Event) -> Any:
+    """Start the application; returns the readers' handle when it runs or somebody wants to stop."""
     from ray import serve  # noqa: PLC0415
     from ray.serve.schema import ApplicationStatus, LoggingConfig  # noqa: PLC0415
 
     from pipelines import stream  # noqa: PLC0415
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location="Disabled", logging_config=quiet)
     target = serve.RunTarget(target=stream.build(settings), name=stream.APP, route_prefix=None, logging_config=quiet)
-    serve.run_many([target], wait_for_applications_running=False)
+    readers = serve.run_many([target], wait_for_applications_running=False)[0]
     while not stop.wait(0.2):
         application = serve.status().applications.get(stream.APP)
         if application is None:
             continue
         if application.status == ApplicationStatus.RUNNING:
-            return
+            break
         if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             said = " ".join([application.message, *(found.message for found in application.deployments.values())])
             raise EnvironmentFault(_reason(said))
+    return readers
 
 
 def _reason(message: str) -> str:
@@ -120,19 +122,19 @@ def _reason(message: str) -> str:
     return ours[-1] if ours else f"the application did not start: {message.strip().splitlines()[-1][:300]}"
 
 
-def _watch(settings: Settings, stop: threading.Event, live: Live) -> None:
+def _watch(settings: Settings, readers: Any, stop: threading.Event, live: Live) -> None:
     lag = _Lag(settings)
     lag.start()
     try:
         while not stop.wait(SAMPLE_S):
-            found = _look(lag.latest)
+            found = _look(readers, lag.latest)
             if found is not None:
                 live.show(found)
     finally:
         lag.stop()
 
 
-def _look(lag: int | None) -> Sample | None:
+def _look(readers: Any, lag: int | None) -> Sample | None:
     """Ask Serve and the readers; None while the controller does not answer, which stops nothing."""
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
@@ -144,7 +146,7 @@ def _look(lag: int | None) -> Sample | None:
     try:
         deployments = serve.status().applications[APP].deployments
         running = {name: found.replica_states.get("RUNNING", 0) for name, found in deployments.items()}
-        answers = _readers().broadcast("stats").results(timeout_s=2.0, return_exceptions=True)
+        answers = readers.broadcast("stats").results(timeout_s=2.0, return_exceptions=True)
     except Exception as error:  # noqa: BLE001 - the controller or a reader is being replaced
         LOG.debug("not looked %s", log.fields(error=type(error).__name__))
         return None
@@ -152,25 +154,15 @@ def _look(lag: int | None) -> Sample | None:
     return sample(time.monotonic(), [answer for answer in answers if isinstance(answer, Mapping)], lag, running, wanted)
 
 
-def _readers() -> Any:
-    from ray import serve  # noqa: PLC0415
-
-    from pipelines.stream import APP  # noqa: PLC0415
-
-    return serve.get_app_handle(APP)
-
-
-def _drain(settings: Settings) -> None:
+def _drain(settings: Settings, readers: Any) -> None:
     """Let every reader finish and leave; on a cluster that stays, take the application away."""
     from ray import serve  # noqa: PLC0415
 
     from pipelines.stream import APP  # noqa: PLC0415
 
     try:
-        answers = (
-            _readers()
-            .broadcast("drain")
-            .results(timeout_s=settings.delivery.drain_timeout_s + 12, return_exceptions=True)
+        answers = readers.broadcast("drain").results(
+            timeout_s=settings.delivery.drain_timeout_s + 12, return_exceptions=True
         )
         if not all(answer is True for answer in answers):
             LOG.warning("a reader did not drain in time; what it held is read again at the next start")

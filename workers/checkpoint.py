@@ -6,6 +6,7 @@ an encoder; nothing is written before its outcome is known.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -165,10 +166,17 @@ class Checkpoint:
         if not rows:
             return {outlet.name: {} for outlet in self._outlets}
         full = np.stack([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
-        return {
-            outlet.name: dict(zip(rows, project(full, outlet.dim, outlet.precision), strict=True))
-            for outlet in self._outlets
-        }
+        found: dict[str, dict[int, np.ndarray]] = {}
+        for outlet in self._outlets:
+            try:
+                found[outlet.name] = dict(zip(rows, project(full, outlet.dim, outlet.precision), strict=True))
+            except ValueError:
+                # One vector has nothing in its first dimensions; the others go on without it.
+                found[outlet.name] = {}
+                for number, row in enumerate(rows):
+                    with contextlib.suppress(ValueError):
+                        found[outlet.name][row] = project(full[number : number + 1], outlet.dim, outlet.precision)[0]
+        return found
 
     def _render_one(
         self, entry: Settled, row: int, vectors: dict[str, dict[int, np.ndarray]], prefix: Prefix
@@ -180,12 +188,7 @@ class Checkpoint:
         if isinstance(outcome, Embedding | Tombstone):
             try:
                 return outcome, [
-                    self._checked(
-                        outlet.renderer.render(record, outcome, vectors[outlet.name][row])
-                        if isinstance(outcome, Embedding)
-                        else render_tombstone(record, outlet.topic)
-                    )
-                    for outlet in wanted
+                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(row))) for outlet in wanted
                 ]
             except PoisonError as error:
                 outcome = DeadLetter(error.stage, error.reason, error.message)
@@ -201,6 +204,15 @@ class Checkpoint:
         if self._dead_letters.tombstone and record.key is not None:
             out += [render_tombstone(record, outlet.topic) for outlet in wanted]
         return outcome, out
+
+    def _message(self, outlet: Outlet, entry: Settled, vector: np.ndarray | None) -> Message:
+        if not isinstance(entry.outcome, Embedding):
+            return render_tombstone(entry.record, outlet.topic)
+        if vector is None:
+            raise PoisonError(
+                "output", "no_direction", f"the vector has no length in its first {outlet.dim} dimensions"
+            )
+        return outlet.renderer.render(entry.record, entry.outcome, vector)
 
     def _checked(self, message: Message) -> Message:
         reason = self._sink.refuses(message)

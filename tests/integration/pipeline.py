@@ -1,0 +1,149 @@
+"""The real thing under test: ``stream-embedder run`` as a process of its own, with ways to find and kill its parts.
+
+Every process of a run inherits a mark in its environment; that is how the parts are told from another run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from workers import kafka_client
+from workers.settings import KafkaSettings
+
+MARK = "PIPELINE_UNDER_TEST"
+
+
+class Pipeline:
+    """One ``run``, restartable. ``settings`` is the YAML file's content."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.config = folder / "pipeline.yaml"
+        self.config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+        self.log = folder / "run.log"
+        self.mark = uuid.uuid4().hex
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return at once."""
+        environment = os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1"}
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", "run", "-c", str(self.config)],
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def parts(self, title: str = "") -> dict[int, str]:
+        """Process ids and titles of this run's processes whose title contains ``title``."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    if title in line and line:
+                        found[int(entry.name)] = line
+        return found
+
+    def wait_for(self, title: str, count: int = 1, timeout: float = 90) -> list[int]:
+        """Wait until so many parts of that title run."""
+        wait_until(lambda: len(self.parts(title)) >= count, timeout, f"{count} × {title}\n{self.tail()}")
+        return sorted(self.parts(title))
+
+    def kill(self, title: str) -> int:
+        """kill -9 one part of that title; returns its process id."""
+        victim = self.wait_for(title)[0]
+        os.kill(victim, signal.SIGKILL)
+        return victim
+
+    def kill_everything(self) -> None:
+        """kill -9 the driver and its whole Ray."""
+        for _ in range(20):
+            left = self.parts()
+            if not left:
+                break
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.process is not None:
+                self.process.wait(10)
+            time.sleep(0.1)
+        assert not self.parts()
+
+    def terminate(self, timeout: float = 30) -> int:
+        """SIGTERM the driver as an operator would; returns its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def __enter__(self) -> Pipeline:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill_everything()
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Poll a condition; fails with ``what`` after ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        time.sleep(0.1)
+
+
+class Reader:
+    """Collects what a read_committed reader sees in a topic, in order per partition."""
+
+    def __init__(self, kafka: KafkaSettings, topic: str) -> None:
+        self.consumer = kafka_client.bare_consumer(kafka, auto_offset_reset="earliest", fetch_max_bytes=16 << 20)
+        self.consumer.subscribe([topic])
+        self.records: list[Any] = []
+
+    def poll(self) -> int:
+        """Read on for a moment; returns how many records there are in all."""
+        for found in self.consumer.poll(200, max_records=5000).values():
+            self.records += found
+        return len(self.records)
+
+    def close(self) -> None:
+        self.consumer.close()
+
+
+@contextlib.contextmanager
+def reading(kafka: KafkaSettings, topic: str) -> Iterator[Reader]:
+    """A reader that is closed afterwards."""
+    reader = Reader(kafka, topic)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def value_of(record: Any) -> dict[str, Any]:
+    """A JSON record's value."""
+    value: dict[str, Any] = json.loads(record.value)
+    return value
