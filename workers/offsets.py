@@ -214,5 +214,5 @@ def read_position(offset: int, metadata: str) -> Position:
     try:
         outputs = json.loads(metadata)["outputs"]
         return Position(offset, {str(name): int(value) for name, value in outputs.items()})
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return Position(offset)
