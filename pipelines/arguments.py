@@ -132,19 +132,21 @@ def _take_settings(arguments: Sequence[str], sections: Collection[str]) -> tuple
     return flags, rest
 
 
-def parse(name: str, arguments: Sequence[str], sections: Collection[str]) -> Arguments | None:
-    """Take a command's arguments apart, ``sections`` being the names that a setting's flag may begin with.
+def helped(name: str, arguments: Sequence[str]) -> bool:
+    """Whether the arguments ask for the command's help, which is then printed."""
+    wanted = bool({"-h", "--help"}.intersection(arguments[: _end(arguments)]))
+    if wanted:
+        _parser(name).print_help()
+    return wanted
 
-    Returns:
-        None when they asked for help, which is printed.
+
+def parse(name: str, arguments: Sequence[str], sections: Collection[str]) -> Arguments:
+    """Take a command's arguments apart, ``sections`` being the names that a setting's flag may begin with.
 
     Raises:
         SettingsError: a flag that does not exist or lacks its value, or a word too many.
     """
-    parser, cut = _parser(name), arguments.index("--") if "--" in arguments else len(arguments)
-    if {"-h", "--help"}.intersection(arguments[:cut]):
-        parser.print_help()
-        return None
+    parser, cut = _parser(name), _end(arguments)
     flags, rest = _take_settings(arguments[:cut], sections)
     options, words = parser.parse_known_args(rest)
     for word in words:
@@ -157,3 +159,8 @@ def parse(name: str, arguments: Sequence[str], sections: Collection[str]) -> Arg
     if words and not COMMANDS[name].words:
         raise SettingsError(f"{name} takes no argument such as {words[0]!r}")
     return Arguments(options, words, flags)
+
+
+def _end(arguments: Sequence[str]) -> int:
+    """Where the flags end: at ``--``."""
+    return arguments.index("--") if "--" in arguments else len(arguments)
