@@ -31,7 +31,7 @@ LOG = log.get(__name__)
 
 # A batch is under suspicion after so many failures that were its own or its replica's.
 SUSPICIOUS = 3
-# Alone, a text gets one attempt fewer: it has failed in company before.
+# Alone after a bisection, a text gets one attempt fewer: it has failed in company before.
 SUSPICIOUS_ALONE = 2
 BACKOFF_S = (0.1, 5.0)
 MOST_CALLS = 256
@@ -96,7 +96,12 @@ class RetryingPool:
 
     def submit(self, batch: Batch) -> Future[Answer]:
         """Send a batch."""
-        return self._threads.submit(self._encode, batch)
+        try:
+            return self._threads.submit(self._encode, batch)
+        except RuntimeError:  # the threads are shut down
+            closed: Future[Answer] = Future()
+            closed.set_exception(PoolClosed("the encoder pool is closed"))
+            return closed
 
     def capacity(self) -> int:
         """How many batches may be under way now."""
@@ -116,6 +121,7 @@ class RetryingPool:
     def _attempt(self, batch: Batch, attempts: int = 0) -> Answer:
         suspicions = 0
         delay = BACKOFF_S[0]
+        limit = SUSPICIOUS_ALONE if len(batch) == 1 and attempts else SUSPICIOUS
         while not self._closed.is_set():
             attempts += 1
             try:
@@ -128,7 +134,7 @@ class RetryingPool:
                     log.fields(cause=failure.value, error=type(error).__name__, texts=len(batch), attempts=attempts),
                 )
             suspicions += failure is not Failure.NOTHING_RAN
-            if suspicions >= (SUSPICIOUS_ALONE if len(batch) == 1 else SUSPICIOUS) and self._encoders_work():
+            if suspicions >= limit and self._encoders_work():
                 return self._bisect(batch, attempts, failure)
             # Jitter, so that readers do not come back in step.
             self._closed.wait(delay * (0.5 + random.random()))  # noqa: S311
