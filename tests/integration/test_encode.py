@@ -1,0 +1,148 @@
+"""``stream-embedder encode`` with the packaged model, as a shell sees it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.encode import run_encode
+from workers.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+FIELDS = ["id", "embedding", "dim", "precision", "model", "fingerprint", "tokens", "truncated"]
+
+
+def encode(*texts: str, lines: bytes | None = None, dim: int | None = None, precision: str = "float32", **model: str):
+    """The command without its process: records of texts, or of lines."""
+    out = io.BytesIO()
+    source = None if lines is None else io.BytesIO(lines)
+    code = run_encode(Settings(model=model), dim=dim, precision=precision, texts=texts, lines=source, out=out)
+    assert code == 0
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def stream_embedder(*arguments: str, lines: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "pipelines", "encode", *arguments]
+    return subprocess.run(command, input=lines, cwd=ROOT, capture_output=True, timeout=180, check=False)
+
+
+def vectors(records: list[dict]) -> np.ndarray:
+    return np.array([record["embedding"] for record in records], np.float32)
+
+
+def test_arguments_become_records_in_order():
+    result = stream_embedder(
+        "a cat on a mat", "--pool.max_batch_tokens", "512", "feline on a rug", "interest rates rose"
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [list(record) for record in records] == [FIELDS] * 3
+    assert [record["id"] for record in records] == ["1", "2", "3"]
+    first = records[0]
+    assert (first["dim"], first["precision"], first["model"]) == (384, "float32", "all-MiniLM-L6-v2")
+    assert (first["tokens"], first["truncated"]) == (7, False)
+    found = vectors(records)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-6)
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
+
+
+def test_vectors_are_those_of_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+
+    from workers.encoder.hub import resolve
+
+    texts = ["a cat on a mat", "interest rates rose", "word " * 400]
+    theirs = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu").encode(texts)
+    ours = encode(*texts, dtype="float32")
+    assert [record["truncated"] for record in ours] == [False, False, True]
+    assert (vectors(ours) * theirs).sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_dim_and_precision():
+    whole = encode("a text")
+    (cut,) = encode("a text", dim=64, precision="float16")
+    assert (cut["dim"], cut["precision"], len(cut["embedding"])) == (64, "float16", 64)
+    assert cut["fingerprint"] != whole[0]["fingerprint"]
+    expected = vectors(whole)[0, :64]
+    expected /= np.linalg.norm(expected)
+    found = vectors([cut])[0]
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert (found.astype(np.float16) == found).all()
+
+
+def test_lines_keep_their_ids_and_mistakes_stay_in_line():
+    lines = [
+        b'{"text": "a cat on a mat"}',
+        b'{"text": "a cat on a mat", "id": "cat", "title": "ignored"}',
+        b'{"text": "a cat on a mat", "id": 17}',
+        b"",
+        b"not json SENTINEL",
+        b'["SENTINEL"]',
+        b'{"id": "none", "txt": "SENTINEL"}',
+        b'{"id": "number", "text": 5}',
+        b'{"id": "blank", "text": " \\n"}',
+        b'{"id": "half", "text": "SENTINEL \\ud800"}',
+        b'{"id": "latin", "text": "SENTINEL \xff"}',
+        b'{"id": {"SENTINEL": 1}, "text": "x"}',
+        b'{"id": "long", "text": "' + b"SENTINEL " * 400 + b'"}',
+        b'{"id": "last", "text": "interest rates rose"}',
+    ]
+    records = encode(overflow="reject", lines=b"\n".join(lines))
+    names = ["1", "cat", "17", "5", "6", "none", "number", "blank", "half", "11", "12", "long", "last"]
+    assert [record["id"] for record in records] == names
+    refused = [record for record in records if "error" in record]
+    assert [record["id"] for record in refused] == names[3:-1]
+    assert all(list(record) == ["id", "error"] and record["error"] for record in refused)
+    assert "SENTINEL" not in json.dumps(refused)
+    # The neighbours of a refused text have the vectors that they would have had without it.
+    assert vectors(records[:3]) == pytest.approx(vectors(records[:1]).repeat(3, axis=0), abs=1e-6)
+
+
+def test_more_lines_than_a_window_holds():
+    lines = b"\n".join(
+        json.dumps({"id": f"n{number}", "text": f"text number {number}"}).encode() for number in range(600)
+    )
+    records = encode(dim=8, lines=lines)
+    assert [record["id"] for record in records] == [f"n{number}" for number in range(600)]
+
+
+def test_a_prompt_moves_the_vector_and_its_fingerprint():
+    (plain,) = encode("a text")
+    (prompted,) = encode("a text", prompt_text="query: ")
+    assert prompted["fingerprint"] != plain["fingerprint"]
+    assert vectors([prompted])[0] @ vectors([plain])[0] < 0.999
+
+
+def test_lines_come_from_standard_input():
+    result = stream_embedder("--dim", "4", lines=b'{"text": "a text", "id": "one"}\nnot json\n')
+    assert (result.returncode, result.stderr) == (0, b"")
+    first, second = [json.loads(line) for line in result.stdout.splitlines()]
+    assert (first["id"], first["dim"], len(first["embedding"])) == ("one", 4, 4)
+    assert second == {"id": "2", "error": "the value is not JSON: line 1, column 1 is wrong"}
+
+
+def test_an_argument_that_is_not_utf8_is_refused():
+    (record,) = encode("caf\udce9")
+    assert list(record) == ["id", "error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--dim", "385", "x"], 2, b"--dim (385) is larger than the 384 dimensions of all-MiniLM-L6-v2"),
+        (["--model.max_tokens", "512", "x"], 2, b"larger than the 256 tokens"),
+        (["--model.name", "./absent", "x"], 1, b"no such folder"),
+    ],
+)
+def test_what_cannot_work_is_a_sentence(arguments: list[str], code: int, says: bytes):
+    result = stream_embedder(*arguments)
+    assert result.returncode == code
+    assert result.stderr.startswith(b"stream-embedder: ") and says in result.stderr
+    assert result.stdout == b""
+    assert len(result.stderr.splitlines()) == 1
