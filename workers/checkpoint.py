@@ -78,7 +78,8 @@ class Checkpoint:
         self._names = [outlet.name for outlet in outlets] + [f"kafka:{dead_letters.topic}"]
 
     def open(self) -> None:
-        """Connect the sink; errors as :meth:`workers.sinks.base.Sink.open`."""
+        """Connect the sink, as often as it takes; errors as :meth:`workers.sinks.base.Sink.open`."""
+        self._sink.abandon()  # what an attempt that failed left behind
         self._sink.open()
 
     def close(self) -> None:
@@ -196,14 +197,24 @@ class Checkpoint:
         if offset >= prefix.already.get(self._names[-1], 0):
             dead = render_dead_letter(record, outcome, self._dead_letters.topic, self._dead_letters.fingerprint)
             if (reason := self._sink.refuses(dead)) is not None:
+                mend = "raise its max.message.bytes" if reason == "too_large" else "set its cleanup.policy to delete"
                 raise RetryableError(
                     f"the dead letter of {record.origin} does not fit into topic {dead.topic} ({reason}, {dead.size} bytes): "
-                    f"raise the topic's max.message.bytes; until then nothing of {prefix.topic_partition} is committed"
+                    f"{mend}; until then this reader commits nothing"
                 )
             out.append(dead)
         if self._dead_letters.tombstone and record.key is not None:
-            out += [render_tombstone(record, outlet.topic) for outlet in wanted]
+            out += self._deletes(record, wanted)
         return outcome, out
+
+    def _deletes(self, record: Record, wanted: Sequence[Outlet]) -> list[Message]:
+        """Tombstones for a refused record's key, without the record's headers where they do not fit.
+
+        An output that does not take the key alone has never had a vector under it.
+        """
+        whole = [render_tombstone(record, outlet.topic) for outlet in wanted]
+        fitting = [one if self._sink.refuses(one) is None else replace(one, headers=()) for one in whole]
+        return [one for one in fitting if self._sink.refuses(one) is None]
 
     def _message(self, outlet: Outlet, entry: Settled, vector: np.ndarray | None) -> Message:
         if not isinstance(entry.outcome, Embedding):
