@@ -24,6 +24,8 @@ from workers.records import Tokens
 _CHARACTERS_PER_TOKEN = 16
 _SPARE_TOKENS = 16
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
 
 class Tokenizer:
     """A model's tokenizer with one prompt and one limit, both fixed."""
@@ -118,6 +120,9 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _load(folder: Path) -> Any:
+    # Without any of these, transformers makes an empty tokenizer of the right class, to which every word is unknown.
+    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        raise EnvironmentFault(f"{folder} has no tokenizer.json")
     transformers.utils.logging.set_verbosity_error()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

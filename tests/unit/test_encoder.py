@@ -1,0 +1,244 @@
+"""The encoder: order, budget, invariance, refusals, and a self-test that notices what is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_model import GEMMA_PROMPTS, documents, make_tiny_bert, make_tiny_gemma
+from workers.encoder import encoder as room
+from workers.encoder.encoder import Encoder, Stats
+from workers.encoder.layout import Layout
+from workers.encoder.packing import split
+from workers.errors import EnvironmentFault, SettingsError
+from workers.records import Batch
+from workers.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:::transformers")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return make_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory) -> Path:
+    return make_tiny_gemma(tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.fixture(params=["bert", "gemma"])
+def model(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def copy(gemma, tmp_path) -> Path:
+    return shutil.copytree(gemma, tmp_path / "model")
+
+
+def tokenised(folder: Path, texts: list[str], prompt: str = "") -> Batch:
+    layout = Layout.read(folder)
+    tokenizer = Tokenizer(layout.transformer, max_tokens=layout.max_tokens, prompt=prompt)
+    return Batch.of([tokens.ids for tokens in tokenizer.encode(texts)])
+
+
+def load(folder: Path, **options) -> Encoder:
+    return Encoder(Layout.read(folder), device="cpu", **options)
+
+
+def test_order_shape_and_length(model):
+    encoder = load(model, max_batch_tokens=300)
+    batch = tokenised(model, documents(40))
+    vectors = encoder.encode(batch)
+    assert vectors.shape == (40, encoder.dim) and vectors.dtype == np.float32
+    assert np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max() < 1e-6
+    for index in (0, 17, 39):
+        alone = encoder.encode(batch.slice(index, index + 1))
+        assert np.abs(alone[0] - vectors[index]).max() <= 5e-6
+    assert np.linalg.matrix_rank(vectors[:8]) == 8  # the premise: texts have vectors of their own
+
+
+@pytest.mark.parametrize("budget", [1, 64, 1000, 100_000])
+def test_the_budget_moves_a_vector_by_rounding_only(model, budget):
+    batch = tokenised(model, documents(60))
+    expected = load(model).encode(batch).astype(np.float64)
+    vectors = load(model, max_batch_tokens=budget).encode(batch).astype(np.float64)
+    assert np.abs(vectors - expected).max() <= 5e-6
+    assert (1 - (vectors * expected).sum(axis=1) / np.linalg.norm(vectors, axis=1)).max() <= 1e-6
+
+
+def test_bfloat16_invariance(gemma):
+    batch = tokenised(gemma, documents(40))
+    exact = load(gemma).encode(batch).astype(np.float64)
+    wide = load(gemma, dtype="bfloat16").encode(batch).astype(np.float64)
+    alone = load(gemma, dtype="bfloat16", max_batch_tokens=1).encode(batch).astype(np.float64)
+    assert np.abs(np.linalg.norm(wide, axis=1) - 1).max() <= 1e-5
+    assert (1 - (wide * alone).sum(axis=1)).max() <= 1e-3
+    assert 1e-7 < (1 - (wide * exact).sum(axis=1)).max() <= 3e-3
+
+
+def test_dim_is_truncated_then_normalised(gemma):
+    encoder = load(gemma)
+    batch = tokenised(gemma, documents(10))
+    whole, part = encoder.encode(batch), encoder.encode(batch, 16)
+    assert np.abs(np.linalg.norm(part, axis=1) - 1).max() < 1e-6
+    sliced = whole[:, :16]
+    assert np.abs(sliced / np.linalg.norm(sliced, axis=1, keepdims=True) - part).max() <= 2e-7
+    for wrong in (0, -1, 65):
+        with pytest.raises(ValueError, match="not between 1 and 64"):
+            encoder.encode(batch, wrong)
+
+
+def test_include_prompt_false_leaves_the_prompt_out(gemma, copy):
+    config = json.loads((copy / "1_Pooling/config.json").read_text())
+    (copy / "1_Pooling/config.json").write_text(json.dumps(config | {"include_prompt": False}))
+    prompt = GEMMA_PROMPTS["query"]
+    batch = tokenised(copy, documents(5), prompt)
+    count = Tokenizer(copy, max_tokens=256, prompt=prompt).prompt_tokens
+    left_out = load(copy, prompt_tokens=count).encode(batch)
+    counted = load(gemma, prompt_tokens=count).encode(batch)
+    assert np.abs(left_out - counted).max() > 1e-2
+    load(copy, prompt_tokens=count).self_test()
+
+
+def test_stats(bert):
+    encoder = load(bert, max_batch_tokens=100)
+    batch = Batch.of([np.full(length, 7, np.int32) for length in (10, 10, 10, 8, 50, 40, 20)])
+    assert encoder.stats == Stats(0, 0)
+    encoder.warm_up()
+    encoder.self_test()
+    encoder.encode(batch)
+    padding = sum(len(rows) * batch.lengths[rows].max() for rows in split(batch.lengths, 100)) - batch.tokens
+    assert encoder.stats == Stats(148, padding) and padding > 0
+    encoder.encode(batch)
+    assert encoder.stats == Stats(296, 2 * padding)
+
+
+def test_nothing(bert):
+    assert load(bert).encode(Batch.of([])).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "sentence"),
+    [
+        ([1, 2, 3], [2], "do not match"),
+        ([1, 2, 3], [3, 0], "do not match"),
+        ([1, 99_999], [2], "outside the model's vocabulary"),
+        ([-1, 1], [2], "outside the model's vocabulary"),
+        ([1] * 129, [129], "longer than the model's 128"),
+    ],
+)
+def test_refuses_batches_of_another_tokenizer(bert, ids, lengths, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        load(bert).encode(Batch(np.array(ids, np.int32), np.array(lengths, np.int32)))
+    assert "99999" not in str(error.value)
+
+
+def test_nan_stays_in_its_row(bert, monkeypatch):
+    encoder = load(bert)
+    batch = tokenised(bert, documents(8))
+    expected = encoder.encode(batch)
+    embed = encoder._model.embeddings.forward
+
+    def spoil(*arguments, **options):
+        hidden = embed(*arguments, **options)
+        hidden[2] = float("nan")  # the third longest text of the batch
+        return hidden
+
+    monkeypatch.setattr(encoder._model.embeddings, "forward", spoil)
+    vectors = encoder.encode(batch)
+    (spoiled,) = split(batch.lengths, 2048)[0][2:3]
+    assert np.isnan(vectors[spoiled]).all()
+    rest = np.arange(8) != spoiled
+    assert np.array_equal(vectors[rest], expected[rest])
+    with pytest.raises(EnvironmentFault, match="not finite"):
+        encoder.self_test()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_self_test_and_warm_up_pass(model, dtype):
+    encoder = load(model, dtype=dtype)
+    encoder.warm_up()
+    encoder.self_test()
+
+
+def test_self_test_notices_a_mask_that_is_not_used(gemma, monkeypatch):
+    encoder = load(gemma)
+    forward = encoder._model.forward
+    monkeypatch.setattr(encoder._model, "forward", lambda input_ids, attention_mask: forward(input_ids=input_ids))
+    with pytest.raises(EnvironmentFault, match="depends on its batch"):
+        encoder.self_test()
+
+
+def test_self_test_notices_a_missing_normalisation(gemma, monkeypatch):
+    monkeypatch.setattr("workers.encoder.head.normalise", lambda vectors: vectors)
+    with pytest.raises(EnvironmentFault, match="off unit length"):
+        load(gemma).self_test()
+
+
+def test_warm_up_says_what_to_lower(bert, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder = load(bert)
+    monkeypatch.setattr(encoder, "_forward", full)
+    with pytest.raises(EnvironmentFault, match=r"too little memory for pool.max_batch_tokens 2048"):
+        encoder.warm_up()
+
+
+def test_refuses_dtypes_and_devices(gemma):
+    with pytest.raises(SettingsError, match="float16 overflows in Gemma"):
+        load(gemma, dtype="float16")
+    with pytest.raises(SettingsError, match="not one of auto"):
+        load(gemma, dtype="int8")
+    with pytest.raises(SettingsError, match="not one that torch knows"):
+        Encoder(Layout.read(gemma), device="quantum")
+    with pytest.raises(EnvironmentFault, match="CUDA devices here"):
+        Encoder(Layout.read(gemma), device="cuda:77")
+
+
+def test_refuses_missing_weights(copy):
+    weights = load_file(copy / "model.safetensors")
+    del weights["layers.3.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentFault, match=r"layers.3.mlp.up_proj.weight is not in its weights; 1 are missing"):
+        load(copy)
+
+
+def test_refuses_broken_weights_in_one_sentence(copy):
+    (copy / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(EnvironmentFault, match="cannot be loaded as a model") as error:
+        load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_a_version_that_runs_gemma_causally(gemma, monkeypatch):
+    loaded = room.transformers.AutoModel.from_pretrained
+
+    def old(*arguments, **options):
+        model, report = loaded(*arguments, **options)
+        model.layers[0].self_attn.is_causal = True
+        return model, report
+
+    monkeypatch.setattr(room.transformers.AutoModel, "from_pretrained", old)
+    with pytest.raises(EnvironmentFault, match="as a causal model"):
+        load(gemma)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_is_as_good_as_cpu(model, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    batch = tokenised(model, documents(60))
+    exact = load(model).encode(batch).astype(np.float64)
+    encoder = Encoder(Layout.read(model), device="cuda", dtype=dtype, max_batch_tokens=16_384)
+    encoder.warm_up()
+    encoder.self_test()
+    vectors = encoder.encode(batch).astype(np.float64)
+    assert (1 - (vectors * exact).sum(axis=1)).max() <= (1e-6 if dtype == "float32" else 3e-3)
