@@ -28,7 +28,7 @@ from workers.codecs.base import Decoder
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, PoisonError, RetryableError, StreamEmbedderError
 from workers.offsets import OffsetLedger
-from workers.pool import Answer, EncoderPool
+from workers.pool import Answer, EncoderPool, PoolClosed
 from workers.records import DeadLetter, Embedding, Origin, Outcome, Position, Record, Tokens, Tombstone, TopicPartition
 from workers.settings import LimitSettings
 from workers.sources.base import Source
@@ -270,7 +270,10 @@ class StreamReader:
 
     def _send(self, call: Call, started: float) -> None:
         def answered(future: Future[Answer]) -> None:
-            answer = None if future.cancelled() or future.exception() is not None else future.result()
+            error = None if future.cancelled() else future.exception()
+            answer = None if future.cancelled() or error is not None else future.result()
+            if error is not None and not isinstance(error, PoolClosed):
+                self._fail(error)  # without an outcome its texts would hold up their partitions, and nobody would know
             with self._lock:
                 self._answers.append((call, answer, time.monotonic() - started))
                 self._lock.notify_all()

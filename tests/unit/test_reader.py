@@ -1,0 +1,558 @@
+"""The loop over fakes: every record's outcome is committed once and in order, whatever fails on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from tests.fakes import (
+    CANARY,
+    DIM,
+    TOPIC,
+    Crash,
+    FakeDecoder,
+    FakeRenderer,
+    FakeSink,
+    FakeSource,
+    FakeTokenizer,
+    Group,
+    Pause,
+    Rebalance,
+    fake_encode,
+    record,
+    type_step,
+)
+from workers import metrics, pool, reader
+from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
+from workers.errors import StreamEmbedderError
+from workers.pool import Failure, RetryingPool
+from workers.reader import ReaderOptions, StreamReader
+from workers.records import Batch, Message, Position, Record, TopicPartition, type_vectors
+from workers.settings import LimitSettings
+
+P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
+OUT, DEAD = "vectors", "documents.dead"
+WAIT_S = 15.0
+
+
+def text(offset: int, value: str, partition: int = 0, key: bytes | None = b"key") -> Record:
+    return record(offset, value.encode(), partition=partition, key=key)
+
+
+def texts(count: int, partition: int = 0, start: int = 0) -> list[Record]:
+    return [text(n, f"{partition}-{n:04}" + "x" * (n % 7), partition) for n in range(start, start + count)]
+
+
+class Stream:
+    """A reader over fakes, running in a thread."""
+
+    def __init__(
+        self,
+        steps: Sequence[type_step],
+        *,
+        encode: Callable[[Batch], type_vectors] = fake_encode,
+        sink: Callable[[Group], FakeSink] = FakeSink,
+        reject_overflow: bool = False,
+        limits: LimitSettings | None = None,
+        most_tokens: int = 64,
+    ) -> None:
+        self.group = Group()
+        self.source = FakeSource(self.group, steps)
+        self.sink = sink(self.group)
+        self.meter = metrics.Metrics()
+        self.encode = encode
+        self.pool = RetryingPool(
+            lambda batch: self.encode(batch),
+            dim=DIM,
+            canary=CANARY,
+            classify=lambda _: Failure.RAISED,
+            capacity=lambda: 3,
+            meter=self.meter,
+        )
+        outlets = [Outlet(f"kafka:{OUT}", OUT, DIM, "float32", FakeRenderer(OUT))]
+        self.reader = StreamReader(
+            self.source,
+            FakeDecoder(),
+            FakeTokenizer(most_tokens),
+            self.pool,
+            ReaderOptions(
+                limits=limits or LimitSettings(),
+                max_batch_tokens=64,
+                reject_overflow=reject_overflow,
+                commit_interval_s=0.02,
+                linger_s=0.002,
+            ),
+            self.meter,
+            lambda ledger, lock: Checkpoint(
+                ledger, lock, self.source, self.sink, outlets, DeadLetterOutlet(DEAD, "f", False), self.meter
+            ),
+        )
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.reader.run()
+        except BaseException as error:
+            self.error = error
+
+    def start(self) -> Stream:
+        self.thread.start()
+        return self
+
+    def wait(self, condition: Callable[[], bool], what: str = "") -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {WAIT_S:.0f} s: {what}"
+            assert self.thread.is_alive() or condition(), f"the reader ended: {self.error!r}"
+            time.sleep(0.005)
+
+    def wait_committed(self, count: int) -> None:
+        self.wait(lambda: len(self.sink.committed) >= count, f"{count} records, {len(self.sink.committed)} are there")
+
+    def ended(self) -> bool:
+        self.thread.join(WAIT_S)
+        return not self.thread.is_alive()
+
+    def finish(self) -> None:
+        """Drain, and see that the end was a clean one."""
+        assert self.reader.drain(2.0)
+        assert self.ended()
+        assert self.error is None
+        assert self.source.left
+
+    def values(self, topic: str = OUT) -> list[str]:
+        return [(message.value or b"").decode() for message in self.sink.committed if message.topic == topic]
+
+    def letters(self) -> list[tuple[str, str]]:
+        dead = [message for message in self.sink.committed if message.topic == DEAD]
+        return [(_header(message, "stage"), _header(message, "class")) for message in dead]
+
+
+def _header(message: Message, name: str) -> str:
+    return (dict(message.headers)[f"embedding-error-{name}"] or b"").decode()
+
+
+type_stream = Callable[..., Stream]
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[type_stream]:
+    monkeypatch.setattr(pool, "BACKOFF_S", (0.001, 0.01))
+    made: list[Stream] = []
+
+    def make(steps: Sequence[type_step], **options: object) -> Stream:
+        made.append(Stream(steps, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.reader.stop()
+        if each.thread.ident is not None:
+            assert each.ended(), "stop() must end run()"
+        each.pool.close()
+
+
+def values_of(records: Sequence[Record]) -> list[str]:
+    return [(each.value or b"").decode() for each in records]
+
+
+def slow(seconds: float) -> Callable[[Batch], type_vectors]:
+    """Calls that finish out of order."""
+
+    def encode(batch: Batch) -> type_vectors:
+        time.sleep(seconds * (int(batch.ids.sum()) % 7) / 7)
+        return fake_encode(batch)
+
+    return encode
+
+
+def test_every_outcome_is_committed_once_and_in_the_order_of_its_partition(stream: type_stream):
+    zero, one = texts(300, 0), texts(300, 1)
+    running = stream([each for pair in zip(zero, one, strict=True) for each in pair], encode=slow(0.02)).start()
+    running.wait_committed(600)
+    running.finish()
+    by_partition = [[v for v in running.values() if v.startswith(f"{n}-")] for n in (0, 1)]
+    assert by_partition == [values_of(zero), values_of(one)]
+    assert {p: position.offset for p, position in running.group.positions.items()} == {P0: 300, P1: 300}
+    assert running.meter.value(metrics.RECORDS_COMMITTED, outcome="embedding") == 600
+    assert running.meter.value(metrics.OUTCOMES_DROPPED) == 0
+
+
+def test_each_text_gets_its_own_vector(stream: type_stream, monkeypatch: pytest.MonkeyPatch):
+    """Texts are sorted by length on their way; rows must find back."""
+    from tests.fakes import fake_vector
+
+    seen: dict[str, np.ndarray] = {}
+    original = FakeRenderer.render
+
+    def render(self: FakeRenderer, held: Record, embedding: object, vector: np.ndarray) -> Message:
+        message = original(self, held, embedding, vector)
+        seen[(message.value or b"").decode()] = vector
+        return message
+
+    monkeypatch.setattr(FakeRenderer, "render", render)
+    running = stream(texts(100)).start()
+    running.wait_committed(100)
+    for value, vector in seen.items():
+        np.testing.assert_allclose(vector, fake_vector(value), atol=1e-6)
+
+
+def test_poison_becomes_dead_letters_and_its_neighbours_are_embedded(stream: type_stream):
+    records = texts(30)
+    records[3] = text(3, "raise!")
+    records[4] = text(4, "nan!")
+    records[5] = text(5, "decode!")
+    records[6] = text(6, "render!")
+    running = stream(records).start()
+    running.wait_committed(30)
+    running.finish()
+    assert running.values() == values_of(records[:3] + records[7:])
+    assert running.letters() == [
+        ("encode", "encoder_raised"),
+        ("encode", "not_finite"),
+        ("decode", "invalid"),
+        ("output", "unrenderable"),
+    ]
+    assert [m.value for m in running.sink.committed if m.topic == DEAD] == [each.value for each in records[3:7]]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.9, 1.1, np.inf])
+def test_a_vector_of_the_wrong_length_is_a_dead_letter(stream: type_stream, scale: float):
+    def encode(batch: Batch) -> type_vectors:
+        vectors = fake_encode(batch)
+        vectors[batch.lengths == 9] *= np.float32(scale)
+        return vectors
+
+    running = stream([text(0, "a"), text(1, "ninechars"), text(2, "c")], encode=encode).start()
+    running.wait_committed(3)
+    assert running.values() == ["a", "c"]
+    assert running.letters() == [("encode", "not_finite")]
+
+
+def test_tombstones_pass_in_order_and_without_a_key_are_dead_letters(stream: type_stream):
+    steps = [text(0, "a", key=b"k"), record(1, None, key=b"k"), record(2, None, key=None), text(3, "b", key=b"k")]
+    running = stream(steps).start()
+    running.wait_committed(4)
+    assert [(m.key, m.value) for m in running.sink.committed if m.topic == OUT] == [
+        (b"k", b"a"),
+        (b"k", None),
+        (b"k", b"b"),
+    ]
+    assert running.letters() == [("decode", "invalid")]
+
+
+@pytest.mark.parametrize("reject", [False, True])
+def test_a_text_above_the_limit_is_cut_and_counted_or_refused(stream: type_stream, reject: bool):
+    running = stream([text(0, "x" * 9), text(1, "y" * 8)], most_tokens=8, reject_overflow=reject).start()
+    running.wait_committed(2)
+    running.wait(lambda: running.meter.value(metrics.RECORDS_COMMITTED) == 2)
+    assert running.values() == (["y" * 8] if reject else ["x" * 9, "y" * 8])
+    assert running.letters() == ([("tokenize", "too_long")] if reject else [])
+    assert running.meter.value(metrics.TEXTS_TRUNCATED) == (0 if reject else 1)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [LimitSettings(records=10), LimitSettings(bytes=10 * 9)],
+    ids=["records", "bytes"],
+)
+def test_a_limit_pauses_the_source_and_loses_nothing(stream: type_stream, limits: LimitSettings):
+    go = threading.Event()
+
+    def encode(batch: Batch) -> type_vectors:
+        assert go.wait(WAIT_S)
+        return fake_encode(batch)
+
+    records = [text(n, f"{n:06}") for n in range(50)]  # 9 bytes each with the key
+    running = stream(records, encode=encode, limits=limits).start()
+    running.wait(lambda: running.source.full_polls > 20, "the source is not told to pause")
+    assert running.meter.value(metrics.IN_FLIGHT_RECORDS) == 10
+    assert running.meter.value(metrics.IN_FLIGHT_BYTES) == 90
+    go.set()
+    running.wait_committed(50)
+    running.finish()
+    assert running.values() == values_of(records)
+
+
+# ---- commits that fail
+
+
+@pytest.mark.parametrize(
+    ("opens", "writes", "commits"),
+    [
+        ("ok", "fail ok fail ok", "ok"),
+        ("ok", "ok", "fail ok fail ok"),
+        ("ok", "ok", "happened ok happened ok"),
+        ("ok", "ok", "happened fail happened ok"),
+        ("ok fail fail ok", "ok", "ok happened ok fail ok"),
+        ("fail fail ok", "fail ok", "happened ok"),
+    ],
+)
+def test_whatever_a_commit_comes_to_each_outcome_is_there_once(
+    stream: type_stream, opens: str, writes: str, commits: str
+):
+    zero, one = texts(60, 0), texts(60, 1)
+    running = stream(
+        [each for pair in zip(zero, one, strict=True) for each in pair],
+        sink=lambda group: FakeSink(group, opens=opens.split(), writes=writes.split(), commits=commits.split()),
+        limits=LimitSettings(records=12),  # so that there are many commits
+    )
+    running.source.silent_coordinator = 1
+    running.start()
+    running.wait_committed(120)
+    running.finish()
+    assert Counter(running.values()) == Counter(values_of(zero + one))
+    assert [v for v in running.values() if v.startswith("0-")] == values_of(zero)
+    assert running.meter.value(metrics.RECORDS_COMMITTED) == 120
+
+
+def test_while_the_sink_is_down_nothing_is_lost_and_nothing_floods(stream: type_stream):
+    records = texts(40)
+    running = stream(
+        records, sink=lambda group: FakeSink(group, writes=("fail",)), limits=LimitSettings(records=20)
+    ).start()
+    running.wait(lambda: running.sink.calls.count("write") >= 3)
+    assert running.sink.committed == []
+    assert running.source.full_polls > 0, "the limit holds the source back"
+    running.sink.script("write", "ok")
+    running.wait_committed(40)
+    assert running.values() == values_of(records)
+    assert running.letters() == []
+
+
+# ---- rebalances
+
+
+def test_of_a_partition_that_is_revoked_in_flight_nothing_is_written(stream: type_stream):
+    go = threading.Event()
+    calls = 0
+
+    def encode(batch: Batch) -> type_vectors:
+        nonlocal calls
+        calls += 1
+        assert go.wait(WAIT_S)
+        return fake_encode(batch)
+
+    revoked = Pause()
+    running = stream(
+        [*texts(20, 0), *texts(20, 1), (before := Pause()), Rebalance([P1], lost=True), revoked], encode=encode
+    ).start()
+    assert before.reached.wait(WAIT_S)
+    running.wait(lambda: calls >= 3)
+    before.go.set()
+    assert revoked.reached.wait(WAIT_S)
+    go.set()
+    running.wait_committed(20)
+    time.sleep(0.1)
+    revoked.go.set()
+    running.finish()
+    assert running.values() == values_of(texts(20, 0))
+    assert P1 not in running.group.positions
+    assert running.meter.value(metrics.OUTCOMES_DROPPED, why="lost") == 20
+    assert running.meter.value(metrics.OUTCOMES_DROPPED, why="stale") == 20
+
+
+def test_a_partition_that_comes_back_is_read_again_and_written_once(stream: type_stream):
+    """What was under way for the first assignment comes back late, and must not count for the second."""
+    release = threading.Event()
+    first = True
+    lock = threading.Lock()
+
+    def encode(batch: Batch) -> type_vectors:
+        nonlocal first
+        with lock:
+            late, first = first, False
+        if late:
+            assert release.wait(WAIT_S)
+        return fake_encode(batch)
+
+    records = texts(40)
+    running = stream([*records[:20], Rebalance([P0], back=True), *records[20:]], encode=encode).start()
+    running.wait_committed(40)
+    release.set()
+    running.finish()
+    assert running.values() == values_of(records)
+
+
+def test_rebalances_at_any_time_write_each_outcome_once(stream: type_stream):
+    records = texts(200)
+    steps: list[type_step] = []
+    for n, each in enumerate(records):
+        steps.append(each)
+        if n % 17 == 0:
+            steps.append(Rebalance([P0], back=True))
+    running = stream(
+        steps,
+        encode=slow(0.005),
+        sink=lambda group: FakeSink(group, commits="ok ok happened ok fail ok happened ok".split()),
+    ).start()
+    running.wait_committed(200)
+    running.finish()
+    assert running.values() == values_of(records)
+
+
+def test_a_partition_that_goes_while_its_commit_is_recovered_is_no_error(stream: type_stream):
+    gone = Pause()
+    running = stream(
+        [*texts(5), gone, Rebalance([P0], back=True), *texts(5, start=5)],
+        sink=lambda group: FakeSink(group, commits=("happened", "ok")),
+    )
+    running.source.silent_coordinator = 2
+    running.start()
+    assert gone.reached.wait(WAIT_S)
+    gone.go.set()
+    running.wait_committed(10)
+    running.finish()
+    assert running.values() == values_of(texts(10))
+
+
+# ---- ends
+
+
+def test_a_drain_commits_what_was_sent_and_gives_up_the_rest(stream: type_stream):
+    go, out = threading.Event(), threading.Event()
+
+    def encode(batch: Batch) -> type_vectors:
+        out.set()
+        assert go.wait(WAIT_S)
+        return fake_encode(batch)
+
+    records = [text(n, "x" * 32) for n in range(200)]  # two to a call, three calls at a time
+    running = stream(records, encode=encode).start()
+    assert out.wait(WAIT_S)
+    running.wait(lambda: running.meter.value(metrics.CALLS_IN_FLIGHT) == 3)
+    drained: list[bool] = []
+    draining = threading.Thread(target=lambda: drained.append(running.reader.drain(5.0)))
+    draining.start()
+    time.sleep(0.1)
+    assert running.thread.is_alive(), "it waits for the calls that are out"
+    go.set()
+    draining.join(WAIT_S)
+    assert drained == [True]
+    assert running.ended()
+    assert running.error is None
+    assert len(running.sink.committed) == 6
+    assert running.group.positions[P0].offset == 6, "the rest is read again"
+    assert running.source.left
+
+
+def test_a_drain_with_nothing_in_flight_is_quick(stream: type_stream):
+    running = stream(texts(3)).start()
+    running.wait_committed(3)
+    started = time.monotonic()
+    running.finish()
+    assert time.monotonic() - started < 2
+
+
+def test_a_drain_does_not_wait_for_an_encoder_for_ever(stream: type_stream):
+    go, out = threading.Event(), threading.Event()
+
+    def encode(batch: Batch) -> type_vectors:
+        out.set()
+        go.wait(WAIT_S)
+        return fake_encode(batch)
+
+    running = stream(texts(10), encode=encode).start()
+    assert out.wait(WAIT_S)
+    started = time.monotonic()
+    assert running.reader.drain(0.3)
+    assert 0.3 <= time.monotonic() - started < 3
+    assert running.ended()
+    assert running.error is None
+    assert running.sink.committed == []
+    go.set()
+
+
+@pytest.mark.parametrize("down", ["write", "commit", "open"])
+def test_a_drain_while_the_sink_is_down_ends_in_bounded_time(stream: type_stream, down: str):
+    running = stream(texts(10)).start()
+    running.wait_committed(10)
+    running.sink.script(down, "fail")
+    if down == "open":
+        running.sink.script("write", "fail")
+    running.reader.received(texts(5, start=10))  # as the poll thread would
+    started = time.monotonic()
+    assert running.reader.drain(0.5)
+    assert time.monotonic() - started < 5
+    assert running.ended()
+    assert running.error is None
+    assert running.values() == values_of(texts(10))
+
+
+def test_a_drain_before_the_sink_was_ever_open_ends_too(stream: type_stream):
+    running = stream(texts(10), sink=lambda group: FakeSink(group, opens=("fail",))).start()
+    running.wait(lambda: "open" in running.sink.calls)
+    assert running.reader.drain(0.2)
+    assert running.ended()
+    assert running.error is None
+
+
+def test_what_breaks_the_poll_thread_ends_the_reader_with_it(stream: type_stream):
+    running = stream([*texts(3), Crash(StreamEmbedderError("Kafka refuses us"))]).start()
+    assert running.ended()
+    assert str(running.error) == "Kafka refuses us"
+    with pytest.raises(StreamEmbedderError, match="Kafka refuses us"):
+        running.reader.check()
+
+
+def test_a_defect_in_the_work_thread_ends_the_reader(stream: type_stream, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FakeTokenizer, "encode", lambda _self, _texts: 1 / 0)
+    running = stream(texts(1)).start()
+    assert running.ended()
+    assert isinstance(running.error, ZeroDivisionError)
+
+
+def test_a_defect_in_the_pool_ends_the_reader_and_is_not_swallowed(
+    stream: type_stream, monkeypatch: pytest.MonkeyPatch
+):
+    """Its texts would otherwise stay in flight for ever, and their partition with them."""
+    running = stream(texts(1))
+    monkeypatch.setattr(running.pool, "_encode", lambda _batch: 1 / 0)
+    running.start()
+    assert running.ended()
+    assert isinstance(running.error, ZeroDivisionError)
+
+
+def test_a_stop_under_load_is_clean(stream: type_stream):
+    """The pool closes while the work thread sends; that is no failure."""
+    for _ in range(5):
+        running = stream(texts(300), encode=slow(0.003)).start()
+        running.wait_committed(20)
+        running.reader.stop()
+        assert running.ended()
+        assert running.error is None
+        values = running.values()
+        assert values == values_of(texts(300))[: len(values)]
+
+
+def test_check_raises_when_nothing_was_polled_for_long(stream: type_stream, monkeypatch: pytest.MonkeyPatch):
+    running = stream([stuck := Pause()]).start()
+    assert stuck.reached.wait(WAIT_S)
+    running.reader.check()
+    monkeypatch.setattr(reader, "STALL_S", -1.0)
+    with pytest.raises(StreamEmbedderError, match="has not polled"):
+        running.reader.check()
+    stuck.go.set()
+    running.finish()
+    running.reader.check()
+
+
+def test_a_successor_goes_on_where_a_stopped_reader_had_committed(stream: type_stream):
+    records = texts(120)
+    first = stream(records, encode=slow(0.01), limits=LimitSettings(records=30)).start()
+    first.wait_committed(10)
+    first.reader.stop()
+    assert first.ended()
+    done = len(first.values())
+    second = stream(records)
+    second.group.positions[P0] = first.group.positions.get(P0, Position(0))
+    second.start()
+    second.wait_committed(120 - done)
+    second.finish()
+    assert first.values() + second.values() == values_of(records)
