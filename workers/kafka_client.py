@@ -21,6 +21,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
+from kafka.serializer import Serializer
 
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
@@ -35,18 +36,19 @@ DEFAULT_TIMESTAMP_AFTER_MAX_MS = 3_600_000
 
 
 class _Null:
-    """Stands for a null value: kafka-python refuses a null key with a null value, which Kafka allows."""
+    """The type of :data:`NULL`."""
 
 
 NULL = _Null()
+"""A null value to send: kafka-python refuses a null key with a null value before it serialises, though Kafka allows it."""
 
 
-def serialize_value(value: object) -> bytes | None:
-    """The producer's value serializer: :data:`NULL` becomes null, bytes stay."""
-    if value is NULL or value is None:
-        return None
-    assert isinstance(value, bytes)
-    return value
+class NullableSerializer(Serializer):  # type: ignore[misc]
+    """Sends bytes as they are, and :data:`NULL` as null."""
+
+    def serialize(self, topic: str, headers: object, data: object) -> object:
+        """The bytes of a value, or None."""
+        return None if data is NULL else data
 
 
 def client_settings(kafka: KafkaSettings) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def bare_consumer(kafka: KafkaSettings, **more: Any) -> KafkaConsumer:
 
 def bare_producer(kafka: KafkaSettings, **more: Any) -> KafkaProducer:
     """An idempotent producer without transactions. The caller closes it."""
-    return connect(KafkaProducer, kafka, **({"value_serializer": serialize_value} | more))
+    return connect(KafkaProducer, kafka, **({"value_serializer": NullableSerializer()} | more))
 
 
 def create_topics(kafka: KafkaSettings, topics: Mapping[str, int], **configs: str) -> None:

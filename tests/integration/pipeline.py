@@ -64,7 +64,7 @@ class Pipeline:
 
     def wait_for(self, title: str, count: int = 1, timeout: float = 90) -> list[int]:
         """Wait until so many parts of that title run."""
-        wait_until(lambda: len(self.parts(title)) >= count, timeout, f"{count} × {title}\n{self.tail()}")
+        wait_until(lambda: len(self.parts(title)) >= count, timeout, lambda: f"{count} × {title}\n{self.tail()}")
         return sorted(self.parts(title))
 
     def kill(self, title: str) -> int:
@@ -107,11 +107,11 @@ class Pipeline:
         self.kill_everything()
 
 
-def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
-    """Poll a condition; fails with ``what`` after ``timeout`` seconds."""
+def wait_until(condition: Callable[[], bool], timeout: float, what: Callable[[], str]) -> None:
+    """Poll a condition; fails with what ``what`` says then, after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        assert time.monotonic() < end, f"not within {timeout} s: {what()}"
         time.sleep(0.1)
 
 
