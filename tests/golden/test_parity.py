@@ -73,14 +73,13 @@ def test_equal_at_full_and_truncated_dim(folder, texts, record_property):
     full = reference.encode(texts)
     assert whole.shape == full.shape == (200, layout.dim)
     differences = {layout.dim: np.abs(whole - full).max()}
-    for dim in (layout.dim // 2, layout.dim // 4):
+    for dim in (layout.dim // 4,):
         expected = reference.encode(texts, truncate_dim=dim, normalize_embeddings=True)
         differences[dim] = max(
             np.abs(encoder.encode(batch, dim) - expected).max(), np.abs(project(whole, dim, "float32") - expected).max()
         )
         assert np.abs(whole[:, :dim] - expected).max() > WRONG  # renormalise missing
     record_property("differences", str(differences))
-    print(layout.model_type, differences)
     assert max(differences.values()) <= SAME
 
 

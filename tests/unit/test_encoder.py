@@ -63,7 +63,7 @@ def test_order_shape_and_length(model):
     assert np.linalg.matrix_rank(vectors[:8]) == 8  # the premise: texts have vectors of their own
 
 
-@pytest.mark.parametrize("budget", [1, 64, 1000, 100_000])
+@pytest.mark.parametrize("budget", [1, 1000, 100_000])
 def test_the_budget_moves_a_vector_by_rounding_only(model, budget):
     batch = tokenised(model, documents(60))
     expected = load(model).encode(batch).astype(np.float64)
@@ -73,7 +73,7 @@ def test_the_budget_moves_a_vector_by_rounding_only(model, budget):
 
 
 def test_bfloat16_invariance(gemma):
-    batch = tokenised(gemma, documents(40))
+    batch = tokenised(gemma, documents(12))  # few: bfloat16 on CPU prepares a kernel for each shape, slowly
     exact = load(gemma).encode(batch).astype(np.float64)
     wide = load(gemma, dtype="bfloat16").encode(batch).astype(np.float64)
     alone = load(gemma, dtype="bfloat16", max_batch_tokens=1).encode(batch).astype(np.float64)
@@ -147,7 +147,7 @@ def test_nan_stays_in_its_row(bert, monkeypatch):
 
     def spoil(*arguments, **options):
         hidden = embed(*arguments, **options)
-        hidden[2] = float("nan")  # the third longest text of the batch
+        hidden[2 if len(hidden) == 8 else 0] = float("nan")  # of the batch below, the third longest text
         return hidden
 
     monkeypatch.setattr(encoder._model.embeddings, "forward", spoil)
