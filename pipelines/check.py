@@ -92,10 +92,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
             sources = kafka_client.source_topics(client, settings.source)
             written = [output.topic for output in settings.outputs] + [settings.dead_letter.topic]
             topics = kafka_client.describe_topics(client, dict.fromkeys([*sources, *written]))
-            kafka_client.committed_offsets(client, settings.source.group)
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("broker", str(error))
         return
+    try:
+        kafka_client.probe_group(settings.kafka, settings.source.group)
+        yield Finding(f"group {settings.source.group}")
+    except (EnvironmentFault, RetryableError) as error:
+        yield Finding("group", str(error))
     yield from _present(settings, sources, written, topics)
     yield from _rights(settings, sources, written, topics)
     if model is not None:

@@ -5,7 +5,7 @@ Comes in: settings. Goes out: the layout and what the settings make of it. Never
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,8 @@ from workers.encoder.layout import Layout, prompt_for, resolve
 from workers.settings import KafkaOutput, Settings
 
 if TYPE_CHECKING:
-    from workers.text.tokenizer import Tokenizer
-
     from workers.encoder.encoder import Encoder
+    from workers.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -91,17 +90,18 @@ class Model:
         """A tokenizer for one thread."""
         from workers.text.tokenizer import Tokenizer  # noqa: PLC0415 - heavy
 
-        return Tokenizer(self.folder, max_tokens=self.max_tokens, prompt=self.prompt, lower_case=self.layout.lower_case)
+        return Tokenizer(
+            self.layout.transformer, max_tokens=self.max_tokens, prompt=self.prompt, lower_case=self.layout.lower_case
+        )
 
-    def encoder(self, *, threads: int | None = None) -> Encoder:
-        """An encoder in this process: weights loaded, not yet warmed up or tested."""
-        import torch  # noqa: PLC0415 - heavy
+    def encoder(self, *, cuda: bool | None = None, threads: int | None = None) -> Encoder:
+        """An encoder in this process: weights loaded, not yet warmed up or tested. ``cuda`` None: where there is one."""
+        from workers.encoder.encoder import Encoder, has_cuda  # noqa: PLC0415 - heavy
 
-        from workers.encoder.encoder import Encoder  # noqa: PLC0415
-
-        cuda = torch.cuda.is_available()
+        if cuda is None:
+            cuda = has_cuda()
         return Encoder(
-            self.layout,
+            replace(self.layout, max_tokens=self.max_tokens),
             device="cuda" if cuda else "cpu",
             dtype=self.settings.model.dtype,
             max_batch_tokens=self.settings.pool.batch_tokens(cuda=cuda),

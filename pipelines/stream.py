@@ -86,7 +86,9 @@ class Encoder:
         model = Model.open(settings)
         self._meter = metrics.Metrics(RayExporter())
         self._dim = model.widest
-        self._encoder = model.encoder(threads=max(1, int(settings.pool.cpus_per_replica)))
+        self._encoder = model.encoder(
+            cuda=gpus_per_replica(settings) > 0, threads=max(1, int(settings.pool.cpus_per_replica))
+        )
         self._encoder.warm_up()
         self._encoder.self_test()
         # One thread: the device does one batch at a time, and the event loop stays free for health checks.

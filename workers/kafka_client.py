@@ -124,12 +124,13 @@ def connect(client: Callable[..., type_client], kafka: KafkaSettings, **more: An
 
 
 def _unreachable(kafka: KafkaSettings, cause: str) -> str:
-    if "uthentication" in cause:
-        hint = "check kafka.sasl_mechanism, sasl_username and sasl_password"
-    elif "SSL" in cause or "certificate" in cause:
+    if "SSL" in cause or "certificate" in cause:
         hint = "check kafka.security_protocol and kafka.ssl_cafile"
+    elif kafka.sasl_mechanism is not None:
+        # A refused password often shows as a closed connection only: the broker closes before its answer is read.
+        hint = "check kafka.sasl_mechanism, sasl_username and sasl_password, and that a broker runs there"
     else:
-        hint = "is one running there, and is kafka.bootstrap_servers right?"
+        hint = "is one running there, and are kafka.bootstrap_servers and kafka.security_protocol right?"
     return f"no Kafka broker answers at {kafka.bootstrap_servers} ({cause}): {hint}"
 
 
@@ -278,6 +279,22 @@ def probe_transactions(kafka: KafkaSettings, transactional_id: str) -> None:
     finally:
         with contextlib.suppress(kafka_errors.KafkaError):
             producer.close(timeout=2)
+
+
+def probe_group(kafka: KafkaSettings, group: str) -> None:
+    """See whether we may use a consumer group.
+
+    Raises:
+        EnvironmentFault: we may not.
+        RetryableError: its coordinator does not answer.
+    """
+    with admin(kafka) as client:
+        try:
+            committed_offsets(client, group)
+        except kafka_errors.AuthorizationError as error:
+            raise EnvironmentFault(
+                f"{kafka.sasl_username or 'this client'} may not read as group {group}: grant Read on it (kafka-acls.sh --add)"
+            ) from error
 
 
 def source_topics(client: KafkaAdminClient, source: SourceSettings) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pipelines.demo import DEFAULT_ROWS
 from pipelines.demo_corpus import SHORTEST, Doc, documents
 
 
@@ -49,3 +50,8 @@ def test_nothing_is_imported_to_be_read():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_the_demos_own_questions_have_their_answers_in_the_sample(everything: list[Doc]):
+    sample = {doc.id for doc in everything[:DEFAULT_ROWS]}
+    assert {"collections.Counter.most_common", "subprocess.getstatusoutput", "datetime.datetime.isoformat"} <= sample

@@ -65,9 +65,8 @@ class Stream:
         self.source = FakeSource(self.group, steps)
         self.sink = sink(self.group)
         self.meter = metrics.Metrics()
-        self.encode = encode
         self.pool = RetryingPool(
-            lambda batch: self.encode(batch),
+            encode,
             dim=DIM,
             canary=CANARY,
             classify=lambda _: Failure.RAISED,
@@ -390,7 +389,7 @@ def test_rebalances_at_any_time_write_each_outcome_once(stream: type_stream):
     running = stream(
         steps,
         encode=slow(0.005),
-        sink=lambda group: FakeSink(group, commits="ok ok happened ok fail ok happened ok".split()),
+        sink=lambda group: FakeSink(group, commits=("ok", "happened", "ok", "fail", "ok", "happened", "ok")),
     ).start()
     running.wait_committed(200)
     running.finish()

@@ -205,6 +205,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def has_cuda() -> bool:
+    """Whether torch sees a GPU here."""
+    return torch.cuda.is_available()
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -82,8 +82,8 @@ class KafkaSink:
             self._kafka,
             acks="all",
             linger_ms=5,
-            # A batch is what the broker measures against max.message.bytes.
-            batch_size=max(1024, min(BATCH_BYTES, smallest - 512)),
+            # A batch is what the broker measures against max.message.bytes; one record always goes.
+            batch_size=max(1, min(BATCH_BYTES, smallest - 512)),
             max_request_size=max(topic.max_message_bytes for topic in self._topics.values()),
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
@@ -159,10 +159,10 @@ class KafkaSink:
 
     def close(self) -> None:
         """Release the producer; a transaction that is open is left to be aborted."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
+        if self._producer is not None:
             with contextlib.suppress(kafka_errors.KafkaError, RuntimeError):
-                producer.close(timeout=2)
+                self._producer.close(timeout=2)
+            self.abandon()  # a close that fails leaves the sender thread alive
 
 
 class TransactionalSink(KafkaSink):

@@ -142,14 +142,16 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         except kafka_errors.NoOffsetForPartitionError:
             return  # an assignment arrived inside the poll: the next turn places it
         except kafka_errors.OffsetOutOfRangeError as error:
-            self._out_of_range(error)
+            with contextlib.suppress(kafka_errors.KafkaError, ValueError):  # the next poll finds it again
+                self._out_of_range(error)
             return
         except kafka_errors.AuthorizationError as error:
             raise EnvironmentFault(
                 f"Kafka refuses to let group {self._settings.group} read: {error}; grant Read on the topics and the group"
             ) from error
-        except (kafka_errors.KafkaError, RetryableError, ValueError) as error:
-            # ValueError: a partition went away between looking and seeking. Everything else the client retries itself.
+        except (kafka_errors.KafkaError, RetryableError, ValueError, KeyError) as error:
+            # ValueError, KeyError: a partition went away between looking and seeking or pausing. Everything else the
+            # client retries itself.
             LOG.warning("poll %s", log.fields(error=type(error).__name__))
             self._stop.wait(0.2)
             return
@@ -217,6 +219,13 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         found = self.committed(unplaced)
         missing = [partition for partition in unplaced if partition not in found]
         started = self._start_positions(missing) if missing else {}
+        if started and self._settings.start != "earliest":
+            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
+            # move it to the moment of the restart, and lose what came between. A commit that fails is tried again, because
+            # nothing is placed before it.
+            self._consumer.commit(
+                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
+            )
         for partition, epoch in unplaced.items():
             position = found.get(partition) or started[partition]
             self._consumer.seek(KafkaTopicPartition(*partition), position.offset)
@@ -229,12 +238,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._listener.assigned(partition, epoch, position)
             self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
             LOG.info("assigned %s", log.fields(partition=partition, offset=position.offset))
-        if started and self._settings.start != "earliest":
-            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
-            # move it to the moment of the restart, and lose what came between.
-            self._consumer.commit(
-                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
-            )
 
     def _start_positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         wanted = [KafkaTopicPartition(*partition) for partition in partitions]
@@ -256,6 +259,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         asked: Mapping[Any, int] = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
         for tp, offset in asked.items():
             partition = TopicPartition(*tp)
+            if self._consumer.position(tp) != offset:
+                continue  # a fetch that was out before the seek fails a second time
             begin = self._consumer.beginning_offsets([tp])[tp]
             end = self._consumer.end_offsets([tp])[tp]
             target = begin if offset < begin else end
@@ -265,13 +270,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                     partition=partition, wanted=offset, continues_at=target, records_gone=max(0, begin - offset)
                 ),
             )
+            self._consumer.seek(tp, target)
             self._meter.add(metrics.OFFSETS_SKIPPED, max(0, target - offset))
             with self._lock:
+                if partition not in self._epochs:
+                    continue  # revoked meanwhile
                 self._epoch += 1
                 self._epochs[partition] = epoch = self._epoch
-            self._consumer.seek(tp, target)
-            self._listener.revoked([partition], lost=False)
-            self._listener.assigned(partition, epoch, Position(target))
+                self._listener.revoked([partition], lost=False)
+                self._listener.assigned(partition, epoch, Position(target))
 
     # ---- other threads
 

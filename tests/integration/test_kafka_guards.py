@@ -1,0 +1,822 @@
+"""What kafka-python gets wrong, and that we do not: one test for each guard, against a real broker.
+
+A test named ``premise`` in its body shows the bare client's trap first, so that a guard nobody needs any more is noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka import errors as kafka_errors
+from kafka.admin import MemberToRemove
+
+from pipelines.broker import Broker, _free_port
+from tests.conftest import RunningBroker
+from workers import kafka_client, metrics
+from workers.errors import CommitError, EnvironmentFault, RetryableError
+from workers.records import Message, Position, Record, TopicPartition
+from workers.settings import KafkaSettings, LimitSettings, SourceSettings
+from workers.sinks.kafka import TransactionalSink
+from workers.sources import kafka as source_room
+from workers.sources.kafka import KafkaSource
+
+# kafka-python leaves the sockets of connections that failed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+WAIT_S = 30.0
+type_make_topic = Callable[..., str]
+type_name = Callable[[], str]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_S) -> float:
+    """Seconds until the condition held."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+@pytest.fixture(autouse=True)
+def no_sockets_left() -> Iterator[None]:
+    """Collect them here, where nobody minds, and not in a later test."""
+    yield
+    gc.collect()
+
+
+# ---- members
+
+
+class Member:
+    """A KafkaSource that polls in a thread of its own, and remembers what it was told."""
+
+    def __init__(self, kafka: KafkaSettings, group: str, topics: Sequence[str], **more: Any) -> None:
+        self.meter = metrics.Metrics()
+        self.source = KafkaSource(
+            SourceSettings(topics=tuple(topics), group=group, start=more.pop("start", "earliest")),
+            kafka,
+            LimitSettings(),
+            client_id=f"{group}-member",
+            group_instance_id=more.pop("instance", None),
+            meter=self.meter,
+        )
+        assert not more
+        self.owned: dict[TopicPartition, int] = {}
+        self.placed: dict[TopicPartition, list[Position]] = defaultdict(list)
+        self.records: list[Record] = []
+        self.lost = 0
+        self.hold = threading.Event()
+        self.held = threading.Event()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.source.run(self)
+        except BaseException as error:
+            self.error = error
+
+    def assigned(self, partition: TopicPartition, epoch: int, position: Position) -> None:
+        self.owned[partition] = epoch
+        self.placed[partition].append(position)
+
+    def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
+        for partition in partitions:
+            self.owned.pop(partition, None)
+        self.lost += lost
+
+    def received(self, records: Sequence[Record]) -> None:
+        assert all(self.owned.get(r.origin.topic_partition) == r.origin.epoch for r in records)
+        self.records += records
+
+    def full(self) -> bool:
+        """``hold`` stalls the poll thread, as nothing of ours ever may."""
+        while self.hold.is_set():
+            self.held.set()
+            time.sleep(0.02)
+        return False
+
+    def offsets(self, partition: TopicPartition, epoch: int | None = None) -> list[int]:
+        return [
+            r.origin.offset
+            for r in self.records
+            if r.origin.topic_partition == partition and (epoch is None or r.origin.epoch == epoch)
+        ]
+
+    def stop(self) -> None:
+        self.hold.clear()
+        self.source.stop()
+        self.thread.join(15)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def join() -> Iterator[Callable[..., Member]]:
+    members: list[Member] = []
+
+    def join(*arguments: Any, **more: Any) -> Member:
+        members.append(Member(*arguments, **more))
+        return members[-1]
+
+    yield join
+    for member in members:
+        member.stop()
+
+
+type_join = Callable[..., Member]
+
+
+def produce(kafka: KafkaSettings, topic: str, count: int, partitions: int = 1, start: int = 0, **more: Any) -> None:
+    producer = kafka_client.connect(KafkaProducer, kafka)
+    try:
+        for n in range(start, start + count):
+            for partition in range(partitions):
+                producer.send(topic, b"v%d" % n, key=b"k%d" % n, partition=partition, **more)
+        producer.flush(10)
+    finally:
+        producer.close(timeout=5)
+
+
+def read(kafka: KafkaSettings, topic: str, **more: Any) -> list[Any]:
+    """What is in partition 0 of a topic for a read_committed reader, up to its end now."""
+    consumer = kafka_client.bare_consumer(kafka, auto_offset_reset="earliest", **more)
+    try:
+        tp = KafkaTopicPartition(topic, 0)
+        consumer.assign([tp])
+        end = consumer.end_offsets([tp])[tp]
+        found: list[Any] = []
+        deadline = time.monotonic() + WAIT_S
+        while consumer.position(tp) < end and time.monotonic() < deadline:
+            found += consumer.poll(200).get(tp, [])
+        return found
+    finally:
+        consumer.close()
+
+
+def committed(kafka: KafkaSettings, group: str) -> dict[TopicPartition, int]:
+    with kafka_client.admin(kafka) as client:
+        return kafka_client.committed_offsets(client, group)
+
+
+def group_members(kafka: KafkaSettings, group: str) -> list[Any]:
+    with kafka_client.admin(kafka) as client:
+        return list(client.describe_groups([group])[group]["members"])
+
+
+def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition, int]) -> None:
+    with kafka_client.admin(kafka) as client:
+        client.alter_group_offsets(
+            group, {KafkaTopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
+        )
+
+
+# ---- sinks
+
+
+@pytest.fixture
+def open_sink(unique_name: type_name) -> Iterator[Callable[..., TransactionalSink]]:
+    sinks: list[TransactionalSink] = []
+
+    def open_sink(kafka: KafkaSettings, *topics: str, meter: metrics.Metrics | None = None) -> TransactionalSink:
+        slot = unique_name()
+        sink = TransactionalSink(kafka, topics, meter or metrics.Metrics(), transactional_id=lambda: slot)
+        sinks.append(sink)
+        sink.open()
+        return sink
+
+    yield open_sink
+    for sink in sinks:
+        sink.abandon()
+
+
+type_open_sink = Callable[..., TransactionalSink]
+
+
+def message(topic: str, value: bytes | None = b"v", key: bytes | None = b"k", **more: Any) -> Message:
+    return Message(topic, key, value, more.pop("headers", ()), more.pop("timestamp_ms", -1), **more)
+
+
+def kafka_threads() -> set[threading.Thread]:
+    return {
+        thread
+        for thread in threading.enumerate()
+        if "kafka" in f"{thread.name} {type(thread).__module__} {type(thread).__name__}".lower()
+    }
+
+
+# ---- the group (T4, T5, T7, T8, T9)
+
+
+def test_three_members_settle_quickly_and_share_the_partitions(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """T7: the client starts join after join when it is polled for less than 200 ms, or late."""
+    topic, group = make_topic(6), unique_name()
+    members = [join(broker.settings, group, [topic]) for _ in range(3)]
+    seconds = wait_for(
+        lambda: (
+            sorted(len(m.owned) for m in members) == [2, 2, 2] and len(set().union(*(m.owned for m in members))) == 6
+        ),
+        "two partitions each",
+        20,
+    )
+    assert seconds < 20
+    epochs = [dict(member.owned) for member in members]
+    time.sleep(2)
+    assert [dict(member.owned) for member in members] == epochs, "settled means that nothing moves any more"
+    for member in members:
+        member.source.membership(1.0)
+    for member in members:
+        member.stop()
+    # Dynamic members leave at once: nobody waits for a session to run out.
+    assert group_members(broker.settings, group) == []
+
+
+def test_a_partition_that_comes_back_starts_at_what_is_committed(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """T8, T9: the client keeps the position, or a cached offset, of an earlier assignment."""
+    topic, group = make_topic(4), unique_name()
+    produce(broker.settings, topic, 20, partitions=4)
+    partitions = [TopicPartition(topic, n) for n in range(4)]
+    stays = join(broker.settings, group, [topic])
+    wait_for(lambda: len(stays.records) == 80, "all records, none committed")
+    stays.source.commit({partition: Position(5) for partition in partitions})
+    wait_for(lambda: committed(broker.settings, group) == dict.fromkeys(partitions, 5), "the commit")
+
+    for turn, position in enumerate((8, 12)):
+        comes = join(broker.settings, group, [topic])
+        wait_for(lambda c=comes: len(c.owned) == 2 and len(stays.owned) == 2, "two each")
+        away = sorted(comes.owned)
+        start = 5 if turn == 0 else None
+        for partition in away:
+            if start is not None:
+                assert comes.placed[partition][-1].offset == start, "what was in flight and not committed is read again"
+            wait_for(
+                lambda p=partition, c=comes: (found := c.offsets(p)) and found[-1] == 19, f"{partition} to its end"
+            )
+            first = comes.placed[partition][-1].offset
+            assert comes.offsets(partition) == list(range(first, 20)), "none skipped"
+        comes.source.commit({partition: Position(position) for partition in away})
+        wait_for(lambda a=away, p=position: all(committed(broker.settings, group)[tp] == p for tp in a), "the commit")
+        before = dict(stays.owned)
+        comes.stop()
+        wait_for(lambda: len(stays.owned) == 4, "back with the first")
+        for partition in away:
+            assert stays.placed[partition][-1].offset == position
+            epoch = stays.owned[partition]
+            wait_for(
+                lambda p=partition, e=epoch, o=position: stays.offsets(p, e) == list(range(o, 20)),
+                f"{partition} from {position} on, none skipped",
+            )
+        for partition, epoch in before.items():
+            assert stays.owned[partition] == epoch, "cooperative: what need not move does not"
+
+
+def test_no_membership_is_given_before_the_group_has_one_or_after_it_is_gone(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """T4: a member that was thrown out shows generation -1, and the broker lets that commit anything."""
+    topic, group, instance = make_topic(), unique_name(), unique_name()
+    unborn = KafkaSource(
+        SourceSettings(topics=(topic,), group=group),
+        broker.settings,
+        LimitSettings(),
+        client_id="x",
+        group_instance_id=None,
+        meter=metrics.Metrics(),
+    )
+    with pytest.raises(CommitError, match="not a stable member"):
+        unborn.membership(0.1)
+
+    member = join(broker.settings, group, [topic], instance=instance)
+    wait_for(lambda: member.owned, "the assignment")
+    found: Any = member.source.membership(5.0)
+    assert found.generation_id >= 1
+    assert found.member_id
+    member.hold.set()
+    assert member.held.wait(5)
+    with kafka_client.admin(broker.settings) as client:
+        client.remove_group_members(group, [MemberToRemove(group_instance_id=instance)])
+    consumer = member.source._consumer
+    wait_for(lambda: consumer.group_metadata().generation_id < 0, "premise: the client shows generation -1", 10)
+    with pytest.raises(CommitError, match="not a stable member"):
+        member.source.membership(0.3)
+    member.hold.clear()
+    wait_for(lambda: member.lost, "on_partitions_lost")
+    again: Any = member.source.membership(10.0)
+    assert again.member_id != found.member_id
+
+
+def test_a_pending_commit_is_waited_for(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+):
+    """T5: only a read_committed consumer waits for a predecessor's transaction; others start at the old offset."""
+    topic, out, group = make_topic(), make_topic(), unique_name()
+    partition = TopicPartition(topic, 0)
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: member.owned, "the assignment")
+    sink = open_sink(broker.settings, out)
+    sink.write([message(out)])
+    manager = sink._producer._transaction_manager
+    offsets = {KafkaTopicPartition(*partition): OffsetAndMetadata(7, "", -1)}
+    sink._wait(manager.send_offsets_to_transaction(offsets, member.source.membership(5.0)), "the offsets")
+
+    bare = kafka_client.connect(
+        KafkaConsumer, broker.settings, group_id=group, isolation_level="read_uncommitted", enable_auto_commit=False
+    )
+    try:
+        assert bare.committed(KafkaTopicPartition(*partition)) is None, "premise: it does not wait"
+    finally:
+        bare.close()
+    with pytest.raises(RetryableError, match="coordinator does not say"):
+        member.source.committed([partition])
+    sink._wait(manager.begin_commit(), "the commit")
+    assert member.source.committed([partition]) == {partition: Position(7)}
+
+
+def test_a_static_member_is_removed_when_it_stops(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    topic, group, instance = make_topic(), unique_name(), unique_name()
+    member = join(broker.settings, group, [topic], instance=instance)
+    wait_for(lambda: member.owned, "the assignment")
+    assert [found["group_instance_id"] for found in group_members(broker.settings, group)] == [instance]
+    member.stop()
+    assert group_members(broker.settings, group) == [], "else its partitions stay reserved until the session runs out"
+
+
+# ---- where reading starts
+
+
+def test_latest_means_the_first_start_and_a_restart_loses_nothing(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    topic, group = make_topic(2), unique_name()
+    partitions = [TopicPartition(topic, n) for n in range(2)]
+    produce(broker.settings, topic, 5, partitions=2)
+    commit, failed = KafkaConsumer.commit, threading.Event()
+
+    def fails_once(*arguments: Any, **more: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise kafka_errors.RebalanceInProgressError
+        commit(*arguments, **more)
+
+    monkeypatch.setattr(KafkaConsumer, "commit", fails_once)
+    first = join(broker.settings, group, [topic], start="latest")
+    wait_for(lambda: len(first.owned) == 2, "the assignment")
+    assert failed.is_set()
+    assert committed(broker.settings, group) == dict.fromkeys(partitions, 5), "before the first record"
+    first.stop()
+    produce(broker.settings, topic, 3, partitions=2, start=5)
+    second = join(broker.settings, group, [topic], start="latest")
+    wait_for(lambda: len(second.records) == 6, "what came between")
+    assert {r.origin.offset for r in second.records} == {5, 6, 7}
+    assert first.records == []
+
+
+def test_a_timestamp_starts_at_the_first_record_from_then_on(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    topic, group = make_topic(2), unique_name()
+    moment = datetime.datetime(2025, 5, 1, 12, 0, tzinfo=datetime.UTC)
+    at = int(moment.timestamp() * 1000)
+    for n in range(6):
+        produce(broker.settings, topic, 1, start=n, timestamp_ms=at + (n - 3) * 60_000)
+    member = join(broker.settings, group, [topic], start=moment.isoformat())
+    wait_for(lambda: len(member.records) == 3, "the records from then on")
+    assert [r.value for r in member.records] == [b"v3", b"v4", b"v5"]
+    assert member.placed[TopicPartition(topic, 1)] == [Position(0)], "a partition with nothing later starts at its end"
+
+
+def test_what_retention_took_is_counted_and_reading_goes_on_behind_it(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    topic, group = make_topic(), unique_name()
+    partition = TopicPartition(topic, 0)
+    produce(broker.settings, topic, 10)
+    set_committed(broker.settings, group, {partition: 2})
+    with kafka_client.admin(broker.settings) as client:
+        client.delete_records({KafkaTopicPartition(*partition): 6})
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: len(member.records) == 4, "the records that are left")
+    assert member.offsets(partition) == [6, 7, 8, 9]
+    assert member.meter.value(metrics.OFFSETS_SKIPPED) == 4
+    member.stop()
+    assert member.error is None
+
+
+def test_a_rebalance_between_two_steps_of_a_turn_does_not_end_the_source(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The client raises KeyError for a partition that went away before it could be paused."""
+    member = join(broker.settings, unique_name(), [make_topic()])
+    wait_for(lambda: member.owned, "the assignment")
+    stranger = KafkaTopicPartition("not-ours", 0)
+    with pytest.raises(KeyError):
+        member.source._consumer.pause(stranger)
+    assignment, raised = member.source._consumer.assignment, threading.Event()
+
+    def stale() -> set[Any]:
+        raised.set()
+        return {*assignment(), stranger}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(member.source._consumer, "assignment", stale)
+        member.source.quiesce()
+        assert raised.wait(5)
+        time.sleep(0.5)
+    assert member.thread.is_alive()
+
+
+# ---- the sink (T3, T12, T13, T20)
+
+
+def test_offsets_of_a_transaction_that_failed_do_not_leak_into_the_next(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+):
+    """T3: the client keeps them, and commits them with the next transaction."""
+    topic, out, group = make_topic(2), make_topic(), unique_name()
+    zero, one = (TopicPartition(topic, n) for n in range(2))
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: len(member.owned) == 2, "the assignment")
+    stable: Any = member.source.membership(5.0)
+    stale = stable._replace(generation_id=stable.generation_id + 5)
+
+    def offset(tp: TopicPartition, at: int) -> dict[Any, Any]:
+        return {KafkaTopicPartition(*tp): OffsetAndMetadata(at, "", -1)}
+
+    bare = kafka_client.bare_producer(broker.settings, transactional_id=unique_name())
+    bare.init_transactions()
+    bare.begin_transaction()
+    with pytest.raises(kafka_errors.KafkaError):
+        bare.send_offsets_to_transaction(offset(zero, 100), stale)
+    bare.abort_transaction()
+    bare.begin_transaction()
+    bare.send_offsets_to_transaction(offset(one, 1), stable)
+    bare.commit_transaction()
+    bare.close(timeout=5)
+    assert committed(broker.settings, group).get(zero) == 100, "premise: the offset of the aborted transaction leaks"
+
+    set_committed_later = {zero: Position(200)}
+    sink = open_sink(broker.settings, out)
+    sink.write([message(out, b"lost")])
+    with pytest.raises(CommitError):
+        sink.commit(set_committed_later, stale)
+    sink.abandon()
+    sink.open()
+    sink.write([message(out, b"kept")])
+    sink.commit({one: Position(2)}, stable)
+    assert committed(broker.settings, group) == {zero: 100, one: 2}
+    assert [record.value for record in read(broker.settings, out)] == [b"kept"]
+
+
+def test_a_commit_of_a_past_generation_is_refused(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+):
+    topic, out, group = make_topic(2), make_topic(), unique_name()
+    first = join(broker.settings, group, [topic])
+    wait_for(lambda: len(first.owned) == 2, "the assignment")
+    old = first.source.membership(5.0)
+    second = join(broker.settings, group, [topic])
+    wait_for(lambda: len(second.owned) == 1, "a new generation")
+    sink = open_sink(broker.settings, out)
+    sink.write([message(out)])
+    with pytest.raises(CommitError):
+        sink.commit({partition: Position(1) for partition in first.owned}, old)
+    sink.abandon()
+    assert read(broker.settings, out) == []
+    assert committed(broker.settings, group) == {}
+
+
+def test_what_the_broker_would_refuse_is_found_before_a_transaction_begins(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+):
+    """T12: one refused record takes the whole transaction with it, again and again."""
+    small, keyed = make_topic(max_message_bytes=2_000), make_topic(cleanup_policy="compact")
+    source, group = make_topic(), unique_name()
+    sink = open_sink(broker.settings, small, keyed)
+    large, keyless = message(small, b"x" * 1_950), message(keyed, key=None)
+    for refused in (large, keyless):
+        with pytest.raises(RetryableError, match=r"MessageSizeTooLargeError|InvalidRecordError"):
+            sink.write([refused])  # premise
+        sink.abandon()
+        sink.open()
+    assert sink.refuses(large) == "too_large"
+    assert sink.refuses(keyless) == "no_key"
+
+    # The largest that is not refused is one that the broker takes; so are many small ones, which the client batches.
+    fits = message(small, b"x" * (2_000 - message(small, b"").size), headers=())
+    assert fits.size == 2_000
+    assert sink.refuses(fits) is None
+    wide = message(small, b"", headers=tuple((f"h{n}", b"") for n in range(130)))
+    assert wide.size <= 2_000
+    assert sink.refuses(wide) is None
+    member = join(broker.settings, group, [source])
+    wait_for(lambda: member.owned, "the assignment")
+    many = [message(small, b"y" * 90) for _ in range(200)]
+    sink.write([fits, wide, *many, message(keyed)])
+    sink.commit({TopicPartition(source, 0): Position(1)}, member.source.membership(5.0))
+    assert len(read(broker.settings, small)) == 202
+
+
+def test_a_topic_with_a_tiny_limit_gets_batches_that_fit(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    """The broker measures batches, not records."""
+    tiny = make_topic(max_message_bytes=600)
+    sink = open_sink(broker.settings, tiny)
+    sink.write([message(tiny, b"y" * 90) for _ in range(200)])
+
+
+def test_a_timestamp_too_far_ahead_is_clamped_and_counted(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    """T12: the broker refuses it, and the transaction with it."""
+    out = make_topic(message_timestamp_after_max_ms=60_000)
+    ahead = int(time.time() * 1000) + 3_600_000
+    bare = kafka_client.bare_producer(broker.settings)
+    try:
+        with pytest.raises(kafka_errors.InvalidTimestampError):
+            bare.send(out, b"v", timestamp_ms=ahead).get(10)  # premise
+    finally:
+        bare.close(timeout=5)
+    meter = metrics.Metrics()
+    sink = open_sink(broker.settings, out, meter=meter)
+    sink.write([message(out, timestamp_ms=ahead), message(out, timestamp_ms=1_700_000_000_000), message(out)])
+    sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
+    first, second, third = read(broker.settings, out)
+    now = time.time() * 1000
+    assert now < first.timestamp <= now + 60_000
+    assert second.timestamp == 1_700_000_000_000
+    assert abs(third.timestamp - now) < 60_000, "one that is unknown becomes now"
+    assert meter.value(metrics.TIMESTAMPS_CLAMPED) == 1
+
+
+def test_what_kafka_allows_and_the_client_does_not_is_produced_all_the_same(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    """T20: null header values, and a null key with a null value."""
+    out = make_topic()
+    bare = kafka_client.connect(KafkaProducer, broker.settings)
+    try:
+        with pytest.raises(ValueError, match=r".*"):
+            bare.send(out, key=None, value=None)  # premise
+        with pytest.raises(TypeError):
+            bare.send(out, b"v", headers=[("h", None)])  # premise
+    finally:
+        bare.close(timeout=5)
+    sink = open_sink(broker.settings, out)
+    headers = (("h", None), ("h", b"\xff"), ("ü", b""))
+    sink.write([message(out, None, None), message(out, None, b"k"), message(out, b"", b"", headers=headers)])
+    sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
+    assert [(r.key, r.value, list(r.headers)) for r in read(broker.settings, out)] == [
+        (None, None, []),
+        (b"k", None, []),
+        (b"", b"", [("h", b""), ("h", b"\xff"), ("ü", b"")]),
+    ]
+
+
+def test_a_partition_number_is_kept_as_far_as_the_output_has_it(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    out = make_topic(2)
+    sink = open_sink(broker.settings, out)
+    sink.write([message(out, b"five", None, partition=5), message(out, b"one", None, partition=1)])
+    sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
+    with kafka_client.admin(broker.settings) as client:
+        topics = kafka_client.describe_topics(client, [out])
+    last = next(kafka_client.latest_records(broker.settings, topics[out]))
+    assert {tp.partition: [r.value for r in found] for tp, found in last.items()} == {0: [], 1: [b"five", b"one"]}
+
+
+def test_a_topic_that_is_missing_is_named(broker: RunningBroker, unique_name: type_name, open_sink: type_open_sink):
+    with pytest.raises(EnvironmentFault, match="topic nobody-made-this does not exist; create it"):
+        open_sink(broker.settings, "nobody-made-this")
+
+
+# ---- a broker that freezes and dies (T2, T6, T13)
+
+
+def test_a_frozen_broker_commits_nothing_and_leaves_no_zombie(
+    own_broker: Broker,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """T2: the client drops records past their delivery timeout, and commits the transaction without them.
+
+    T13: a producer that could not be closed goes on sending in the background.
+    """
+    kafka = own_broker.settings
+    kafka_client.create_topics(kafka, {"in": 1, "out": 1})
+    group = unique_name()
+    member = join(kafka, group, ["in"])
+    wait_for(lambda: member.owned, "the assignment")
+    before = kafka_threads()
+    sink = open_sink(kafka, "out")
+    sink.write([message("out", b"zero")])
+    sink.commit({TopicPartition("in", 0): Position(1)}, member.source.membership(5.0))
+    assert kafka_threads() - before, "premise: a producer has threads that this test can see"
+
+    # The partition is in the transaction before the broker freezes: a first request to it would fail the transaction.
+    sink._begin()
+    sink._send(message("out", b"half")).get(10)
+    monkeypatch.setattr(sink, "_begin", lambda: None)
+    own_broker.pause()
+    try:
+        started = time.monotonic()
+        with pytest.raises(RetryableError):
+            sink.write([message("out", b"one")])
+        assert time.monotonic() - started < 13
+        manager = sink._producer._transaction_manager
+        assert not manager.has_error, "premise: the client would commit this transaction"
+        started = time.monotonic()
+        sink.close()
+        assert time.monotonic() - started < 6
+    finally:
+        own_broker.resume()
+    monkeypatch.undo()
+    wait_for(lambda: not kafka_threads() - before, f"no thread is left: {kafka_threads() - before}", 5)
+
+    sink.open()
+    sink.write([message("out", b"one")])
+    sink.commit({TopicPartition("in", 0): Position(2)}, member.source.membership(10.0))
+    assert [record.value for record in read(kafka, "out")] == [b"zero", b"one"]
+    assert committed(kafka, group) == {TopicPartition("in", 0): 2}
+    sink.abandon()
+    wait_for(lambda: not kafka_threads() - before, f"no thread is left: {kafka_threads() - before}", 5)
+
+
+def test_a_broker_killed_between_write_and_commit_is_not_waited_for_for_ever(
+    own_broker: Broker, unique_name: type_name, join: type_join, open_sink: type_open_sink
+):
+    """T6: the client's own wait has no end, though the broker comes back."""
+    kafka = own_broker.settings
+    kafka_client.create_topics(kafka, {"in": 1, "out": 1})
+    group = unique_name()
+    member = join(kafka, group, ["in"])
+    wait_for(lambda: member.owned, "the assignment")
+    sink = open_sink(kafka, "out")
+    sink.write([message("out", b"one")])
+    membership = member.source.membership(5.0)
+    own_broker.kill()
+    started = time.monotonic()
+    with pytest.raises(CommitError):
+        sink.commit({TopicPartition("in", 0): Position(1)}, membership)
+    assert time.monotonic() - started < 12
+    sink.abandon()
+    started = time.monotonic()
+    with pytest.raises((RetryableError, EnvironmentFault)):
+        sink.open()
+    assert time.monotonic() - started < 15
+    with pytest.raises(RetryableError):
+        member.source.committed([TopicPartition("in", 0)])
+    own_broker.start()
+
+    def opens() -> bool:
+        with contextlib.suppress(RetryableError, EnvironmentFault):
+            sink.abandon()
+            sink.open()
+            return True
+        return False
+
+    wait_for(opens, "a new producer")
+    assert member.source.committed([TopicPartition("in", 0)]) == {}, "the first transaction came to nothing"
+    sink.write([message("out", b"one")])
+    sink.commit({TopicPartition("in", 0): Position(1)}, member.source.membership(20.0))
+    assert [record.value for record in read(kafka, "out")] == [b"one"]
+    assert member.thread.is_alive()
+
+
+# ---- kafka_client
+
+
+def test_a_port_where_nobody_listens_is_one_sentence_in_bounded_time():
+    nobody = KafkaSettings(bootstrap_servers=f"127.0.0.1:{_free_port()}")
+    started = time.monotonic()
+    with (
+        pytest.raises(
+            EnvironmentFault, match=r"no Kafka broker answers at 127\.0\.0\.1:\d+ \(.+\): is one running"
+        ) as caught,
+        kafka_client.admin(nobody),
+    ):
+        pass
+    assert time.monotonic() - started < 13
+    assert "\n" not in str(caught.value)
+
+
+def topic_of(kafka: KafkaSettings, name: str) -> kafka_client.Topic:
+    with kafka_client.admin(kafka) as client:
+        return kafka_client.describe_topics(client, [name])[name]
+
+
+def last_values(kafka: KafkaSettings, name: str) -> list[dict[int, list[bytes]]]:
+    return [
+        {tp.partition: [record.value for record in found] for tp, found in depth.items()}
+        for depth in kafka_client.latest_records(kafka, topic_of(kafka, name), depths=(3, 100))
+    ]
+
+
+def test_the_latest_records_are_found_behind_transaction_markers(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    topic = make_topic(2)
+    sink = open_sink(broker.settings, topic)
+    for value in (b"a", b"b"):
+        sink.write([message(topic, value, partition=0)])
+        sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
+    sink.write([message(topic, b"aborted", partition=0)])
+    sink.abandon()
+    sink.open()
+    started = time.monotonic()
+    # Offsets: a, marker, b, marker, aborted, its marker. The last three hold nothing that is committed.
+    assert last_values(broker.settings, topic) == [{0: [], 1: []}, {0: [b"a", b"b"], 1: []}]
+    assert time.monotonic() - started < 8, "a marker at the end is no reason to wait"
+
+
+def test_the_latest_records_of_empty_and_of_compacted_topics(broker: RunningBroker, make_topic: type_make_topic):
+    started = time.monotonic()
+    assert last_values(broker.settings, make_topic(2)) == [{0: [], 1: []}] * 2
+    emptied = make_topic()
+    produce(broker.settings, emptied, 5)
+    with kafka_client.admin(broker.settings) as client:
+        client.delete_records({KafkaTopicPartition(emptied, 0): 5})
+    assert last_values(broker.settings, emptied) == [{0: []}] * 2
+    compacted = make_topic(cleanup_policy="compact")
+    assert topic_of(broker.settings, compacted).compacted
+    produce(broker.settings, compacted, 5)
+    assert last_values(broker.settings, compacted) == [{0: [b"v2", b"v3", b"v4"]}, {0: [b"v%d" % n for n in range(5)]}]
+    assert time.monotonic() - started < 15
+
+
+def test_lag_is_what_is_left_from_the_commit_or_the_logs_beginning(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name
+):
+    topic, group = make_topic(2), unique_name()
+    source = SourceSettings(topics=(topic,), group=group)
+
+    def lag() -> int:
+        with kafka_client.admin(broker.settings) as client:
+            return kafka_client.lag(client, source)
+
+    assert lag() == 0
+    produce(broker.settings, topic, 10, partitions=2)
+    assert lag() == 20
+    set_committed(broker.settings, group, {TopicPartition(topic, 0): 4})
+    assert lag() == 16
+    with kafka_client.admin(broker.settings) as client:
+        client.delete_records({KafkaTopicPartition(topic, n): 6 for n in range(2)})
+    assert lag() == 8
+    set_committed(broker.settings, group, {TopicPartition(topic, n): 10 for n in range(2)})
+    assert lag() == 0
+
+
+def test_a_pattern_reads_the_topics_that_match_whole(broker: RunningBroker, make_topic: type_make_topic):
+    topic = make_topic()
+    with kafka_client.admin(broker.settings) as client:
+        assert kafka_client.source_topics(client, SourceSettings(pattern=topic[:-1] + ".")) == [topic]
+        assert kafka_client.source_topics(client, SourceSettings(pattern=topic[:-1])) == []
+
+
+def test_the_poll_is_long_enough_for_the_client():
+    """T7's measured floor."""
+    assert source_room.POLL_MS >= 200

@@ -1,0 +1,192 @@
+"""``run`` as an operator meets it: started, stopped, joined to a cluster, and left alone when its driver dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import RunningBroker
+from tests.integration.pipeline import MARK, Pipeline, reading, value_of, wait_until
+from tests.tiny_model import make_tiny_bert
+from workers import kafka_client
+from workers.settings import KafkaSettings
+
+pytestmark = pytest.mark.timeout(400)
+
+RAY = Path(sys.executable).parent / "ray"
+SERVE = Path(sys.executable).parent / "serve"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+def produce(kafka: KafkaSettings, topic: str, records: list[tuple[bytes | None, bytes | None]]) -> None:
+    producer = kafka_client.bare_producer(kafka, linger_ms=5)
+    for key, value in records:
+        producer.send(topic, key=key, value=kafka_client.NULL if value is None else value)
+    producer.flush(timeout=60)
+    producer.close(timeout=5)
+
+
+def members(kafka: KafkaSettings, group: str) -> int:
+    with kafka_client.admin(kafka) as client:
+        return len(client.describe_groups([group])[group]["members"])
+
+
+def committed(kafka: KafkaSettings, group: str) -> int:
+    with kafka_client.admin(kafka) as client:
+        return sum(kafka_client.committed_offsets(client, group).values())
+
+
+def base(broker: RunningBroker, names: dict[str, str], model: Path) -> dict[str, Any]:
+    return {
+        "model": {"name": str(model)},
+        "source": {"topics": [names["in"]], "group": names["group"]},
+        "outputs": [{"topic": names["out"]}],
+        "dead_letter": {"topic": names["dead"]},
+        "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+        "readers": {"cpus": 0.25},
+        "pool": {"cpus_per_replica": 0.5},
+        "delivery": {"commit_interval_s": 0.3},
+    }
+
+
+@pytest.fixture
+def names(make_topic: Callable[..., str], unique_name: Callable[[], str]) -> dict[str, str]:
+    return {"in": make_topic(4), "out": make_topic(4), "dead": make_topic(1), "group": unique_name()}
+
+
+def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path) -> None:
+    """Exit 0 within ten seconds, what was finished is committed and nothing else, and the group is left at once."""
+    text = " ".join(["stream"] * 60)
+    produce(
+        broker.settings, names["in"], [(b"k%d" % (n % 97), json.dumps({"text": text}).encode()) for n in range(60_000)]
+    )
+    pipeline = Pipeline(tmp_path, base(broker, names, model))
+    with reading(broker.settings, names["out"]) as out, pipeline:
+        wait_until(lambda: out.poll() > 500, 120, pipeline.tail)
+        began = time.monotonic()
+        code = pipeline.terminate(timeout=60)
+        took = time.monotonic() - began
+        assert members(broker.settings, names["group"]) == 0
+        assert code == 0, pipeline.tail()
+        assert took < 10, f"{took:.1f} s\n{pipeline.tail()}"
+        assert not pipeline.parts()
+        done = committed(broker.settings, names["group"])
+        wait_until(lambda: out.poll() >= done, 30, lambda: f"{len(out.records)} of {done}")
+        for _ in range(5):
+            out.poll()
+        assert len(out.records) == done < 60_000
+
+
+def test_every_choice_that_is_not_the_default(
+    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    """At least once, static members, plain text, binary vectors of fewer dimensions in float16, tombstones, limits."""
+    settings = base(broker, names, model) | {
+        "source": {"pattern": names["in"], "group": names["group"], "format": "text", "static_membership": True},
+        "outputs": [{"topic": names["out"], "format": "binary", "dim": 16, "precision": "float16"}],
+        "delivery": {"guarantee": "at_least_once", "on_dead_letter": "tombstone", "cluster": "blue"},
+        "model": {"name": str(model), "overflow": "reject", "max_tokens": 32},
+        "limits": {"records": 50, "bytes": "64KiB"},
+    }
+    records: list[tuple[bytes | None, bytes | None]] = [(b"k%d" % n, b"token " * (n % 5 + 1)) for n in range(400)]
+    records += [(b"gone", None), (None, None), (b"long", b"token " * 100), (b"blank", b"  "), (b"bytes", b"\xff\xff")]
+    produce(broker.settings, names["in"], records)
+    pipeline = Pipeline(tmp_path, settings)
+    with reading(broker.settings, names["out"]) as out, reading(broker.settings, names["dead"]) as dead, pipeline:
+        # 400 vectors, one tombstone passed through, and one for each dead letter with a key.
+        wait_until(lambda: out.poll() >= 404 and dead.poll() >= 4, 120, pipeline.tail)
+        assert pipeline.terminate() == 0, pipeline.tail()
+    assert members(broker.settings, names["group"]) == 0, "a drain removes a static member"
+    by_key = {record.key: record for record in out.records}
+    assert {key for key, record in by_key.items() if record.value is None} == {b"gone", b"long", b"blank", b"bytes"}
+    vectors = [np.frombuffer(by_key[b"k%d" % n].value, "<f2") for n in range(400)]
+    assert all(len(vector) == 16 and abs(np.linalg.norm(vector.astype(float)) - 1) < 1e-2 for vector in vectors)
+    assert dict(by_key[b"k7"].headers)["embedding-dim"] == b"16"
+    classes = sorted(dict(record.headers)["embedding-error-class"].decode() for record in dead.records)
+    assert classes == ["empty", "invalid_utf8", "tombstone_without_key", "too_long"]
+    assert committed(broker.settings, names["group"]) == len(records)
+
+
+@pytest.fixture
+def ray_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray cluster that somebody else runs: its address, and the environment to reach it in."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", MARK: "cluster"}
+    head = [
+        str(RAY), "start", "--head", "--block", f"--port={port}", "--include-dashboard=false", "--num-cpus=2",
+        "--min-worker-port=0", "--max-worker-port=0",
+    ]  # fmt: skip
+    with (tmp_path / "ray.log").open("ab") as log:
+        process = subprocess.Popen(head, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until(lambda: reachable(port), 60, (tmp_path / "ray.log").read_text)
+            yield f"127.0.0.1:{port}", environment
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def reachable(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_cluster_goes_on_without_its_driver(
+    broker: RunningBroker,
+    names: dict[str, str],
+    model: Path,
+    tmp_path: Path,
+    ray_cluster: tuple[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Deployed by ``serve run`` from the importable application; its driver is killed; ``run`` takes over and drains it."""
+    address, environment = ray_cluster
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    pipeline = Pipeline(tmp_path, base(broker, names, model) | {"ray": {"address": address}})
+    words = [(b"k%d" % n, json.dumps({"text": "token stream"}).encode()) for n in range(100)]
+    produce(broker.settings, names["in"], words)
+    command = [
+        str(SERVE), "run", "pipelines.stream:app", f"config={pipeline.config}", "--name=stream-embedder",
+        "--route-prefix=/", f"--address={address}",
+    ]  # fmt: skip
+    with reading(broker.settings, names["out"]) as out, (tmp_path / "serve.log").open("ab") as log:
+        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            wait_until(lambda: out.poll() >= 100, 120, lambda: (tmp_path / "serve.log").read_text()[-3000:])
+        finally:
+            driver.kill()
+            driver.wait(10)
+        produce(broker.settings, names["in"], words)
+        wait_until(lambda: out.poll() >= 200, 60, lambda: (tmp_path / "serve.log").read_text()[-3000:])
+        with pipeline:
+            wait_until(lambda: "running" in pipeline.tail(), 120, pipeline.tail)
+            produce(broker.settings, names["in"], words)
+            wait_until(lambda: out.poll() >= 300, 60, pipeline.tail)
+            assert pipeline.terminate() == 0, pipeline.tail()
+        assert members(broker.settings, names["group"]) == 0
+        assert len({value_of(record)["id"] for record in out.records}) == 100
+        for _ in range(5):
+            out.poll()
+        assert len(out.records) == 300
