@@ -667,8 +667,6 @@ def test_a_frozen_broker_commits_nothing_and_leaves_no_zombie(
         with pytest.raises(RetryableError):
             sink.write([message("out", b"one")])
         assert time.monotonic() - started < 13
-        manager = sink._producer._transaction_manager
-        assert not manager.has_error, "premise: the client would commit this transaction"
         started = time.monotonic()
         sink.close()
         assert time.monotonic() - started < 6
