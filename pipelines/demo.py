@@ -16,6 +16,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +33,15 @@ from pipelines.model import Model
 from workers import kafka_client
 from workers.errors import EnvironmentFault, StreamEmbedderError
 from workers.records import Batch, type_vectors
-from workers.settings import ENV_PREFIX, DeadLetterSettings, KafkaOutput, KafkaSettings, Settings, SourceSettings
+from workers.settings import (
+    ENV_PREFIX,
+    DeadLetterSettings,
+    KafkaOutput,
+    KafkaSettings,
+    PoolSettings,
+    Settings,
+    SourceSettings,
+)
 
 # Twenty seconds of work for MiniLM on two slow cores; the built-in questions have their answers among them.
 DEFAULT_ROWS = 600
@@ -146,7 +156,14 @@ def run_demo(*, rows: int | None, queries: Sequence[str], bootstrap_servers: str
         config.write_text(pipeline_yaml(mine), encoding="utf-8")
         _say("3  the pipeline", "stream-embedder run -c pipeline.yaml, which says")
         print(_indented(_shown_yaml(mine)), flush=True)
+        asked = [*QUESTIONS, *queries]
+        # Loading the model for the questions takes as long as the search itself; the pipeline's start has time to spare.
+        asked = [*QUESTIONS, *queries]
+        embedded = stack.enter_context(ThreadPoolExecutor(1)).submit(_embed, settings, asked)
         with _pipeline(config) as process, contextlib.closing(_consumer(kafka, names)) as consumer:
+            # Beside the pipeline's start, which waits more than it works.
+            thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="questions"))
+            embedded = thread.submit(_embed, settings, asked)
             outcomes = _await_outcomes(process, consumer, names, len(corpus))
             rate = outcomes.rate(began)
             _done(
@@ -162,8 +179,7 @@ def run_demo(*, rows: int | None, queries: Sequence[str], bootstrap_servers: str
 
         began = time.monotonic()
         _say("4  a search over the vectors", "cosine, by the same model")
-        asked = [*QUESTIONS, *queries]
-        _answer(settings, outcomes, asked)
+        _answer(outcomes, asked, embedded.result())
         _done(began, 'ask your own: make demo QUERY="…", or stream-embedder demo --query "…"')
     return 0
 
@@ -179,7 +195,17 @@ def demo_settings(settings: Settings, kafka: KafkaSettings, names: Names) -> Set
             "source": SourceSettings(topics=(names.documents,), group=names.group, text="{title}: {body}"),
             "outputs": (KafkaOutput(topic=names.vectors, include=("title",)),),
             "dead_letter": DeadLetterSettings(topic=names.dead),
+            "pool": _whole_machine(settings),
         }
+    )
+
+
+def _whole_machine(settings: Settings) -> PoolSettings:
+    """One replica on all the cores that the reader leaves, unless the caller chose."""
+    if settings.pool.model_fields_set:
+        return settings.pool
+    return settings.pool.model_copy(
+        update={"cpus_per_replica": max(1.0, (os.cpu_count() or 1) - settings.readers.cpus)}
     )
 
 
@@ -344,12 +370,12 @@ def nearest(vectors: type_vectors, query: type_vectors, k: int) -> list[tuple[in
     return [(int(row), float(scores[row])) for row in np.argsort(-scores, kind="stable")[:k]]
 
 
-def _answer(settings: Settings, outcomes: Outcomes, questions: Sequence[str]) -> None:
+def _answer(outcomes: Outcomes, questions: Sequence[str], queries: type_vectors) -> None:
     ids = list(outcomes.vectors)
     if not ids:
         return
     vectors = np.array([outcomes.vectors[name] for name in ids], np.float32)
-    for question, query in zip(questions, _embed(settings, questions), strict=True):
+    for question, query in zip(questions, queries, strict=True):
         print(f"\n   {question}", flush=True)
         for row, score in nearest(vectors, query, ANSWERS):
             print(f"      {score:.2f}  {outcomes.titles[ids[row]]}", flush=True)

@@ -7,6 +7,7 @@ config=pipeline.yaml``, and for a RayService. Never here: the loop itself (``wor
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -87,7 +88,7 @@ class Encoder:
         self._meter = metrics.Metrics(RayExporter())
         self._dim = model.widest
         self._encoder = model.encoder(
-            cuda=gpus_per_replica(settings) > 0, threads=max(1, int(settings.pool.cpus_per_replica))
+            cuda=gpus_per_replica(settings) > 0, threads=max(1, math.ceil(settings.pool.cpus_per_replica))
         )
         self._encoder.warm_up()
         self._encoder.self_test()
