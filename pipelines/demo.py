@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -157,9 +156,6 @@ def run_demo(*, rows: int | None, queries: Sequence[str], bootstrap_servers: str
         _say("3  the pipeline", "stream-embedder run -c pipeline.yaml, which says")
         print(_indented(_shown_yaml(mine)), flush=True)
         asked = [*QUESTIONS, *queries]
-        # Loading the model for the questions takes as long as the search itself; the pipeline's start has time to spare.
-        asked = [*QUESTIONS, *queries]
-        embedded = stack.enter_context(ThreadPoolExecutor(1)).submit(_embed, settings, asked)
         with _pipeline(config) as process, contextlib.closing(_consumer(kafka, names)) as consumer:
             # Beside the pipeline's start, which waits more than it works.
             thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="questions"))
