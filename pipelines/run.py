@@ -110,7 +110,8 @@ def _deploy(settings: Settings, stop: threading.Event) -> Any:
             continue
         if application.status == ApplicationStatus.RUNNING:
             break
-        if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        # Unhealthy is not failed: a replica died while others started, and Serve replaces it.
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
             said = " ".join([application.message, *(found.message for found in application.deployments.values())])
             raise EnvironmentFault(_reason(said))
     return readers
