@@ -177,6 +177,7 @@ def group_members(kafka: KafkaSettings, group: str) -> list[Any]:
 
 def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition, int]) -> None:
     with kafka_client.admin(kafka) as client:
+        kafka_client.committed_offsets(client, group)  # waits until a fresh broker has its offsets topic
         client.alter_group_offsets(
             group, {KafkaTopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
         )

@@ -70,7 +70,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epoch = 0
         self._epochs: dict[TopicPartition, int] = {}
         self._unplaced: dict[TopicPartition, int] = {}
-        self._skipped: dict[TopicPartition, tuple[int, int, int]] = {}  # epoch, offset wanted, offset taken instead
         self._commits: dict[TopicPartition, Position] = {}
         self._commit_failure: BaseException | None = None
         self._quiet = threading.Event()
@@ -260,11 +259,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         asked: Mapping[Any, int] = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
         for tp, offset in asked.items():
             partition = TopicPartition(*tp)
-            handled = self._skipped.get(partition)
-            if handled is not None and handled[:2] == (self._epochs.get(partition), offset):
-                # A fetch that was out before the seek fails a second time; what comes twice after this, the ledger drops.
-                self._consumer.seek(tp, handled[2])
-                continue
+            with self._lock:
+                if partition in self._unplaced:
+                    continue  # the client chose a position before we did; ours comes next, and fails again if it must
+            if self._consumer.position(tp) != offset:
+                continue  # a fetch that was out before the seek fails a second time
             begin = self._consumer.beginning_offsets([tp])[tp]
             end = self._consumer.end_offsets([tp])[tp]
             target = begin if offset < begin else end
@@ -281,7 +280,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                     continue  # revoked meanwhile
                 self._epoch += 1
                 self._epochs[partition] = epoch = self._epoch
-                self._skipped[partition] = (epoch, offset, target)
                 self._listener.revoked([partition], lost=False)
                 self._listener.assigned(partition, epoch, Position(target))
 
