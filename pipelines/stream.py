@@ -26,7 +26,7 @@ from pipelines.model import Model
 from workers import log, metrics
 from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
 from workers.codecs import decoder_for, renderer_for
-from workers.errors import StreamEmbedderError
+from workers.errors import SettingsError, StreamEmbedderError
 from workers.pool import serve_pool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, type_vectors
@@ -237,6 +237,9 @@ def gpus_per_replica(settings: Settings) -> float:
     """The setting, or what the cluster suggests."""
     if settings.pool.gpus_per_replica is not None:
         return settings.pool.gpus_per_replica
+    if not ray.is_initialized():
+        # serve run builds the application before it joins the cluster.
+        raise SettingsError("pool.gpus_per_replica must be set (0 for CPU) where no cluster can be asked for its GPUs yet")
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 

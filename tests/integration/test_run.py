@@ -59,7 +59,7 @@ def base(broker: RunningBroker, names: dict[str, str], model: Path) -> dict[str,
         "dead_letter": {"topic": names["dead"]},
         "kafka": {"bootstrap_servers": broker.bootstrap_servers},
         "readers": {"cpus": 0.25},
-        "pool": {"cpus_per_replica": 0.5},
+        "pool": {"cpus_per_replica": 0.5, "gpus_per_replica": 0},
         "delivery": {"commit_interval_s": 0.3},
     }
 
