@@ -239,7 +239,9 @@ def gpus_per_replica(settings: Settings) -> float:
         return settings.pool.gpus_per_replica
     if not ray.is_initialized():
         # serve run builds the application before it joins the cluster.
-        raise SettingsError("pool.gpus_per_replica must be set (0 for CPU) where no cluster can be asked for its GPUs yet")
+        raise SettingsError(
+            "pool.gpus_per_replica must be set (0 for CPU) where no cluster can be asked for its GPUs yet"
+        )
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
