@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipelines.broker import Broker, _free_port
 from tests.conftest import RunningBroker
@@ -243,6 +244,70 @@ def test_three_members_settle_quickly_and_share_the_partitions(
         member.stop()
     # Dynamic members leave at once: nobody waits for a session to run out.
     assert group_members(broker.settings, group) == []
+
+
+def test_a_join_that_outlives_its_poll_is_finished(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """The client forgets why it joins once it has handed out the partitions: a poll that ends just then ends the join."""
+    topic = make_topic(1)
+
+    def premise() -> set[Any]:
+        consumer = KafkaConsumer(
+            bootstrap_servers=broker.bootstrap_servers,
+            group_id=unique_name(),
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            auto_offset_reset="earliest",
+        )
+        try:
+            consumer.subscribe([topic])
+            wait_for(lambda: consumer.poll(250) is not None and consumer.assignment(), "the first partition")
+            expire_the_next_join(consumer)
+            add_partitions(broker.settings, topic, consumer, 2)
+            wait_for(lambda: consumer.poll(250) is not None and consumer._coordinator.rejoining, "the join")
+            for _ in range(20):
+                consumer.poll(250)
+            assert consumer._coordinator.rejoining, "premise: five seconds later it is still joining"
+            return set(consumer.assignment())
+        finally:
+            consumer.close()
+
+    assert premise() == {KafkaTopicPartition(topic, 0)}
+    member = join(broker.settings, unique_name(), [topic])
+    wait_for(lambda: len(member.owned) == 2, "the first partitions")
+    expired = expire_the_next_join(member.source._consumer)
+    add_partitions(broker.settings, topic, member.source._consumer, 3)
+    wait_for(lambda: len(member.owned) == 3, "the new partition")
+    assert expired.is_set()
+
+
+def expire_the_next_join(consumer: Any) -> threading.Event:
+    """Have the poll that begins the next join run out of time when the join is done and not yet taken."""
+    coordinator, expired = consumer._coordinator, threading.Event()
+    manager, wait = coordinator._manager, coordinator._manager.wait_for
+
+    async def wait_for_too_long(future: Any, timeout_ms: float) -> Any:
+        if future is coordinator._join_task and not expired.is_set():
+            expired.set()
+            await future
+            raise kafka_errors.KafkaTimeoutError
+        return await wait(future, timeout_ms)
+
+    manager.wait_for = wait_for_too_long
+    return expired
+
+
+def add_partitions(kafka: KafkaSettings, topic: str, consumer: Any, total: int) -> None:
+    """Add partitions, and let the consumer hear of them."""
+    with kafka_client.admin(kafka) as client:
+        client.create_partitions({topic: total})
+        wait_for(lambda: len(client.describe_topics([topic])[0]["partitions"]) == total, "the partitions")
+    wait_for(
+        lambda: (
+            consumer._cluster.request_update() and len(consumer._cluster.partitions_for_topic(topic) or ()) == total
+        ),
+        "the metadata",
+    )
 
 
 def test_a_partition_that_comes_back_starts_at_what_is_committed(

@@ -6,6 +6,8 @@ assignment it was read under. Never here: decoding, transactions, or anything sl
 What the client needs, each with a test that fails without it:
 
 - one thread that only polls, 200 ms at a time: short or late polls start join after join, and the group never settles;
+- a join that outlives its poll is asked for again: one that a change of partitions began would else never be finished,
+  while its heartbeats stay off, so the reader would sit there without partitions and without a word;
 - cooperative assignment, and a position set by us on every assignment: the client keeps stale positions and cached offsets;
 - ``read_committed``, even where nobody writes transactions: only then does it wait for a predecessor's pending commit;
 - membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts.
@@ -42,6 +44,8 @@ POLL_MS = 250
 # The group waits this long for a stalled member before it goes on without it; the poll thread never stalls by design.
 MAX_POLL_INTERVAL_MS = 45_000
 SESSION_TIMEOUT_MS = 10_000
+# A member that is out of its group for longer says so now and then; joins take seconds, with many members half a minute.
+UNSETTLED_S = 30.0
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -74,6 +78,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._commit_failure: BaseException | None = None
         self._quiet = threading.Event()
         self._stop = threading.Event()
+        self._settled = time.monotonic()
         self.last_poll = time.monotonic()
 
     # ---- the poll thread
@@ -138,6 +143,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             self._place()
             self._commit_soon()
             self._throttle()
+            self._finish_join()
             polled = consumer.poll(POLL_MS)
         except kafka_errors.NoOffsetForPartitionError:
             return  # an assignment arrived inside the poll: the next turn places it
@@ -164,6 +170,22 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             self._meter.add(metrics.RECORDS_READ, len(found), topic=partition.topic)
             self._listener.received([_record(raw, epoch) for raw in found])
+
+    def _finish_join(self) -> None:
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+        now = time.monotonic()
+        if coordinator.stable():
+            self._settled = now
+        elif now - self._settled > UNSETTLED_S:
+            self._settled = now
+            LOG.warning(
+                "not in the group yet %s",
+                log.fields(
+                    group=self._settings.group, coordinator=coordinator.coordinator_id, joining=coordinator.rejoining
+                ),
+            )
 
     def _throttle(self) -> None:
         assert self._listener is not None
