@@ -14,11 +14,11 @@ import numpy as np
 
 from pipelines import guard, identity
 from pipelines.model import Model
-from workers import kafka_client, log
+from workers import kafka_client, kafka_topics, log
 from workers.codecs import decoder_for, renderer_for
 from workers.encoder.quantize import project
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
-from workers.kafka_client import Topic
+from workers.kafka_topics import Topic
 from workers.records import Document, Embedding, Origin, Record
 from workers.settings import KafkaOutput, Settings
 
@@ -89,14 +89,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
     try:
         with kafka_client.admin(settings.kafka) as client:
             yield Finding(f"broker {settings.kafka.bootstrap_servers}")
-            sources = kafka_client.source_topics(client, settings.source)
+            sources = kafka_topics.source_topics(client, settings.source)
             written = [output.topic for output in settings.outputs] + [settings.dead_letter.topic]
-            topics = kafka_client.describe_topics(client, dict.fromkeys([*sources, *written]))
+            topics = kafka_topics.describe_topics(client, dict.fromkeys([*sources, *written]))
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("broker", str(error))
         return
     try:
-        kafka_client.probe_group(settings.kafka, settings.source.group)
+        kafka_topics.probe_group(settings.kafka, settings.source.group)
         yield Finding(f"group {settings.source.group}")
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("group", str(error))

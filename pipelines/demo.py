@@ -29,7 +29,7 @@ from pydantic import SecretStr
 from pipelines.broker import local_broker
 from pipelines.demo_corpus import Doc, documents
 from pipelines.model import Model
-from workers import kafka_client
+from workers import kafka_client, kafka_topics
 from workers.errors import EnvironmentFault, StreamEmbedderError
 from workers.records import Batch, type_vectors
 from workers.settings import (
@@ -138,8 +138,8 @@ def run_demo(*, rows: int | None, queries: Sequence[str], bootstrap_servers: str
         if bootstrap_servers:
             kafka = settings.kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})
             stack.callback(_forget, kafka, names)
-        kafka_client.create_topics(kafka, dict.fromkeys((names.documents, names.vectors), PARTITIONS))
-        kafka_client.create_topics(kafka, {names.dead: PARTITIONS}, **{"max.message.bytes": str(DEAD_BYTES)})
+        kafka_topics.create_topics(kafka, dict.fromkeys((names.documents, names.vectors), PARTITIONS))
+        kafka_topics.create_topics(kafka, {names.dead: PARTITIONS}, **{"max.message.bytes": str(DEAD_BYTES)})
         _done(began, f"{kafka.bootstrap_servers}, with topics {', '.join(names.topics)}")
 
         began = time.monotonic()
@@ -296,7 +296,7 @@ def _require_once(outcomes: Outcomes, wanted: int) -> None:
 def _forget(kafka: KafkaSettings, names: Names) -> None:
     """Take the demo's traces off a broker that stays."""
     with contextlib.suppress(StreamEmbedderError):
-        kafka_client.delete_topics(kafka, names.topics)
+        kafka_topics.delete_topics(kafka, names.topics)
     with contextlib.suppress(StreamEmbedderError), kafka_client.admin(kafka) as client:
         client.delete_groups([names.group])
 

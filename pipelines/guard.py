@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workers import kafka_client
+from workers import kafka_client, kafka_topics
 from workers.codecs import fingerprint_of
 from workers.errors import EnvironmentFault
 from workers.settings import Settings
@@ -22,7 +22,7 @@ def refuse_other_fingerprints(settings: Settings, wanted: Mapping[str, str]) -> 
     if settings.delivery.allow_fingerprint_change:
         return
     with kafka_client.admin(settings.kafka) as client:
-        topics = kafka_client.describe_topics(client, wanted)
+        topics = kafka_topics.describe_topics(client, wanted)
     for name, topic in topics.items():
         for partition, found in latest_fingerprints(settings, topic).items():
             if found != wanted[name]:
@@ -33,10 +33,10 @@ def refuse_other_fingerprints(settings: Settings, wanted: Mapping[str, str]) -> 
                 )
 
 
-def latest_fingerprints(settings: Settings, topic: kafka_client.Topic) -> dict[int, str]:
+def latest_fingerprints(settings: Settings, topic: kafka_topics.Topic) -> dict[int, str]:
     """Partition → fingerprint of its latest record that has one; a partition without any is left out."""
     found: dict[int, str] = {}
-    for latest in kafka_client.latest_records(settings.kafka, topic):
+    for latest in kafka_topics.latest_records(settings.kafka, topic):
         for partition, records in latest.items():
             for record in reversed(records):
                 fingerprint = fingerprint_of(record.value, tuple(record.headers or ()))

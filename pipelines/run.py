@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines import check
 from pipelines.live import Live, Sample, sample
-from workers import kafka_client, log
+from workers import kafka_client, kafka_topics, log
 from workers.errors import EnvironmentFault, RetryableError
 from workers.settings import Settings
 
@@ -193,7 +193,7 @@ class _Lag:
             try:
                 with kafka_client.admin(self._settings.kafka) as client:
                     while not self._stop.wait(2.0):
-                        self.latest = kafka_client.lag(client, self._settings.source)
+                        self.latest = kafka_topics.lag(client, self._settings.source)
             except (EnvironmentFault, RetryableError) as error:
                 self.latest = None
                 LOG.debug("lag unknown %s", log.fields(error=error))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.broker import Broker, local_broker
-from workers import kafka_client
+from workers import kafka_topics
 from workers.errors import StreamEmbedderError
 from workers.settings import KafkaSettings
 
@@ -55,14 +55,14 @@ def make_topic(broker: RunningBroker, request: pytest.FixtureRequest) -> Iterato
     def make(partitions: int = 1, **configs: object) -> str:
         name = _unique(request.node.name)
         dotted = {key.replace("_", "."): str(value) for key, value in configs.items()}
-        kafka_client.create_topics(broker.settings, {name: partitions}, **dotted)
+        kafka_topics.create_topics(broker.settings, {name: partitions}, **dotted)
         made.append(name)
         return name
 
     yield make
     if made:
         with contextlib.suppress(StreamEmbedderError):  # a topic left behind is no failure of the test
-            kafka_client.delete_topics(broker.settings, made)
+            kafka_topics.delete_topics(broker.settings, made)
 
 
 @pytest.fixture

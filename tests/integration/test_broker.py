@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 
 from pipelines.broker import Broker
-from workers import kafka_client
+from workers import kafka_client, kafka_topics
 from workers.errors import EnvironmentFault
 from workers.settings import KafkaSettings
 
@@ -61,7 +61,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
 
 
 def test_a_record_outlives_a_crash(own_broker: Broker) -> None:
-    kafka_client.create_topics(own_broker.settings, {"kept": 1})
+    kafka_topics.create_topics(own_broker.settings, {"kept": 1})
     send(own_broker.settings, "kept", b"one")
     address, crashed = own_broker.bootstrap_servers, own_broker.pid
 
@@ -83,7 +83,7 @@ def test_a_paused_broker_answers_nobody_until_it_resumes(own_broker: Broker) -> 
         connection.recv(1)
     assert own_broker.running
     own_broker.resume()
-    kafka_client.create_topics(own_broker.settings, {"after": 1})
+    kafka_topics.create_topics(own_broker.settings, {"after": 1})
 
 
 def test_stop_leaves_no_process_and_close_no_data() -> None:
@@ -141,7 +141,7 @@ def test_rights_and_passwords(tmp_path: Path, unique_name: Callable[[], str]) ->
     }
     with Broker(tmp_path, extra=extra, listeners={"SASL": "SASL_PLAINTEXT"}) as broker:
         topic = unique_name()
-        kafka_client.create_topics(broker.settings, {topic: 1})
+        kafka_topics.create_topics(broker.settings, {topic: 1})
         app = {
             "bootstrap_servers": broker.address("SASL"),
             "security_protocol": "SASL_PLAINTEXT",
@@ -149,7 +149,7 @@ def test_rights_and_passwords(tmp_path: Path, unique_name: Callable[[], str]) ->
             "sasl_username": "app",
         }
         with kafka_client.admin(KafkaSettings.model_validate(app | {"sasl_password": "right"})) as client:
-            assert kafka_client.describe_topics(client, [topic]) == {}  # it is there, and not ours to see
+            assert kafka_topics.describe_topics(client, [topic]) == {}  # it is there, and not ours to see
         with (
             pytest.raises(EnvironmentFault, match="uthentication"),
             kafka_client.admin(KafkaSettings.model_validate(app | {"sasl_password": "wrong"})),

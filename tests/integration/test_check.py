@@ -12,7 +12,7 @@ import yaml
 from pipelines.broker import Broker
 from pipelines.cli import main
 from tests.conftest import RunningBroker
-from workers import kafka_client
+from workers import kafka_client, kafka_topics
 from workers.kafka_client import bare_producer
 
 FINGERPRINT = "delivery.allow_fingerprint_change"
@@ -119,8 +119,8 @@ def test_rights_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "listener.name.sasl.plain.sasl.jaas.config": f'{login} user_app="s3cret-word";',
     }
     with Broker(tmp_path / "broker", extra=extra, listeners={"SASL": "SASL_PLAINTEXT"}) as broker:
-        kafka_client.create_topics(broker.settings, {"in": 1, "out": 1})
-        kafka_client.create_topics(broker.settings, {"dead": 1}, **{"max.message.bytes": "2000000"})
+        kafka_topics.create_topics(broker.settings, {"in": 1, "out": 1})
+        kafka_topics.create_topics(broker.settings, {"dead": 1}, **{"max.message.bytes": "2000000"})
 
         def allow(kind: ResourceType, name: str, *operations: ACLOperation) -> None:
             with kafka_client.admin(broker.settings) as client:

@@ -23,12 +23,12 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 
 from pipelines.broker import Broker, _free_port
 from tests.conftest import RunningBroker
-from workers import kafka_client, metrics
+from workers import kafka_client, kafka_topics, metrics
 from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.records import Message, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sinks.kafka import TransactionalSink
-from workers.sources import kafka as source_room
+from workers.sources import kafka_member as member_room
 from workers.sources.kafka import KafkaSource
 
 # kafka-python leaves the sockets of connections that failed to the garbage collector.
@@ -168,7 +168,7 @@ def read(kafka: KafkaSettings, topic: str, **more: Any) -> list[Any]:
 
 def committed(kafka: KafkaSettings, group: str) -> dict[TopicPartition, int]:
     with kafka_client.admin(kafka) as client:
-        return kafka_client.committed_offsets(client, group)
+        return kafka_topics.committed_offsets(client, group)
 
 
 def group_members(kafka: KafkaSettings, group: str) -> list[Any]:
@@ -178,7 +178,7 @@ def group_members(kafka: KafkaSettings, group: str) -> list[Any]:
 
 def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition, int]) -> None:
     with kafka_client.admin(kafka) as client:
-        kafka_client.committed_offsets(client, group)  # waits until a fresh broker has its offsets topic
+        kafka_topics.committed_offsets(client, group)  # waits until a fresh broker has its offsets topic
         client.alter_group_offsets(
             group, {KafkaTopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
         )
@@ -688,8 +688,8 @@ def test_a_partition_number_is_kept_as_far_as_the_output_has_it(
     sink.write([message(out, b"five", None, partition=5), message(out, b"one", None, partition=1)])
     sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
     with kafka_client.admin(broker.settings) as client:
-        topics = kafka_client.describe_topics(client, [out])
-    last = next(kafka_client.latest_records(broker.settings, topics[out]))
+        topics = kafka_topics.describe_topics(client, [out])
+    last = next(kafka_topics.latest_records(broker.settings, topics[out]))
     assert {tp.partition: [r.value for r in found] for tp, found in last.items()} == {0: [], 1: [b"five", b"one"]}
 
 
@@ -713,7 +713,7 @@ def test_a_frozen_broker_commits_nothing_and_leaves_no_zombie(
     T13: a producer that could not be closed goes on sending in the background.
     """
     kafka = own_broker.settings
-    kafka_client.create_topics(kafka, {"in": 1, "out": 1})
+    kafka_topics.create_topics(kafka, {"in": 1, "out": 1})
     group = unique_name()
     member = join(kafka, group, ["in"])
     wait_for(lambda: member.owned, "the assignment")
@@ -755,7 +755,7 @@ def test_a_broker_killed_between_write_and_commit_is_not_waited_for_for_ever(
 ):
     """T6: the client's own wait has no end, though the broker comes back."""
     kafka = own_broker.settings
-    kafka_client.create_topics(kafka, {"in": 1, "out": 1})
+    kafka_topics.create_topics(kafka, {"in": 1, "out": 1})
     group = unique_name()
     member = join(kafka, group, ["in"])
     wait_for(lambda: member.owned, "the assignment")
@@ -808,15 +808,15 @@ def test_a_port_where_nobody_listens_is_one_sentence_in_bounded_time():
     assert "\n" not in str(caught.value)
 
 
-def topic_of(kafka: KafkaSettings, name: str) -> kafka_client.Topic:
+def topic_of(kafka: KafkaSettings, name: str) -> kafka_topics.Topic:
     with kafka_client.admin(kafka) as client:
-        return kafka_client.describe_topics(client, [name])[name]
+        return kafka_topics.describe_topics(client, [name])[name]
 
 
 def last_values(kafka: KafkaSettings, name: str) -> list[dict[int, list[bytes]]]:
     return [
         {tp.partition: [record.value for record in found] for tp, found in depth.items()}
-        for depth in kafka_client.latest_records(kafka, topic_of(kafka, name), depths=(3, 100))
+        for depth in kafka_topics.latest_records(kafka, topic_of(kafka, name), depths=(3, 100))
     ]
 
 
@@ -860,7 +860,7 @@ def test_lag_is_what_is_left_from_the_commit_or_the_logs_beginning(
 
     def lag() -> int:
         with kafka_client.admin(broker.settings) as client:
-            return kafka_client.lag(client, source)
+            return kafka_topics.lag(client, source)
 
     assert lag() == 0
     produce(broker.settings, topic, 10, partitions=2)
@@ -877,10 +877,10 @@ def test_lag_is_what_is_left_from_the_commit_or_the_logs_beginning(
 def test_a_pattern_reads_the_topics_that_match_whole(broker: RunningBroker, make_topic: type_make_topic):
     topic = make_topic()
     with kafka_client.admin(broker.settings) as client:
-        assert kafka_client.source_topics(client, SourceSettings(pattern=topic[:-1] + ".")) == [topic]
-        assert kafka_client.source_topics(client, SourceSettings(pattern=topic[:-1])) == []
+        assert kafka_topics.source_topics(client, SourceSettings(pattern=topic[:-1] + ".")) == [topic]
+        assert kafka_topics.source_topics(client, SourceSettings(pattern=topic[:-1])) == []
 
 
 def test_the_poll_is_long_enough_for_the_client():
     """T7's measured floor."""
-    assert source_room.POLL_MS >= 200
+    assert member_room.POLL_MS >= 200

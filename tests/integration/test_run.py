@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import RunningBroker
 from tests.integration.pipeline import MARK, Pipeline, reading, value_of, wait_until
 from tests.tiny_model import make_tiny_bert
-from workers import kafka_client
+from workers import kafka_client, kafka_topics
 from workers.settings import KafkaSettings
 
 pytestmark = pytest.mark.timeout(400)
@@ -48,7 +48,7 @@ def members(kafka: KafkaSettings, group: str) -> int:
 
 def committed(kafka: KafkaSettings, group: str) -> int:
     with kafka_client.admin(kafka) as client:
-        return sum(kafka_client.committed_offsets(client, group).values())
+        return sum(kafka_topics.committed_offsets(client, group).values())
 
 
 def base(broker: RunningBroker, names: dict[str, str], model: Path) -> dict[str, Any]:

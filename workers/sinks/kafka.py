@@ -22,10 +22,11 @@ from kafka import OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 
-from workers import kafka_client, log, metrics
+from workers import kafka_client, kafka_topics, log, metrics
 from workers.deadline import Deadline
 from workers.errors import CommitError, EnvironmentFault, RetryableError
-from workers.kafka_client import NULL, Topic
+from workers.kafka_client import NULL
+from workers.kafka_topics import Topic
 from workers.offsets import write_position
 from workers.records import Message, Position, TopicPartition
 from workers.settings import KafkaSettings
@@ -62,7 +63,7 @@ class KafkaSink:
             RetryableError: the broker does not answer now.
         """
         with kafka_client.admin(self._kafka) as client:
-            self._topics = kafka_client.describe_topics(client, self._names)
+            self._topics = kafka_topics.describe_topics(client, self._names)
         for name in self._names:
             if name not in self._topics:
                 raise EnvironmentFault(f"topic {name} does not exist; create it, or correct the settings")

@@ -1,16 +1,10 @@
-"""Records from a Kafka consumer group, through kafka-python 3.0.
+"""Records from a Kafka consumer group.
 
 Comes in: topics or a pattern, a group, a start policy. Goes out: records per partition, each with the epoch of the
 assignment it was read under. Never here: decoding, transactions, or anything slow: this thread polls.
 
-What the client needs, each with a test that fails without it:
-
-- one thread that only polls, 200 ms at a time: short or late polls start join after join, and the group never settles;
-- a join that outlives its poll is asked for again: one that a change of partitions began would else never be finished,
-  while its heartbeats stay off, so the reader would sit there without partitions and without a word;
-- cooperative assignment, and a position set by us on every assignment: the client keeps stale positions and cached offsets;
-- ``read_committed``, even where nobody writes transactions: only then does it wait for a predecessor's pending commit;
-- membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts.
+Assignment is cooperative, and every assignment's position is set by us: the client keeps stale positions and cached offsets.
+What else the client needs stands in ``kafka_member``.
 """
 
 from __future__ import annotations
@@ -18,34 +12,23 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka import OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import MemberToRemove
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.structs import MemberState
 
-from workers import kafka_client, log, metrics
-from workers.deadline import Deadline
+from workers import log, metrics
 from workers.errors import CommitError, EnvironmentFault, RetryableError
-from workers.offsets import read_position, write_position
+from workers.offsets import write_position
 from workers.records import Origin, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sources.base import SourceListener
+from workers.sources.kafka_member import GroupMember
 
 LOG = log.get(__name__)
-
-# Long enough that joins finish inside one poll (200 ms is the measured floor), short enough for a quick stop.
-POLL_MS = 250
-# The group waits this long for a stalled member before it goes on without it; the poll thread never stalls by design.
-MAX_POLL_INTERVAL_MS = 45_000
-SESSION_TIMEOUT_MS = 10_000
-# A member that is out of its group for longer says so now and then; joins take seconds, with many members half a minute.
-UNSETTLED_S = 30.0
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -63,12 +46,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     ) -> None:
         """``group_instance_id`` makes the member static: it is removed from the group when :meth:`run` ends by a stop."""
         self._settings = source
-        self._kafka = kafka
-        self._limits = limits
-        self._client_id = client_id
-        self._instance = group_instance_id
+        self._join: Callable[[], GroupMember] = lambda: GroupMember(
+            source, kafka, limits, client_id=client_id, group_instance_id=group_instance_id
+        )
         self._meter = meter
-        self._consumer: Any = None
+        self._joined: GroupMember | None = None
         self._listener: SourceListener | None = None
         self._lock = threading.Lock()
         self._epoch = 0
@@ -78,8 +60,16 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._commit_failure: BaseException | None = None
         self._quiet = threading.Event()
         self._stop = threading.Event()
-        self._settled = time.monotonic()
         self.last_poll = time.monotonic()
+
+    @property
+    def _member(self) -> GroupMember:
+        assert self._joined is not None  # who comes here comes after run has connected
+        return self._joined
+
+    @property
+    def _consumer(self) -> Any:
+        return self._member.consumer
 
     # ---- the poll thread
 
@@ -90,61 +80,31 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             EnvironmentFault: the brokers refuse us.
         """
         self._listener = listener
-        while self._consumer is None:
+        while self._joined is None:
             try:
-                self._consumer = self._connect()
+                self._joined = self._join()
             except EnvironmentFault as error:
                 LOG.warning("not connected %s", log.fields(error=error))
                 self.last_poll = time.monotonic()
                 if self._stop.wait(2.0):
                     return
         try:
-            self._subscribe()
+            self._member.subscribe(self)
             while not self._stop.is_set():
                 self._turn()
             self._commit_last()
         finally:
-            self._leave()
-
-    def _connect(self) -> Any:
-        per_fetch = max(1 << 20, min(16 << 20, self._limits.bytes // 4))
-        return kafka_client.connect(
-            KafkaConsumer,
-            self._kafka,
-            group_id=self._settings.group,
-            client_id=self._client_id,
-            group_instance_id=self._instance,
-            isolation_level="read_committed",
-            # A partition without a committed offset is placed by us; the client must never choose.
-            auto_offset_reset="none",
-            enable_auto_commit=False,
-            partition_assignment_strategy=[CooperativeStickyAssignor],
-            max_poll_records=min(1000, self._limits.records),
-            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=2_000,
-            request_timeout_ms=10_000,
-            fetch_max_bytes=per_fetch,
-            max_partition_fetch_bytes=min(4 << 20, per_fetch),
-        )
-
-    def _subscribe(self) -> None:
-        if self._settings.pattern is not None:
-            self._consumer.subscribe(pattern=f"^(?:{self._settings.pattern})$", listener=self)
-        else:
-            self._consumer.subscribe(list(self._settings.topics), listener=self)
+            self._member.leave()
 
     def _turn(self) -> None:
         """One poll, and what belongs between two."""
         assert self._listener is not None
-        consumer = self._consumer
         self.last_poll = time.monotonic()
         try:
             self._place()
             self._commit_soon()
             self._throttle()
-            self._finish_join()
-            polled = consumer.poll(POLL_MS)
+            polled = self._member.poll()
         except kafka_errors.NoOffsetForPartitionError:
             return  # an assignment arrived inside the poll: the next turn places it
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -171,22 +131,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             self._meter.add(metrics.RECORDS_READ, len(found), topic=partition.topic)
             self._listener.received([_record(raw, epoch) for raw in found])
 
-    def _finish_join(self) -> None:
-        coordinator = self._consumer._coordinator
-        if coordinator.rejoining:
-            coordinator.request_rejoin()
-        now = time.monotonic()
-        if coordinator.stable():
-            self._settled = now
-        elif now - self._settled > UNSETTLED_S:
-            self._settled = now
-            LOG.warning(
-                "not in the group yet %s",
-                log.fields(
-                    group=self._settings.group, coordinator=coordinator.coordinator_id, joining=coordinator.rejoining
-                ),
-            )
-
     def _throttle(self) -> None:
         assert self._listener is not None
         full = self._quiet.is_set() or self._listener.full()
@@ -203,7 +147,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         """Called on the client's I/O thread: memory only. The poll thread places the partitions next."""
         # A cached offset fetch of an earlier assignment would answer for the new one.
-        self._forget_fetches()
+        self._member.forget_fetches()
         with self._lock:
             for tp in assigned:
                 self._epoch += 1
@@ -240,7 +184,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         found = self.committed(unplaced)
         missing = [partition for partition in unplaced if partition not in found]
-        started = self._start_positions(missing) if missing else {}
+        started = self._member.start_positions(missing) if missing else {}
         if started and self._settings.start != "earliest":
             # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
             # move it to the moment of the restart, and lose what came between. A commit that fails is tried again, because
@@ -260,20 +204,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._listener.assigned(partition, epoch, position)
             self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
             LOG.info("assigned %s", log.fields(partition=partition, offset=position.offset))
-
-    def _start_positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
-        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
-        consumer = self._consumer
-        moment = self._settings.start_timestamp_ms
-        if moment is not None:
-            at = consumer.offsets_for_times({tp: moment for tp in wanted})
-            ends = consumer.end_offsets(wanted)
-            offsets = {tp: at[tp].offset if at.get(tp) is not None else ends[tp] for tp in wanted}
-        elif self._settings.start == "latest":
-            offsets = consumer.end_offsets(wanted)
-        else:
-            offsets = consumer.beginning_offsets(wanted)
-        return {TopicPartition(*tp): Position(offset) for tp, offset in offsets.items()}
 
     def _out_of_range(self, error: BaseException) -> None:
         """The log no longer has what comes next: go on with the oldest record, and say what is gone."""
@@ -317,33 +247,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def membership(self, timeout_s: float) -> object:
         """The group metadata that fences a transaction, once the membership is stable."""
-        deadline = Deadline(timeout_s)
-        while True:
-            found = self._consumer.group_metadata() if self._consumer is not None else None
-            if found is not None and found.state == MemberState.STABLE and found.generation_id >= 0 and found.member_id:
-                stable: object = found
-                return stable
-            if deadline.expired:
-                raise CommitError(f"this reader is not a stable member of group {self._settings.group} at the moment")
-            time.sleep(0.02)
+        if self._joined is None:
+            raise CommitError(f"this reader is not a stable member of group {self._settings.group} yet")
+        return self._joined.membership(timeout_s)
 
     def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """What the group has committed, waiting for transactions that are being decided."""
-        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
-        # A fetch that timed out stays cached, and would answer with what was true before the commit in question.
-        self._forget_fetches()
-        try:
-            found = self._consumer._coordinator.fetch_committed_offsets(wanted, timeout_ms=5_000)
-        except kafka_errors.KafkaError as error:
-            raise RetryableError(f"the group's coordinator does not say what is committed: {error}") from error
-        return {
-            TopicPartition(*tp): read_position(entry.offset, entry.metadata)
-            for tp, entry in found.items()
-            if entry is not None and entry.offset >= 0
-        }
-
-    def _forget_fetches(self) -> None:
-        self._consumer._coordinator._offset_fetch_futures.clear()
+        if self._joined is None:
+            raise RetryableError(f"this reader has not joined group {self._settings.group} yet")
+        return self._joined.committed(partitions)
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Have the poll thread commit ``positions`` between two polls; a refusal surfaces at the next call."""
@@ -378,18 +290,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._consumer.commit(offsets, 3_000)
             except kafka_errors.KafkaError as error:
                 LOG.warning("last commit failed %s", log.fields(error=type(error).__name__))
-
-    def _leave(self) -> None:
-        with contextlib.suppress(kafka_errors.KafkaError):
-            self._consumer.close(autocommit=False, timeout_ms=3_000)
-        if self._instance is None:
-            return
-        # A static member's close keeps its partitions reserved until the session times out.
-        try:
-            with kafka_client.admin(self._kafka) as client:
-                client.remove_group_members(self._settings.group, [MemberToRemove(group_instance_id=self._instance)])
-        except (RetryableError, EnvironmentFault) as error:
-            LOG.warning("static member not removed %s", log.fields(error=error))
 
 
 def _record(raw: Any, epoch: int) -> Record:

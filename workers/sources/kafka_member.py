@@ -1,0 +1,183 @@
+"""A member of a Kafka consumer group: the client, and what it needs so that a group of it settles and stays fenced.
+
+Comes in: who joins what. Goes out: a polled consumer, the membership that fences a transaction, what is committed. Never
+here: which partitions are ours or where they start (``kafka``), or a loop.
+
+What the client needs, each with a test that fails without it:
+
+- one thread that only polls, 200 ms at a time: short or late polls start join after join, and the group never settles;
+- a join that outlives its poll is asked for again: one that a change of partitions began would else never be finished,
+  while its heartbeats stay off, so the reader would sit there without partitions and without a word;
+- ``read_committed``, even where nobody writes transactions: only then does it wait for a predecessor's pending commit;
+- membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka import errors as kafka_errors
+from kafka.admin import MemberToRemove
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import MemberState
+
+from workers import kafka_client, log
+from workers.deadline import Deadline
+from workers.errors import CommitError, EnvironmentFault, RetryableError
+from workers.offsets import read_position
+from workers.records import Position, TopicPartition
+from workers.settings import KafkaSettings, LimitSettings, SourceSettings
+
+LOG = log.get(__name__)
+
+# Long enough that joins finish inside one poll (200 ms is the measured floor), short enough for a quick stop.
+POLL_MS = 250
+# The group waits this long for a stalled member before it goes on without it; the poll thread never stalls by design.
+MAX_POLL_INTERVAL_MS = 45_000
+SESSION_TIMEOUT_MS = 10_000
+# A member that is out of its group for longer says so now and then; joins take seconds, with many members half a minute.
+UNSETTLED_S = 30.0
+
+
+class GroupMember:
+    """One consumer in one group. ``poll`` belongs to one thread; ``membership`` and ``committed`` to any."""
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        kafka: KafkaSettings,
+        limits: LimitSettings,
+        *,
+        client_id: str,
+        group_instance_id: str | None,
+    ) -> None:
+        """Connect; :meth:`subscribe` joins.
+
+        Raises:
+            EnvironmentFault: no broker answers, or it refuses us.
+        """
+        self._source = source
+        self._kafka = kafka
+        self._instance = group_instance_id
+        self._settled = time.monotonic()
+        per_fetch = max(1 << 20, min(16 << 20, limits.bytes // 4))
+        self.consumer: Any = kafka_client.connect(
+            KafkaConsumer,
+            kafka,
+            group_id=source.group,
+            client_id=client_id,
+            group_instance_id=group_instance_id,
+            isolation_level="read_committed",
+            # A partition without a committed offset is placed by us; the client must never choose.
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            max_poll_records=min(1000, limits.records),
+            max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=2_000,
+            request_timeout_ms=10_000,
+            fetch_max_bytes=per_fetch,
+            max_partition_fetch_bytes=min(4 << 20, per_fetch),
+        )
+
+    def subscribe(self, listener: ConsumerRebalanceListener) -> None:
+        """Say what to read, and who hears of assignments; the polls do the joining."""
+        if self._source.pattern is not None:
+            self.consumer.subscribe(pattern=f"^(?:{self._source.pattern})$", listener=listener)
+        else:
+            self.consumer.subscribe(list(self._source.topics), listener=listener)
+
+    def poll(self) -> dict[Any, list[Any]]:
+        """Records by partition, waiting for them a quarter of a second at most; errors are kafka-python's."""
+        self._finish_join()
+        polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS)
+        return polled
+
+    def _finish_join(self) -> None:
+        coordinator = self.consumer._coordinator
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+        now = time.monotonic()
+        if coordinator.stable():
+            self._settled = now
+        elif now - self._settled > UNSETTLED_S:
+            self._settled = now
+            LOG.warning(
+                "not in the group yet %s",
+                log.fields(
+                    group=self._source.group, coordinator=coordinator.coordinator_id, joining=coordinator.rejoining
+                ),
+            )
+
+    def membership(self, timeout_s: float) -> object:
+        """The group metadata that fences a transaction, once the membership is stable.
+
+        Raises:
+            CommitError: it is not within ``timeout_s``.
+        """
+        deadline = Deadline(timeout_s)
+        while True:
+            found = self.consumer.group_metadata()
+            if found.state == MemberState.STABLE and found.generation_id >= 0 and found.member_id:
+                stable: object = found
+                return stable
+            if deadline.expired:
+                raise CommitError(f"this reader is not a stable member of group {self._source.group} at the moment")
+            time.sleep(0.02)
+
+    def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+        """What the group has committed, waiting for transactions that are being decided.
+
+        Raises:
+            RetryableError: the coordinator did not answer in time.
+        """
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        # A fetch that timed out stays cached, and would answer with what was true before the commit in question.
+        self.forget_fetches()
+        try:
+            found = self.consumer._coordinator.fetch_committed_offsets(wanted, timeout_ms=5_000)
+        except kafka_errors.KafkaError as error:
+            raise RetryableError(f"the group's coordinator does not say what is committed: {error}") from error
+        return {
+            TopicPartition(*tp): read_position(entry.offset, entry.metadata)
+            for tp, entry in found.items()
+            if entry is not None and entry.offset >= 0
+        }
+
+    def start_positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+        """Where the start policy puts partitions of which nothing is committed; errors are kafka-python's."""
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        consumer, moment = self.consumer, self._source.start_timestamp_ms
+        if moment is not None:
+            at = consumer.offsets_for_times({tp: moment for tp in wanted})
+            ends = consumer.end_offsets(wanted)
+            offsets = {tp: at[tp].offset if at.get(tp) is not None else ends[tp] for tp in wanted}
+        elif self._source.start == "latest":
+            offsets = consumer.end_offsets(wanted)
+        else:
+            offsets = consumer.beginning_offsets(wanted)
+        return {TopicPartition(*tp): Position(offset) for tp, offset in offsets.items()}
+
+    def forget_fetches(self) -> None:
+        """Drop cached offset fetches, which would answer for an earlier assignment."""
+        self.consumer._coordinator._offset_fetch_futures.clear()
+
+    def leave(self) -> None:
+        """Leave the group at once, also as a static member."""
+        with contextlib.suppress(kafka_errors.KafkaError):
+            self.consumer.close(autocommit=False, timeout_ms=3_000)
+        if self._instance is None:
+            return
+        # A static member's close keeps its partitions reserved until the session times out.
+        try:
+            with kafka_client.admin(self._kafka) as client:
+                client.remove_group_members(self._source.group, [MemberToRemove(group_instance_id=self._instance)])
+        except (RetryableError, EnvironmentFault) as error:
+            LOG.warning("static member not removed %s", log.fields(error=error))
