@@ -86,6 +86,11 @@ def _cluster(settings: Settings) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = settings.ray.address or "this machine"
         raise EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}") from error
+    except OSError as error:
+        # Ray keeps its sockets in the temporary folder, and a socket's path has 107 bytes at most.
+        raise EnvironmentFault(
+            f"Ray cannot start on this machine: {_first_line(error)}; set RAY_TMPDIR to a short, writable folder such as /tmp"
+        ) from error
     try:
         yield
     finally:

@@ -190,3 +190,14 @@ def test_a_cluster_goes_on_without_its_driver(
         for _ in range(5):
             out.poll()
         assert len(out.records) == 300
+
+
+def test_a_temporary_folder_too_long_for_rays_sockets_is_one_sentence(
+    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 25)))
+    with Pipeline(tmp_path, base(broker, names, model)) as pipeline:
+        assert pipeline.process is not None
+        assert pipeline.process.wait(90) == 1
+        assert "set RAY_TMPDIR to a short, writable folder" in pipeline.tail()
+        assert "Traceback" not in pipeline.tail()
