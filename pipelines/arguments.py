@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, get_args
 
 from workers.errors import SettingsError
 
@@ -53,6 +53,12 @@ COMMANDS = {
         "stream-embedder encode --dim 256 'first text' 'second text'",
         "TEXT",
     ),
+    "calibrate": Command(
+        "Make the ranges file that precisions int8_ranges and uint8_ranges need, from a sample of texts: arguments, or JSON "
+        "lines with the fields of source.text, such as the topic's own values, on standard input. Take 1,000 or more.",
+        "stream-embedder calibrate -c pipeline.yaml --dim 256 --out ranges.npz < sample.jsonl",
+        "TEXT",
+    ),
     "check": Command(
         "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
         "stream-embedder check -c pipeline.yaml",
@@ -78,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
 def overview() -> str:
     """The help of the whole program."""
     listed = "\n".join(
-        f"  {name:<8} {command.about.partition('. ')[0].rstrip('.')}." for name, command in COMMANDS.items()
+        f"  {name:<9} {command.about.partition('. ')[0].rstrip('.')}." for name, command in COMMANDS.items()
     )
     return (
         f"usage: {PROGRAM} COMMAND [-c FILE] [--section.field VALUE ...]\n\n"
@@ -101,7 +107,13 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="settings, in YAML")
     if name == "encode":
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the vectors")
-        parser.add_argument("--precision", choices=["float32", "float16"], default="float32")
+        from workers.settings import type_precision  # noqa: PLC0415 - not for the help of the others
+
+        parser.add_argument("--precision", choices=get_args(type_precision), default="float32")
+        parser.add_argument("--ranges", type=Path, metavar="FILE", help="for int8_ranges and uint8_ranges")
+    if name == "calibrate":
+        parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the output; default: the model's")
+        parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")
     if name == "demo":
         parser.add_argument("--rows", type=_positive, metavar="N", help="how many texts to embed")
         parser.add_argument("--query", action="append", default=[], metavar="TEXT", help="a question of your own")

@@ -16,7 +16,6 @@ from pipelines import guard, identity
 from pipelines.model import Model
 from workers import kafka_client, kafka_topics, log
 from workers.codecs import decoder_for, renderer_for
-from workers.encoder.quantize import project
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.kafka_topics import Topic
 from workers.records import Document, Embedding, Origin, Record
@@ -86,6 +85,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
         )
     except EnvironmentFault as error:
         yield Finding("model", str(error))
+    if model is not None:
+        try:
+            for output in settings.outputs:
+                model.projection(output)
+        except EnvironmentFault as error:
+            yield Finding("ranges", str(error))
+            model = None
     try:
         with kafka_client.admin(settings.kafka) as client:
             yield Finding(f"broker {settings.kafka.bootstrap_servers}")
@@ -163,14 +169,14 @@ def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[st
 def _record_size(model: Model, output: KafkaOutput) -> int:
     """Bytes of an output record without key, headers and included fields."""
     dim = model.dim(output)
-    # A component of a unit vector, with as many digits as float32 has.
-    vector = project(
-        np.full((1, dim), -0.01234567, np.float32) / np.float32(0.01234567 * np.sqrt(dim)), dim, output.precision
-    )
+    # A made-up vector, its components as long as they come: with a sign, or where there is none, above the middle.
+    sign = 1 if output.precision.startswith("u") else -1
+    sample = sign * np.abs(np.random.default_rng(0).normal(size=(1, dim))).astype(np.float32)
+    vector, scale = next(model.projection(output)(sample).rows())
     renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16)
     record = Record(Origin("check", 0, 0, 0), b"", b"", 0)
-    embedding = Embedding(Document("check", ""), vector[0], model.max_tokens, False)
-    return renderer.render(record, embedding, vector[0]).size
+    embedding = Embedding(Document("check", ""), sample[0], model.max_tokens, False)
+    return renderer.render(record, embedding, vector, scale).size
 
 
 def _transactions(settings: Settings) -> Iterator[Finding]:
@@ -184,7 +190,7 @@ def _transactions(settings: Settings) -> Iterator[Finding]:
 
 
 def _fingerprints(settings: Settings, model: Model) -> Finding:
-    wanted = {output.topic: model.fingerprint(model.dim(output), output.precision) for output in settings.outputs}
+    wanted = {output.topic: model.fingerprint_of(model.projection(output)) for output in settings.outputs}
     try:
         guard.refuse_other_fingerprints(settings, wanted)
     except (EnvironmentFault, RetryableError) as error:

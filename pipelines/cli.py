@@ -58,18 +58,36 @@ def _config(call: _Call) -> int:
 
 
 def _encode(call: _Call) -> int:
-    if not call.arguments.words and sys.stdin.isatty():
-        raise SettingsError("encode needs texts: as arguments, or as JSON lines on standard input")
+    _require_texts(call, "encode")
     from pipelines.encode import run_encode
 
     return run_encode(
         call.configured.settings,
         dim=call.arguments.options.dim,
         precision=call.arguments.options.precision,
+        ranges=call.arguments.options.ranges,
         texts=call.arguments.words,
         lines=None if call.arguments.words else sys.stdin.buffer,
         out=sys.stdout.buffer,
     )
+
+
+def _calibrate(call: _Call) -> int:
+    _require_texts(call, "calibrate")
+    from pipelines.calibrate import run_calibrate
+
+    return run_calibrate(
+        call.configured.settings,
+        dim=call.arguments.options.dim,
+        path=call.arguments.options.out,
+        texts=call.arguments.words,
+        lines=None if call.arguments.words else sys.stdin.buffer,
+    )
+
+
+def _require_texts(call: _Call, name: str) -> None:
+    if not call.arguments.words and sys.stdin.isatty():
+        raise SettingsError(f"{name} needs texts: as arguments, or as JSON lines on standard input")
 
 
 def _demo(call: _Call) -> int:
@@ -113,7 +131,14 @@ def _check_model(settings: Settings) -> None:
         against_model(settings, layout)
 
 
-_RUN = {"run": _run, "encode": _encode, "check": _check, "config": _config, "demo": _demo}
+_RUN = {
+    "run": _run,
+    "encode": _encode,
+    "calibrate": _calibrate,
+    "check": _check,
+    "config": _config,
+    "demo": _demo,
+}
 
 
 def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from pipelines.yaml_text import parse
 from workers.encoder.layout import Layout, prompt_for
 from workers.errors import SettingsError
-from workers.settings import ENV_PREFIX, Settings
+from workers.settings import ENV_PREFIX, KafkaOutput, Settings
 
 DEFAULT = "default"
 OTHER_VARIABLES = frozenset({f"{ENV_PREFIX}DEBUG"})
@@ -89,11 +89,9 @@ def against_model(settings: Settings, layout: Layout) -> None:
         SettingsError: a dim, a length or a prompt that the model does not have; one line each.
     """
     name, wanted, budget = settings.model.name, settings.model.max_tokens, settings.pool.max_batch_tokens
-    mistakes = [
-        f"outputs.{number}.dim ({output.dim}) is larger than the {layout.dim} dimensions of {name}"
-        for number, output in enumerate(settings.outputs)
-        if output.dim is not None and output.dim > layout.dim
-    ]
+    mistakes = []
+    for number, output in enumerate(settings.outputs):
+        mistakes += output_against_model(output, layout, name, f"outputs.{number}.")
     if wanted is not None and wanted > layout.max_tokens:
         mistakes.append(f"model.max_tokens ({wanted}) is larger than the {layout.max_tokens} tokens that {name} takes")
     elif wanted is None and budget != "auto" and layout.max_tokens > budget:
@@ -107,6 +105,18 @@ def against_model(settings: Settings, layout: Layout) -> None:
         mistakes.append(str(error))
     if mistakes:
         raise SettingsError("\n".join(mistakes))
+
+
+def output_against_model(output: KafkaOutput, layout: Layout, name: str, above: str) -> list[str]:
+    """What in an output the model called ``name`` contradicts; ``above`` stands before the settings' names."""
+    if output.dim is not None and output.dim > layout.dim:
+        return [f"{above}dim ({output.dim}) is larger than the {layout.dim} dimensions of {name}"]
+    if output.precision in ("binary", "ubinary") and output.dim is None and layout.dim % 8:
+        return [
+            f"{above}precision {output.precision} packs 8 dimensions into a byte, and {name} has {layout.dim}: set "
+            f"{above}dim to a multiple of 8"
+        ]
+    return []
 
 
 # ------------------------------------------------------------------ what may be set

@@ -1,42 +1,29 @@
 """The command ``encode``: texts in, one line of JSON each out, in order.
 
 Comes in: texts, or lines of JSON. Goes out: the record that an output in JSON would carry, or a line that says why there is
-none. Never here: Kafka or Ray, a text in an error, or more of the input in memory than one window.
+none. Never here: Kafka or Ray, or a text in an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import orjson
+from pydantic import ValidationError
 
+from pipelines.configure import output_against_model
+from pipelines.embedder import Embedder
 from pipelines.model import Model
+from pipelines.texts import texts_of, windows
 from workers.codecs import renderer_for
-from workers.codecs.base import Decoder
-from workers.codecs.json import JsonDecoder
-from workers.codecs.template import Template
-from workers.codecs.text import TextDecoder
-from workers.encoder.quantize import project
+from workers.codecs.base import Renderer
+from workers.encoder.quantize import Projection, has_direction
 from workers.errors import PoisonError, SettingsError
-from workers.records import Batch, Document, Embedding, Origin, Record, Tokens, type_vectors
+from workers.records import Embedding, Origin, Record
 from workers.settings import KafkaOutput, Settings
-
-# Long enough to sort texts by length, short enough that lines appear while the input still comes.
-WINDOW_TEXTS = 256
-WINDOW_CHARACTERS = 4 << 20
-
-TEXT = Template.parse("{text}")
-ANY = Template.parse("{id|none}.")  # a text that every line has
-
-
-class _Item(NamedTuple):
-    """A line of the input: its document, or why it has none."""
-
-    id: str
-    text: str = ""
-    refused: PoisonError | None = None
 
 
 def run_encode(
@@ -44,6 +31,7 @@ def run_encode(
     *,
     dim: int | None,
     precision: str,
+    ranges: Path | None = None,
     texts: Sequence[str],
     lines: BinaryIO | None,
     out: BinaryIO,
@@ -51,98 +39,39 @@ def run_encode(
     """Embed ``texts``, or else the JSON ``lines``, and write a line for each to ``out``.
 
     Raises:
-        EnvironmentFault: the model is not there, or does not work here.
-        SettingsError: the settings or ``dim`` do not suit the model.
+        EnvironmentFault: the model or ``ranges`` are not there, or do not work here.
+        SettingsError: the settings, ``dim``, ``precision`` and ``ranges`` do not suit each other or the model.
     """
+    output = _output(dim, precision, ranges)
     model = Model.open(settings)
-    if dim is not None and dim > model.layout.dim:
-        raise SettingsError(f"--dim ({dim}) is larger than the {model.layout.dim} dimensions of {settings.model.name}")
-    refuse_empty = settings.source.empty == "reject"
-    items = _from_texts(texts, refuse_empty) if lines is None else _from_lines(lines, refuse_empty)
-    command = _Encode(settings, model, KafkaOutput(topic="stdout", dim=dim, precision=precision))
-    for window in _windows(items):
-        out.writelines(line + b"\n" for line in command.lines(window))
+    for mistake in output_against_model(output, model.layout, settings.model.name, "--"):
+        raise SettingsError(mistake)
+    projection = model.projection(output)
+    renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=model.fingerprint_of(projection))
+    embedder = Embedder(model)
+    for window in windows(texts_of(texts, lines, refuse_empty=settings.source.empty == "reject")):
+        for text, outcome in zip(window, embedder.embed(window, projection.dim), strict=True):
+            out.write(_line(text.id, outcome, projection, renderer) + b"\n")
         out.flush()
     return 0
 
 
-class _Encode:
-    """What a window needs, loaded once."""
-
-    def __init__(self, settings: Settings, model: Model, output: KafkaOutput) -> None:
-        self._settings = settings
-        self._max_tokens = model.max_tokens
-        self._dim, self._precision = model.dim(output), output.precision
-        fingerprint = model.fingerprint(self._dim, self._precision)
-        self._renderer = renderer_for(output, dim=self._dim, model=model.name, fingerprint=fingerprint)
-        self._tokenizer = model.tokenizer()
-        self._encoder = model.encoder()
-        self._encoder.self_test()
-
-    def lines(self, window: Sequence[_Item]) -> Iterator[bytes]:
-        """A window's records, in its order."""
-        refused = {row: item.refused for row, item in enumerate(window) if item.refused is not None}
-        rows = [row for row in range(len(window)) if row not in refused]
-        tokens = dict(zip(rows, self._tokenizer.encode([window[row].text for row in rows]), strict=True))
-        if self._settings.model.overflow == "reject":
-            for row, found in tokens.items():
-                if found.truncated:
-                    message = f"the text has {found.total} tokens or more, the limit is {self._max_tokens}"
-                    refused[row] = PoisonError("tokenize", "too_long", message)
-        rows = [row for row in rows if row not in refused]
-        batch = Batch.of([tokens[row].ids for row in rows])
-        vectors = dict(zip(rows, self._encoder.encode(batch, self._dim), strict=True))
-        for row, vector in vectors.items():
-            if not np.isfinite(vector).all():
-                refused[row] = PoisonError("encode", "not_finite", "the model gave no finite vector for the text")
-        for row, item in enumerate(window):
-            if row in refused:
-                yield orjson.dumps({"id": item.id, "error": refused[row].message})
-            else:
-                yield self._render(item, tokens[row], vectors[row])
-
-    def _render(self, item: _Item, tokens: Tokens, vector: type_vectors) -> bytes:
-        embedding = Embedding(Document(item.id, item.text), vector, len(tokens.ids), tokens.truncated)
-        record = Record(Origin("input", 0, 0, 0), None, None, -1)
-        projected = project(vector[np.newaxis], self._dim, self._precision)[0]
-        return self._renderer.render(record, embedding, projected).value or b""
-
-
-def _from_texts(texts: Sequence[str], refuse_empty: bool) -> Iterator[_Item]:
-    decoder = TextDecoder(refuse_empty=refuse_empty)
-    for number, text in enumerate(texts, 1):
-        # An argument that is not UTF-8 has become surrogates; they turn into its bytes again, for the decoder to refuse.
-        yield _item(decoder, str(number), text.encode(errors="surrogateescape"))
-
-
-def _from_lines(lines: BinaryIO, refuse_empty: bool) -> Iterator[_Item]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name = Template.parse(f"{{id|{number}}}")
-        item = _item(JsonDecoder(TEXT, name, (), refuse_empty=refuse_empty), str(number), line)
-        if item.refused is not None:
-            # What is wrong may be the text alone: then the line is still known by its id.
-            item = item._replace(id=_item(JsonDecoder(ANY, name, (), refuse_empty=False), str(number), line).id)
-        yield item
-
-
-def _item(decoder: Decoder, number: str, value: bytes) -> _Item:
+def _output(dim: int | None, precision: str, ranges: Path | None) -> KafkaOutput:
+    """The flags as an output, which knows what contradicts what."""
     try:
-        document = decoder.decode(Record(Origin("input", 0, 0, 0), number.encode(), value, -1))
-    except PoisonError as error:
-        return _Item(number, refused=error)
-    return _Item(document.id, document.text)
+        return KafkaOutput.model_validate({"topic": "stdout", "dim": dim, "precision": precision, "ranges": ranges})
+    except ValidationError as error:
+        found = [detail["msg"].removeprefix("Value error, ") for detail in error.errors(include_url=False)]
+        raise SettingsError("\n".join(found)) from None
 
 
-def _windows(items: Iterator[_Item]) -> Iterator[list[_Item]]:
-    window: list[_Item] = []
-    characters = 0
-    for item in items:
-        window.append(item)
-        characters += len(item.text)
-        if len(window) >= WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
+def _line(name: str, outcome: Embedding | PoisonError, projection: Projection, renderer: Renderer) -> bytes:
+    if isinstance(outcome, PoisonError):
+        return orjson.dumps({"id": name, "error": outcome.message})
+    vectors = outcome.vector[np.newaxis]
+    if not has_direction(vectors, projection.dim).all():
+        message = f"the vector has no length in its first {projection.dim} dimensions"
+        return orjson.dumps({"id": name, "error": message})
+    vector, scale = next(projection(vectors).rows())
+    record = Record(Origin("input", 0, 0, 0), None, None, -1)
+    return renderer.render(record, outcome, vector, scale).value or b""

@@ -28,7 +28,7 @@ def refuse_other_fingerprints(settings: Settings, wanted: Mapping[str, str]) -> 
             if found != wanted[name]:
                 raise EnvironmentFault(
                     f"topic {name}, partition {partition} holds vectors with fingerprint {found}, ours is {wanted[name]}: "
-                    "another model, prompt, template, dim or precision wrote them, and the two do not compare; "
+                    "another model, prompt, template, dim, precision or ranges wrote them, and the two do not compare; "
                     "choose another topic, or set delivery.allow_fingerprint_change: true"
                 )
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from pipelines.configure import against_model
 from workers import fingerprint
 from workers.encoder.layout import Layout, prompt_for, resolve
+from workers.encoder.quantize import Projection
+from workers.encoder.ranges import Ranges
 from workers.settings import KafkaOutput, Settings
 
 if TYPE_CHECKING:
@@ -74,8 +76,27 @@ class Model:
         """The most dimensions that any output wants: what encoders send back."""
         return max((self.dim(output) for output in self.settings.outputs), default=self.layout.dim)
 
-    def fingerprint(self, dim: int, precision: str) -> str:
+    def projection(self, output: KafkaOutput) -> Projection:
+        """What an output makes of the model's vectors.
+
+        Raises:
+            EnvironmentFault: its ranges cannot be read.
+            SettingsError: they belong to other vectors than these settings make.
+        """
+        dim, ranges = self.dim(output), None
+        if output.ranges is not None:
+            path = output.ranges.expanduser()
+            ranges = Ranges.read(path)
+            ranges.require(path, dim=dim, space=self.fingerprint(dim, "float32"), model=self.name)
+        return Projection(dim, output.precision, ranges)
+
+    def fingerprint_of(self, projection: Projection) -> str:
         """Names the vector space of an output."""
+        ranges = None if projection.ranges is None else projection.ranges.digest
+        return self.fingerprint(projection.dim, projection.precision, ranges)
+
+    def fingerprint(self, dim: int, precision: str, ranges: str | None = None) -> str:
+        """Names a vector space; ``ranges``: digest of those that it is quantised by."""
         return fingerprint.fingerprint(
             self.digest,
             prompt=self.prompt,
@@ -84,6 +105,7 @@ class Model:
             overflow=self.settings.model.overflow,
             dim=dim,
             precision=precision,
+            ranges=ranges,
         )
 
     def tokenizer(self) -> Tokenizer:

@@ -122,7 +122,7 @@ class Reader:
         self._counts = (max(1, settings.pool.min), settings.readers.count)
         model = Model.open(settings)
         outlets = [_outlet(model, output) for output in settings.outputs]
-        wanted = {outlet.topic: model.fingerprint(outlet.dim, outlet.precision) for outlet in outlets}
+        wanted = {outlet.topic: model.fingerprint_of(outlet.projection) for outlet in outlets}
         guard.refuse_other_fingerprints(settings, wanted)
         self._reader = self._build(model, outlets)
         self._census = threading.Thread(target=self._count_replicas, name="census", daemon=True)
@@ -159,7 +159,7 @@ class Reader:
         )
         dead = DeadLetterOutlet(
             settings.dead_letter.topic,
-            model.fingerprint(outlets[0].dim, outlets[0].precision),
+            model.fingerprint_of(outlets[0].projection),
             settings.delivery.on_dead_letter == "tombstone",
         )
         return StreamReader(
@@ -228,9 +228,10 @@ class Reader:
 
 
 def _outlet(model: Model, output: Any) -> Outlet:
-    dim = model.dim(output)
-    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint=model.fingerprint(dim, output.precision))
-    return Outlet(output.name, output.topic, dim, output.precision, renderer)
+    projection = model.projection(output)
+    fingerprint = model.fingerprint_of(projection)
+    renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint)
+    return Outlet(output.name, output.topic, projection, renderer)
 
 
 def gpus_per_replica(settings: Settings) -> float:

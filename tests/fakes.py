@@ -314,7 +314,7 @@ class FakeRenderer:
     def __init__(self, topic: str) -> None:
         self._topic = topic
 
-    def render(self, record: Record, embedding: object, vector: np.ndarray) -> Message:
+    def render(self, record: Record, embedding: object, vector: np.ndarray, scale: np.float32 | None = None) -> Message:
         from workers.errors import PoisonError
         from workers.records import Embedding
 

@@ -6,7 +6,6 @@ an encoder; nothing is written before its outcome is known.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workers import log, metrics
-from workers.codecs.base import Renderer
+from workers.codecs.base import Renderer, type_vector
 from workers.codecs.dead_letter import render_dead_letter
 from workers.codecs.tombstone import render_tombstone
-from workers.encoder.quantize import project
+from workers.encoder.quantize import Projection, has_direction
 from workers.errors import CommitError, PoisonError, RetryableError, StreamEmbedderError
 from workers.offsets import OffsetLedger, Prefix
 from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone
@@ -27,6 +26,9 @@ from workers.sources.base import Source
 
 LOG = log.get(__name__)
 
+# For each output by name, its vector and scale of each row that has one.
+type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
+
 # A transaction of this many records costs 5 % of what one of a single record costs per record; more only adds latency.
 MOST_RECORDS = 2_000
 MEMBERSHIP_WAIT_S = 5.0
@@ -34,12 +36,11 @@ MEMBERSHIP_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """One output: what is cut from the vector, and how the result is written down."""
+    """One output: what is made of the vector, and how the result is written down."""
 
     name: str
     topic: str
-    dim: int
-    precision: str
+    projection: Projection
     renderer: Renderer
 
 
@@ -161,26 +162,22 @@ class Checkpoint:
             rendered.append(replace(prefix, settled=tuple(settled)))
         return rendered, messages
 
-    def _project(self, prefix: Prefix) -> dict[str, dict[int, np.ndarray]]:
-        """For each output, its vector of each row that has one: cut, normalised and quantised together."""
+    def _project(self, prefix: Prefix) -> type_projected:
+        """What each output writes: all its vectors cut, normalised and quantised together."""
         rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
         if not rows:
             return {outlet.name: {} for outlet in self._outlets}
         full = np.stack([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
-        found: dict[str, dict[int, np.ndarray]] = {}
+        found: type_projected = {}
         for outlet in self._outlets:
-            try:
-                found[outlet.name] = dict(zip(rows, project(full, outlet.dim, outlet.precision), strict=True))
-            except ValueError:
-                # One vector has nothing in its first dimensions; the others go on without it.
-                found[outlet.name] = {}
-                for number, row in enumerate(rows):
-                    with contextlib.suppress(ValueError):
-                        found[outlet.name][row] = project(full[number : number + 1], outlet.dim, outlet.precision)[0]
+            # A vector with nothing in its first dimensions is left out; the others go on without it.
+            sound = has_direction(full, outlet.projection.dim)
+            kept = [row for row, good in zip(rows, sound, strict=True) if good]
+            found[outlet.name] = dict(zip(kept, outlet.projection(full[sound]).rows(), strict=True))
         return found
 
     def _render_one(
-        self, entry: Settled, row: int, vectors: dict[str, dict[int, np.ndarray]], prefix: Prefix
+        self, entry: Settled, row: int, vectors: type_projected, prefix: Prefix
     ) -> tuple[Outcome, list[Message]]:
         record = entry.record
         outcome = entry.outcome
@@ -216,14 +213,16 @@ class Checkpoint:
         fitting = [one if self._sink.refuses(one) is None else replace(one, headers=()) for one in whole]
         return [one for one in fitting if self._sink.refuses(one) is None]
 
-    def _message(self, outlet: Outlet, entry: Settled, vector: np.ndarray | None) -> Message:
+    def _message(
+        self, outlet: Outlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
+    ) -> Message:
         if not isinstance(entry.outcome, Embedding):
             return render_tombstone(entry.record, outlet.topic)
-        if vector is None:
+        if projected is None:
             raise PoisonError(
-                "output", "no_direction", f"the vector has no length in its first {outlet.dim} dimensions"
+                "output", "no_direction", f"the vector has no length in its first {outlet.projection.dim} dimensions"
             )
-        return outlet.renderer.render(entry.record, entry.outcome, vector)
+        return outlet.renderer.render(entry.record, entry.outcome, *projected)
 
     def _checked(self, message: Message) -> Message:
         reason = self._sink.refuses(message)

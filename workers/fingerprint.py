@@ -50,7 +50,15 @@ def model_digest(folder: Path) -> str:
 
 
 def fingerprint(
-    digest: str, *, prompt: str, template: str, max_tokens: int, overflow: str, dim: int, precision: str
+    digest: str,
+    *,
+    prompt: str,
+    template: str,
+    max_tokens: int,
+    overflow: str,
+    dim: int,
+    precision: str,
+    ranges: str | None = None,
 ) -> str:
     """16 hex digits that change when anything changes that decides a vector.
 
@@ -62,8 +70,11 @@ def fingerprint(
         overflow: what happens to a longer one.
         dim: of the output.
         precision: of the output.
+        ranges: digest of the ranges that it is quantised by, None where there are none.
     """
-    parts = [digest, prompt, template, max_tokens, overflow, dim, precision]
+    parts: list[str | int] = [digest, prompt, template, max_tokens, overflow, dim, precision]
+    if ranges is not None:
+        parts.append(ranges)
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:16]
 
 

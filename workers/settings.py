@@ -21,6 +21,7 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 type_count = Annotated[int, Field(ge=1)]
 type_seconds = Annotated[float, Field(gt=0)]
+type_precision = Literal["float32", "float16", "int8", "int8_ranges", "uint8_ranges", "binary", "ubinary"]
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -155,7 +156,16 @@ class KafkaOutput(Section):
     dim: type_count | None = Field(
         None, description="Dimensions: the vector is cut to these, then normalised (MRL). Default: the model's own."
     )
-    precision: Literal["float32", "float16"] = Field("float32", description="Number type of the vector's components.")
+    precision: type_precision = Field(
+        "float32",
+        description="How the vector's components are written. `int8`: with one scale per vector; `int8_ranges`, "
+        "`uint8_ranges`: by `ranges`, as sentence-transformers does; `binary`, `ubinary`: a bit each, as it packs them.",
+    )
+    ranges: Path | None = Field(
+        None,
+        description="For `int8_ranges` and `uint8_ranges`: the file that `stream-embedder calibrate` writes, or an `.npy` of "
+        "shape [2, dim]. Every reader's machine needs it at this path.",
+    )
     format: Literal["json", "binary"] = Field(
         "json",
         description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers.",
@@ -168,8 +178,26 @@ class KafkaOutput(Section):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _precision_fits(self) -> Self:
+        if self.precision in ("int8_ranges", "uint8_ranges"):
+            if self.ranges is None:
+                raise ValueError(
+                    f"precision {self.precision} needs ranges, a file that stream-embedder calibrate writes; "
+                    "precision int8 needs none"
+                )
+        elif self.ranges is not None:
+            raise ValueError(
+                f"ranges is for precision int8_ranges and uint8_ranges, not {self.precision}; leave it out"
+            )
+        if self.precision in ("binary", "ubinary") and self.dim is not None and self.dim % 8:
+            raise ValueError(
+                f"dim ({self.dim}) is not a multiple of 8, and precision {self.precision} packs 8 dimensions into a byte"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _include_fits(self) -> Self:
-        reserved = {"id", "embedding", "dim", "precision", "model", "fingerprint", "tokens", "truncated"}
+        reserved = {"id", "embedding", "dim", "precision", "scale", "model", "fingerprint", "tokens", "truncated"}
         if taken := reserved.intersection(self.include):
             raise ValueError(f"include names {', '.join(sorted(taken))}, which the output record uses itself")
         if self.include and self.format == "binary":

@@ -11,7 +11,7 @@ from workers.codecs.template import Template
 from workers.errors import SettingsError
 from workers.settings import KafkaOutput, Settings
 
-__all__ = ["decoder_for", "fingerprint_of", "renderer_for"]
+__all__ = ["decoder_for", "fingerprint_of", "renderer_for", "text_template"]
 
 
 def decoder_for(settings: Settings) -> Decoder:
@@ -26,7 +26,7 @@ def decoder_for(settings: Settings) -> Decoder:
         case "json":
             from workers.codecs.json import JsonDecoder  # noqa: PLC0415 - only what is used
 
-            text = _template("source.text", source.text)
+            text = text_template(settings)
             id_template = None if source.id is None else _template("source.id", source.id)
             include = tuple(dict.fromkeys(name for output in settings.outputs for name in output.include))
             return JsonDecoder(text, id_template, include, refuse_empty=refuse_empty)
@@ -47,6 +47,15 @@ def renderer_for(output: KafkaOutput, *, dim: int, model: str, fingerprint: str)
             from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
 
             return BinaryRenderer(output.topic, dim, output.precision, model, fingerprint)
+
+
+def text_template(settings: Settings) -> Template:
+    """What ``source.text`` makes of a record's fields.
+
+    Raises:
+        SettingsError: it is not a template.
+    """
+    return _template("source.text", settings.source.text)
 
 
 def _template(setting: str, source: str) -> Template:

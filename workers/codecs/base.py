@@ -14,7 +14,7 @@ import numpy.typing as npt
 from workers.errors import PoisonError
 from workers.records import Document, Embedding, Message, Record
 
-type_vector = npt.NDArray[np.floating[Any]]
+type_vector = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
 
 class Decoder(Protocol):
@@ -31,17 +31,25 @@ class Decoder(Protocol):
 class Renderer(Protocol):
     """Writes an embedding down as an output record."""
 
-    def render(self, record: Record, embedding: Embedding, vector: type_vector) -> Message:
+    def render(
+        self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
+    ) -> Message:
         """The output record of ``record``: its key, timestamp and headers stay.
 
         Args:
             record: where the embedding came from.
             embedding: document, tokens, truncated; its own vector is not used.
-            vector: what the output writes, in its dim and precision: one dimension, float32 or float16.
+            vector: what the output writes, in its precision's type: [dim], or [dim / 8] where bits are packed.
+            scale: of precision int8: components are about ``vector * scale``.
 
         Raises:
             PoisonError: stage ``output``: the format has no way to write this.
         """
+
+
+def shortest(number: np.floating[Any]) -> str:
+    """The fewest digits that give the same number of its type again."""
+    return str(number)
 
 
 def utf8_value(record: Record) -> str:

@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.codecs.base import type_vector
+import numpy as np
+
+from workers.codecs.base import shortest, type_vector
 from workers.errors import PoisonError
 from workers.records import Embedding, Message, Record
 
 FINGERPRINT_HEADER = "embedding-fingerprint"
-_DTYPES = {"float32": "<f4", "float16": "<f2"}
+SCALE_HEADER = "embedding-scale"
+_DTYPES = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "int8": "|i1",
+    "int8_ranges": "|i1",
+    "uint8_ranges": "|u1",
+    "binary": "|i1",
+    "ubinary": "|u1",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class BinaryRenderer:
-    """Writes embeddings as little-endian components. Headers of the source stay, but for those that are ours."""
+    """Writes embeddings as little-endian components, or packed bits. Headers of the source stay, but for those that are ours."""
 
     topic: str
     dim: int
@@ -25,13 +36,15 @@ class BinaryRenderer:
     model: str
     fingerprint: str
 
-    def render(self, record: Record, embedding: Embedding, vector: type_vector) -> Message:
+    def render(
+        self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
+    ) -> Message:
         """See :class:`workers.codecs.base.Renderer`."""
-        assert vector.shape == (self.dim,)
         about = {
             "embedding-id": embedding.document.id,
             "embedding-dim": str(self.dim),
             "embedding-precision": self.precision,
+            **({} if scale is None else {SCALE_HEADER: shortest(scale)}),
             "embedding-model": self.model,
             FINGERPRINT_HEADER: self.fingerprint,
             "embedding-tokens": str(embedding.tokens),
@@ -46,6 +59,7 @@ class BinaryRenderer:
             raise PoisonError(
                 "output", "lone_surrogate", "the id holds half of a surrogate pair, which is no character"
             )
-        kept = tuple(header for header in record.headers if header[0] not in about)
+        # A scale that came with the source's record is another vector's.
+        kept = tuple(header for header in record.headers if header[0] not in about and header[0] != SCALE_HEADER)
         value = vector.astype(_DTYPES[self.precision], copy=False).tobytes()
         return Message(self.topic, record.key, value, kept + ours, record.timestamp_ms)

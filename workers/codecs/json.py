@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NoReturn
 
 import numpy as np
 import orjson
 
-from workers.codecs.base import id_of, refuse_blank, refuse_surrogates, type_vector, utf8_value
+from workers.codecs.base import id_of, refuse_blank, refuse_surrogates, shortest, type_vector, utf8_value
 from workers.codecs.template import Template, lookup
 from workers.errors import PoisonError
 from workers.records import Document, Embedding, Message, Record
@@ -85,13 +86,16 @@ class JsonRenderer:
     fingerprint: str
     include: tuple[str, ...] = ()
 
-    def render(self, record: Record, embedding: Embedding, vector: type_vector) -> Message:
+    def render(
+        self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
+    ) -> Message:
         """See :class:`workers.codecs.base.Renderer`."""
-        assert vector.shape == (self.dim,)
         value = render_embedding(
             embedding.document.id,
             vector,
+            dim=self.dim,
             precision=self.precision,
+            scale=scale,
             model=self.model,
             fingerprint=self.fingerprint,
             tokens=embedding.tokens,
@@ -105,7 +109,9 @@ def render_embedding(
     id: str,
     vector: type_vector,
     *,
+    dim: int,
     precision: str,
+    scale: np.float32 | None = None,
     model: str,
     fingerprint: str,
     tokens: int,
@@ -114,19 +120,35 @@ def render_embedding(
 ) -> bytes:
     """One embedding as a JSON object in UTF-8, without a line end.
 
-    Components are written with the fewest digits that give back the same float32. ``fields`` come last, beside the others.
+    Components are written with the fewest digits that give back the same number of their type, whole numbers as such.
+    ``dim`` counts dimensions, also where the vector holds packed bits. ``fields`` come last, beside the others.
 
     Raises:
         PoisonError: the id or a field is something that JSON in UTF-8 cannot hold, or the vector is not finite.
     """
     if not np.isfinite(vector).all():
         raise PoisonError("output", "not_finite", "the vector holds a number that is not finite")
-    about = {"dim": len(vector), "precision": precision, "model": model, "fingerprint": fingerprint}
-    numbers = orjson.dumps(np.ascontiguousarray(vector, dtype=np.float32), option=orjson.OPT_SERIALIZE_NUMPY)
+    about: dict[str, object] = {"dim": dim, "precision": precision}
+    if scale is not None:
+        about["scale"] = float(shortest(scale))
+    about |= {"model": model, "fingerprint": fingerprint}
     try:
         head = _ENCODER.encode({"id": id})[:-1].encode()
         tail = _ENCODER.encode({**about, "tokens": tokens, "truncated": truncated, **fields})[1:].encode()
     except (ValueError, RecursionError):
         message = "the id or an included field holds what JSON cannot: half a surrogate pair, or a number out of range"
         raise PoisonError("output", "not_json", message) from None
-    return b'%b,"embedding":%b,%b' % (head, numbers, tail)
+    return b'%b,"embedding":%b,%b' % (head, _numbers(vector), tail)
+
+
+def _numbers(vector: type_vector) -> bytes:
+    if vector.dtype == np.float16:
+        digits = _float16_digits()
+        return b"[%b]" % b",".join([digits[bits] for bits in vector.view(np.uint16).tolist()])
+    return orjson.dumps(np.ascontiguousarray(vector), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+@cache
+def _float16_digits() -> list[bytes]:
+    """Every float16 in JSON, by its bits: orjson would write it with the digits of a float32, twice as many."""
+    return [shortest(number).encode() for number in np.arange(1 << 16, dtype=np.uint16).view(np.float16)]

@@ -1,4 +1,4 @@
 """The GPU half of the model: token ids in, unit vectors out. The only room that imports torch.
 
-``layout``, ``packing`` and ``quantize`` stay free of it; importing this package imports none of them.
+``layout``, ``packing``, ``quantize`` and ``ranges`` stay free of it; importing this package imports none of them.
 """
