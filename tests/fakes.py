@@ -309,10 +309,11 @@ def fake_encode(batch: Batch) -> type_vectors:
 
 
 class FakeRenderer:
-    """The document's id is the value; ``render!…`` is refused."""
+    """The document's id is the value; ``render!…`` is refused. ``rendered`` holds each vector and scale."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
+        self.rendered: list[tuple[np.ndarray, np.float32 | None]] = []
 
     def render(self, record: Record, embedding: object, vector: np.ndarray, scale: np.float32 | None = None) -> Message:
         from workers.errors import PoisonError
@@ -321,4 +322,5 @@ class FakeRenderer:
         assert isinstance(embedding, Embedding)
         if embedding.document.id.startswith("render!"):
             raise PoisonError("output", "unrenderable", "the format has no way to write this")
+        self.rendered.append((vector, scale))
         return Message(self._topic, record.key, embedding.document.id.encode(), (), record.timestamp_ms)

@@ -56,6 +56,7 @@ def test_nothing_is_wrong(check: Callable[..., tuple[int, list[str]]]) -> None:
         (["--source.topics", "[]", "--source.pattern", "no-such-.*"], 1, "matches no topic"),
         (["--model.name", "/nowhere/model"], 1, "/nowhere/model"),
         (["--outputs.0.dim", "385"], 2, "outputs.0.dim (385) is larger than the 384 dimensions"),
+        (["--outputs.0.precision", "int8_ranges", "--outputs.0.ranges", "/nowhere.npz"], 1, "ranges file /nowhere.npz"),
         (["--model.max_tokens", "100000"], 2, "model.max_tokens (100000) is larger"),
         (["--pool.max_batch_token", "1"], 2, "did you mean pool.max_batch_tokens?"),
         (["--source.text", "{title"], 2, "source.text"),

@@ -18,11 +18,19 @@ ROOT = Path(__file__).parents[2]
 FIELDS = ["id", "embedding", "dim", "precision", "model", "fingerprint", "tokens", "truncated"]
 
 
-def encode(*texts: str, lines: bytes | None = None, dim: int | None = None, precision: str = "float32", **model: str):
+def encode(
+    *texts: str,
+    lines: bytes | None = None,
+    dim: int | None = None,
+    precision: str = "float32",
+    ranges: Path | None = None,
+    **model: str,
+):
     """The command without its process: records of texts, or of lines."""
     out = io.BytesIO()
     source = None if lines is None else io.BytesIO(lines)
-    code = run_encode(Settings(model=model), dim=dim, precision=precision, texts=texts, lines=source, out=out)
+    settings = Settings(model=model)
+    code = run_encode(settings, dim=dim, precision=precision, ranges=ranges, texts=texts, lines=source, out=out)
     assert code == 0
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
@@ -71,9 +79,37 @@ def test_dim_and_precision():
     assert cut["fingerprint"] != whole[0]["fingerprint"]
     expected = vectors(whole)[0, :64]
     expected /= np.linalg.norm(expected)
-    found = vectors([cut])[0]
+    found = np.array(cut["embedding"], np.float16)
     assert found == pytest.approx(expected, abs=1e-3)
-    assert (found.astype(np.float16) == found).all()
+    assert all(len(str(number).lstrip("-0.")) <= 6 for number in cut["embedding"]), "digits of a float16, no more"
+
+
+@pytest.mark.parametrize("precision", ["int8", "binary", "ubinary"])
+def test_fewer_bits(precision: str):
+    whole, other = encode("a cat on a mat", "interest rates rose", dim=64)
+    found = encode("a cat on a mat", "interest rates rose", dim=64, precision=precision)
+    assert [(record["dim"], record["precision"]) for record in found] == [(64, precision)] * 2
+    values = np.array([record["embedding"] for record in found])
+    expected = vectors([whole, other])
+    if precision == "int8":
+        scales = np.array([[record["scale"]] for record in found])
+        assert values * scales == pytest.approx(expected, abs=scales.max() * 0.51)
+    else:
+        bytes_ = (values + 128 if precision == "binary" else values).astype(np.uint8)
+        assert np.array_equal(np.unpackbits(bytes_, axis=1), expected > 0)
+    assert len({record["fingerprint"] for record in [whole, *found]}) == 2
+
+
+def test_a_vector_without_length_in_its_first_dimensions_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    from workers.encoder.encoder import Encoder
+
+    def flat(self: Encoder, batch: object, dim: int) -> np.ndarray:
+        return np.array([[0, 0], [1, 0]], np.float32)
+
+    monkeypatch.setattr(Encoder, "encode", flat)
+    refused, sound = encode("a", "b", dim=2, precision="int8")
+    assert refused == {"id": "1", "error": "the vector has no length in its first 2 dimensions"}
+    assert sound["embedding"] == [127, 0]
 
 
 def test_lines_keep_their_ids_and_mistakes_stay_in_line():

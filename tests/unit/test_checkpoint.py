@@ -12,6 +12,7 @@ import pytest
 from tests.fakes import DIM, TOPIC, FakeRenderer, FakeSink, FakeSource, Group, fake_vector, record
 from workers import metrics
 from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
+from workers.encoder.quantize import Projection, quantize
 from workers.errors import CommitError, RetryableError, StreamEmbedderError
 from workers.offsets import OffsetLedger
 from workers.records import (
@@ -44,6 +45,7 @@ class Bench:
         sink: Callable[[Group], FakeSink] = FakeSink,
         outputs: tuple[str, ...] = (OUT,),
         dims: tuple[int, ...] = (DIM, DIM),
+        precision: str = "float32",
         tombstone: bool = False,
         positions: dict[str, int] | None = None,
     ) -> None:
@@ -54,8 +56,8 @@ class Bench:
         self.lock = threading.Condition()
         self.meter = metrics.Metrics()
         self.steps: list[str] = []
-        outlets = [
-            Outlet(f"kafka:{topic}", topic, dim, "float32", FakeRenderer(topic))
+        self.outlets = outlets = [
+            Outlet(f"kafka:{topic}", topic, Projection(dim, precision), FakeRenderer(topic))
             for topic, dim in zip(outputs, dims, strict=False)
         ]
         dead = DeadLetterOutlet(DEAD, "f1ngerpr1nt", tombstone)
@@ -303,6 +305,21 @@ def test_a_vector_with_nothing_in_its_first_dimensions_is_a_dead_letter_of_its_o
     assert bench.checkpoint.commit() == 3
     assert bench.values(OUT) == bench.values(WIDE) == [b"a", b"c"]
     assert bench.values(DEAD) == [b"text"]
+
+
+def test_each_vector_is_rendered_as_its_output_wants_it_with_its_own_scale():
+    bench = opened(outputs=(OUT, WIDE), dims=(4, DIM), precision="int8")
+    texts = ("a", "b", "c")
+    for offset, text in enumerate(texts):
+        bench.settle(offset, embedding(text))
+    bench.settle(3, REFUSED)
+    assert bench.checkpoint.commit() == 4
+    for outlet, dim in zip(bench.outlets, (4, DIM), strict=True):
+        for text, (vector, scale) in zip(texts, outlet.renderer.rendered, strict=True):
+            expected = quantize(fake_vector(text)[None, :dim], "int8").values[0]
+            assert vector.tolist() == expected.tolist()
+            cut = fake_vector(text)[:dim].astype(np.float64)
+            assert scale == pytest.approx(np.abs(cut).max() / np.linalg.norm(cut) / 127, rel=1e-6)
 
 
 def test_a_dead_letter_that_fits_nowhere_holds_the_partition_and_loses_nothing():

@@ -47,16 +47,24 @@ JSON_VALUES = st.recursive(
 
 
 def render(
-    format: str, vector: np.ndarray, *, record: Record = RECORD, include: tuple[str, ...] = (), **document: object
+    format: str,
+    vector: np.ndarray,
+    scale: np.float32 | None = None,
+    *,
+    precision: str | None = None,
+    record: Record = RECORD,
+    include: tuple[str, ...] = (),
+    **document: object,
 ) -> Message:
-    settings = Settings(
-        outputs=[
-            {"kind": "kafka", "topic": "vectors", "precision": str(vector.dtype), "format": format, "include": include}
-        ]
-    )
+    precision = precision or str(vector.dtype)
+    output = {"topic": "vectors", "precision": precision, "format": format, "include": include}
+    if precision.endswith("_ranges"):
+        output["ranges"] = "ranges.npz"
+    settings = Settings(outputs=[output])
     found = Document(**{"id": "key", "text": "x"} | document)
-    renderer = renderer_for(settings.outputs[0], dim=len(vector), model="a-model", fingerprint="ab12")
-    return renderer.render(record, Embedding(found, UNIT, tokens=7, truncated=True), vector)
+    dim = len(vector) * (8 if precision.endswith("binary") else 1)
+    renderer = renderer_for(settings.outputs[0], dim=dim, model="a-model", fingerprint="ab12")
+    return renderer.render(record, Embedding(found, UNIT, tokens=7, truncated=True), vector, scale)
 
 
 # ---- JSON out
@@ -93,10 +101,59 @@ def test_vectors_come_back_from_json_exactly(vector: np.ndarray):
     assert np.array_equal(np.array(found, vector.dtype), vector)
 
 
-def test_a_vector_may_be_a_view_into_others():
-    wide = np.arange(12, dtype=np.float32).reshape(2, 6)
-    assert json.loads(render("json", wide[1, ::2]).value)["embedding"] == [6, 8, 10]
-    assert render("binary", wide[1, ::2]).value == np.array([6, 8, 10], "<f4").tobytes()
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "i1", "u1"])
+def test_a_vector_may_be_a_view_into_others(dtype: str):
+    wide = np.arange(12).astype(dtype).reshape(2, 6)
+    precision = {"i1": "int8", "u1": "uint8_ranges"}.get(dtype)
+    message = render("json", wide[1, ::2], precision=precision)
+    assert json.loads(message.value)["embedding"] == [6, 8, 10]
+    assert render("binary", wide[1, ::2], precision=precision).value == np.array([6, 8, 10], dtype).tobytes()
+
+
+def test_a_float16_has_as_few_digits_as_it_needs():
+    assert b'"embedding":[0.1,-0.3333,1.0,6e-08]' in render("json", np.array([0.1, -1 / 3, 1, 6e-8], np.float16)).value
+
+
+def test_every_float16_comes_back_from_json_also_by_way_of_float32():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)]
+    found = np.array(json.loads(render("json", every).value)["embedding"])
+    assert np.array_equal(found.astype(np.float16), every)
+    assert np.array_equal(found.astype(np.float32).astype(np.float16), every)
+
+
+WHOLE = {"int8": "i1", "int8_ranges": "i1", "uint8_ranges": "u1", "binary": "i1", "ubinary": "u1"}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), list(WHOLE.items()))
+def test_whole_numbers_are_written_as_such(precision: str, dtype: str):
+    info = np.iinfo(dtype)
+    vector = np.array([info.min, 0, 1, info.max], dtype)
+    record = json.loads(render("json", vector, precision=precision).value)
+    assert record["embedding"] == [info.min, 0, 1, info.max]
+    assert all(type(number) is int for number in record["embedding"])
+    assert (record["precision"], record["dim"]) == (precision, 32 if precision.endswith("binary") else 4)
+    assert "scale" not in record
+    message = render("binary", vector, precision=precision)
+    assert message.value == vector.tobytes() and len(message.value) == 4
+    headers = dict(message.headers)
+    assert headers["embedding-dim"] == (b"32" if precision.endswith("binary") else b"4")
+    assert headers["embedding-precision"] == precision.encode()
+    assert "embedding-scale" not in headers
+
+
+@given(st.floats(2.0**-20, 2.0**-6, width=32))
+def test_the_scale_stands_on_the_record_and_comes_back_exactly(number: float):
+    vector, scale = np.array([127, -3], np.int8), np.float32(number)
+    found = json.loads(render("json", vector, scale).value)
+    assert np.float32(found["scale"]) == scale
+    assert list(found)[3:5] == ["precision", "scale"]
+    old = replace(RECORD, headers=(("embedding-scale", b"of another pipeline"),))
+    message = render("binary", vector, scale, record=old)
+    ((_, written),) = [header for header in message.headers if header[0] == "embedding-scale"]
+    assert np.float32(written) == np.float32(written.decode()) == scale
+    assert len(written) <= 14, "as few digits as float32 needs"
+    assert not [name for name, _ in render("binary", UNIT, record=old).headers if name == "embedding-scale"]
 
 
 @given(JSON_VALUES)
@@ -135,6 +192,7 @@ def test_one_embedding_is_one_line():
     line = render_embedding(
         "a\nb",
         UNIT,
+        dim=2,
         precision="float32",
         model="m",
         fingerprint="f",

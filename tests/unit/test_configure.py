@@ -157,6 +157,19 @@ def test_an_empty_file_or_section_changes_nothing(pipeline, text: str):
         ("a: [\n", [], {}, "pipeline.yaml line 2, column 1: expected the node content"),
         ("pool:\n  max: 1\n  max: 2\n", [], {}, "pipeline.yaml line 3, column 3: max is given twice"),
         ("source: {start: 2026-13-45}", [], {}, "pipeline.yaml is not valid YAML"),
+        (
+            "outputs: [{topic: v, precision: int8_ranges}]",
+            [],
+            {},
+            "outputs.0 (pipeline.yaml): precision int8_ranges needs ranges, a file that stream-embedder calibrate writes",
+        ),
+        (
+            "outputs: [{topic: v, precision: binary}]",
+            [("outputs.0.dim", "100")],
+            {},
+            "outputs.0 (--outputs.0.dim, pipeline.yaml): dim (100) is not a multiple of 8",
+        ),
+        ("outputs: [{topic: v, precision: int4}]", [], {}, "outputs.0.precision (pipeline.yaml) should be 'float32'"),
         ("- a", [], {}, "pipeline.yaml is not a mapping of sections"),
         (b"\xff", [], {}, "pipeline.yaml is not UTF-8 (byte 0)"),
         (b"a: \x07", [], {}, "pipeline.yaml is not valid YAML"),
@@ -220,7 +233,7 @@ kafka: {{security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: "o'n
 def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
     text = render(pipeline(YAML, [("pool.max", "4")]))
     lines = [line for line in text.splitlines() if not line.endswith(":")]
-    assert len(lines) == len(list(keys())) + 6  # the second output has six settings
+    assert len(lines) == len(list(keys())) + 7  # the second output has seven settings
     assert len({line.rindex("  # ") for line in lines}) == 1
     assert "  max: 4" + " " * 31 + "# --pool.max" in lines
     assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)
@@ -282,6 +295,17 @@ def test_what_only_the_model_contradicts(sections: dict, says: str):
     with pytest.raises(SettingsError) as caught:
         against_model(Settings(**sections), Model())
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+def test_bits_of_a_whole_vector_fill_their_bytes(precision: str):
+    settings = Settings(outputs=[{"topic": "a"}, {"topic": "b", "precision": precision}])
+    against_model(settings, Model())
+    with pytest.raises(SettingsError) as caught:
+        against_model(settings, Model(dim=300))
+    (line,) = str(caught.value).splitlines()
+    assert f"outputs.1.precision {precision} packs 8 dimensions into a byte" in line
+    assert line.endswith("has 300: set outputs.1.dim to a multiple of 8")
 
 
 def test_what_the_model_agrees_with():

@@ -19,6 +19,7 @@ inputs = st.fixed_dictionaries(
         "overflow": st.sampled_from(["truncate", "reject"]),
         "dim": st.integers(1, 9),
         "precision": st.sampled_from(["float32", "float16"]),
+        "ranges": st.none() | st.text("0123456789abcdef", max_size=4),
     }
 )
 
@@ -46,6 +47,17 @@ def test_stays_what_it_is_across_versions():
         "ab", prompt="é: ", template="{text}", max_tokens=256, overflow="truncate", dim=384, precision="float32"
     )
     assert given == "813323a525e89a10"
+    given = fingerprint(
+        "ab",
+        prompt="é: ",
+        template="{text}",
+        max_tokens=256,
+        overflow="truncate",
+        dim=384,
+        precision="int8_ranges",
+        ranges="cd",
+    )
+    assert given == "673c403f202e7145"
 
 
 @pytest.fixture

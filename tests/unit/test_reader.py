@@ -29,6 +29,7 @@ from tests.fakes import (
 )
 from workers import metrics, pool, reader
 from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
+from workers.encoder.quantize import Projection
 from workers.errors import StreamEmbedderError
 from workers.pool import Failure, RetryingPool
 from workers.reader import ReaderOptions, StreamReader
@@ -73,7 +74,7 @@ class Stream:
             capacity=lambda: 3,
             meter=self.meter,
         )
-        outlets = [Outlet(f"kafka:{OUT}", OUT, DIM, "float32", FakeRenderer(OUT))]
+        outlets = [Outlet(f"kafka:{OUT}", OUT, Projection(DIM), FakeRenderer(OUT))]
         self.reader = StreamReader(
             self.source,
             FakeDecoder(),
@@ -190,7 +191,7 @@ def test_each_text_gets_its_own_vector(stream: type_stream, monkeypatch: pytest.
     seen: dict[str, np.ndarray] = {}
     original = FakeRenderer.render
 
-    def render(self: FakeRenderer, held: Record, embedding: object, vector: np.ndarray) -> Message:
+    def render(self: FakeRenderer, held: Record, embedding: object, vector: np.ndarray, scale: object) -> Message:
         message = original(self, held, embedding, vector)
         seen[(message.value or b"").decode()] = vector
         return message

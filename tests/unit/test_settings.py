@@ -88,6 +88,37 @@ def test_included_fields_have_room_and_names_of_their_own():
 
 
 @pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ({"precision": "int8_ranges"}, "precision int8_ranges needs ranges"),
+        ({"precision": "uint8_ranges"}, "precision int8 needs none"),
+        ({"ranges": "r.npz"}, "not float32; leave it out"),
+        ({"precision": "int8", "ranges": "r.npz"}, "ranges is for precision int8_ranges and uint8_ranges, not int8"),
+        ({"precision": "binary", "dim": 100}, "dim (100) is not a multiple of 8, and precision binary packs"),
+        ({"precision": "ubinary", "dim": 4}, "dim (4) is not a multiple of 8"),
+        ({"precision": "int8", "include": ["scale"]}, "uses itself"),
+    ],
+)
+def test_a_precision_has_what_it_needs(output: dict, says: str):
+    assert says in refused(outputs=[{"topic": "v", **output}])
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"precision": "int8", "dim": 100},
+        {"precision": "int8_ranges", "dim": 100, "ranges": "r.npz"},
+        {"precision": "uint8_ranges", "ranges": "r.npy"},
+        {"precision": "binary", "dim": 256},
+        {"precision": "ubinary"},
+    ],
+)
+def test_a_precision_needs_no_more_than_that(output: dict):
+    (found,) = Settings(outputs=[{"topic": "v", **output}]).outputs
+    assert found.precision == output["precision"]
+
+
+@pytest.mark.parametrize(
     ("kafka", "says"),
     [
         ({"security_protocol": "SASL_SSL"}, "needs sasl_mechanism"),
