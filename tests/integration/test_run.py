@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -93,12 +94,25 @@ def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model:
 
 
 def test_every_choice_that_is_not_the_default(
-    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path
+    broker: RunningBroker,
+    names: dict[str, str],
+    make_topic: Callable[..., str],
+    model: Path,
+    tmp_path: Path,
 ) -> None:
-    """At least once, static members, plain text, binary vectors of fewer dimensions in float16, tombstones, limits."""
+    """At least once, static members, plain text, vectors of fewer dimensions and bits, tombstones, limits."""
+    small, ranged = make_topic(4), make_topic(4)
+    low, high = np.full(16, -1, np.float32), np.full(16, 1, np.float32)
+    np.save(tmp_path / "ranges.npy", np.stack((low, high)))
+    # A relative path, as a shell has it: replicas start where the command does.
+    ours = {"dim": 16, "precision": "int8_ranges", "ranges": os.path.relpath(tmp_path / "ranges.npy")}
     settings = base(broker, names, model) | {
         "source": {"pattern": names["in"], "group": names["group"], "format": "text", "static_membership": True},
-        "outputs": [{"topic": names["out"], "format": "binary", "dim": 16, "precision": "float16"}],
+        "outputs": [
+            {"topic": names["out"], "format": "binary", "dim": 16, "precision": "float16"},
+            {"topic": small, "format": "binary", "precision": "int8"},
+            {"topic": ranged, "format": "json", **ours},
+        ],
         "delivery": {"guarantee": "at_least_once", "on_dead_letter": "tombstone", "cluster": "blue"},
         "model": {"name": str(model), "overflow": "reject", "max_tokens": 32},
         "limits": {"records": 50, "bytes": "64KiB"},
@@ -107,9 +121,15 @@ def test_every_choice_that_is_not_the_default(
     records += [(b"gone", None), (None, None), (b"long", b"token " * 100), (b"blank", b"  "), (b"bytes", b"\xff\xff")]
     produce(broker.settings, names["in"], records)
     pipeline = Pipeline(tmp_path, settings)
-    with reading(broker.settings, names["out"]) as out, reading(broker.settings, names["dead"]) as dead, pipeline:
+    with contextlib.ExitStack() as opened:
+        out, others, coded, dead = (
+            opened.enter_context(reading(broker.settings, topic))
+            for topic in (names["out"], small, ranged, names["dead"])
+        )
+        opened.enter_context(pipeline)
         # 400 vectors, one tombstone passed through, and one for each dead letter with a key.
         wait_until(lambda: out.poll() >= 404 and dead.poll() >= 4, 120, pipeline.tail)
+        wait_until(lambda: others.poll() >= 404 and coded.poll() >= 404, 30, pipeline.tail)
         assert pipeline.terminate() == 0, pipeline.tail()
     assert members(broker.settings, names["group"]) == 0, "a drain removes a static member"
     by_key = {record.key: record for record in out.records}
@@ -117,9 +137,25 @@ def test_every_choice_that_is_not_the_default(
     vectors = [np.frombuffer(by_key[b"k%d" % n].value, "<f2") for n in range(400)]
     assert all(len(vector) == 16 and abs(np.linalg.norm(vector.astype(float)) - 1) < 1e-2 for vector in vectors)
     assert dict(by_key[b"k7"].headers)["embedding-dim"] == b"16"
+    in_full = {record.key: scaled(record) for record in others.records if record.value is not None}
+    in_codes = {record.key: value_of(record) for record in coded.records if record.value is not None}
+    for n, vector in enumerate(vectors):
+        cut = in_full[b"k%d" % n][:16]
+        assert np.abs(cut / np.linalg.norm(cut) - vector).max() < 0.02, "the int8 vector is the same vector"
+        found = in_codes[b"k%d" % n]
+        assert (found["dim"], found["precision"]) == (16, "int8_ranges")
+        decoded = low + (np.array(found["embedding"]) + 128.5) * (high - low) / 255
+        assert np.abs(decoded - vector).max() < 0.005
     classes = sorted(dict(record.headers)["embedding-error-class"].decode() for record in dead.records)
     assert classes == ["empty", "invalid_utf8", "tombstone_without_key", "too_long"]
     assert committed(broker.settings, names["group"]) == len(records)
+
+
+def scaled(record: Any) -> np.ndarray:
+    """A binary int8 record's vector."""
+    headers = dict(record.headers)
+    assert headers["embedding-precision"] == b"int8"
+    return np.frombuffer(record.value, "i1") * np.float32(headers["embedding-scale"].decode())
 
 
 @pytest.fixture
