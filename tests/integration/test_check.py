@@ -81,6 +81,8 @@ def test_an_output_that_cannot_hold_a_vector(
     assert "384 dimensions as json takes about" in said[0]
     assert f"topic {small} takes records up to 3,000" in said[0]
     assert check("--outputs.0.topic", small, "--outputs.0.format", "binary", "--outputs.0.precision", "float16")[0] == 0
+    for precision in ("int8", "binary", "ubinary"):
+        assert check("--outputs.0.topic", small, "--outputs.0.precision", precision)[0] == 0
 
 
 def test_dead_letters_that_would_not_fit(

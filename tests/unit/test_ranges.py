@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -125,6 +125,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path):
         Ranges.read(tmp_path)
 
 
+@settings(deadline=None)  # it writes files
 @given(st.sampled_from([written(own()), saved(np.stack((own().low, own().high)))]), st.data())
 def test_a_broken_file_is_refused_or_read(tmp_path_factory, content: bytes, data: st.DataObject):
     broken = bytearray(content)
