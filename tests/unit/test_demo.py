@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import demo
+from pipelines import demo_outcomes
 from pipelines.configure import load
-from pipelines.demo import Names, Outcomes, demo_settings, nearest, pipeline_yaml
+from pipelines.demo_outcomes import Outcomes
+from pipelines.demo_search import nearest
+from pipelines.demo_settings import Names, demo_settings, pipeline_yaml, shown_yaml
 from workers.errors import EnvironmentFault
 from workers.settings import KafkaSettings, Settings
 
@@ -57,7 +59,7 @@ def test_what_is_shown_has_no_secret():
     kafka = KafkaSettings(
         security_protocol="SASL_SSL", sasl_mechanism="PLAIN", sasl_username="me", sasl_password="hunter2"
     )
-    shown = demo._shown_yaml(demo_settings(Settings(), kafka, NAMES))
+    shown = shown_yaml(demo_settings(Settings(), kafka, NAMES))
     assert "hunter2" not in shown
     assert "topic: out" in shown
 
@@ -75,10 +77,10 @@ def test_outcomes_are_counted_by_document_and_by_record():
     outcomes.add([vector("a"), dead_letter("b")], "dead", now=1.0)
     outcomes.add([vector("c", tokens=7)], "dead", now=2.0)
     assert (outcomes.documents, outcomes.records, outcomes.tokens, outcomes.dead) == (3, 3, 12, {"b"})
-    demo._require_once(outcomes, 3)
+    demo_outcomes.require_once(outcomes, 3)
     outcomes.add([vector("a")], "dead", now=3.0)
     with pytest.raises(EnvironmentFault, match="3 documents went in, and 4 outcomes of 3 documents came out"):
-        demo._require_once(outcomes, 3)
+        demo_outcomes.require_once(outcomes, 3)
 
 
 def test_the_rate_leaves_out_the_start_where_it_can():
@@ -94,7 +96,7 @@ def test_a_pipeline_that_ends_by_itself_is_said_with_its_exit_code():
     process.wait()
     nothing = SimpleNamespace(poll=lambda _: {})
     with pytest.raises(EnvironmentFault, match="exit code 1 after 0 of 3 documents"):
-        demo._await_outcomes(process, nothing, NAMES, 3)
+        demo_outcomes.await_outcomes(process, nothing, NAMES, 3)
 
 
 # ---- search

@@ -1,0 +1,48 @@
+"""The demo's search: which vectors are nearest to a question's, by their cosine.
+
+Comes in: vectors that came out of Kafka, and questions. Goes out: lines on standard output. Never here: an index; a few
+thousand vectors are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipelines.demo_outcomes import Outcomes
+from pipelines.model import Model
+from workers.records import Batch, type_vectors
+from workers.settings import Settings
+
+ANSWERS = 3
+
+
+def nearest(vectors: type_vectors, query: type_vectors, k: int) -> list[tuple[int, float]]:
+    """The ``k`` rows of ``vectors`` [n, d] with the largest cosine to ``query`` [d], best first, with that cosine."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    scores = (vectors @ query) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return [(int(row), float(scores[row])) for row in np.argsort(-scores, kind="stable")[:k]]
+
+
+def answer(outcomes: Outcomes, questions: Sequence[str], queries: type_vectors) -> None:
+    """Print the nearest documents of each question, whose vectors ``queries`` [questions, dim] are."""
+    ids = list(outcomes.vectors)
+    if not ids:
+        return
+    vectors = np.array([outcomes.vectors[name] for name in ids], np.float32)
+    for question, query in zip(questions, queries, strict=True):
+        print(f"\n   {question}", flush=True)
+        for row, score in nearest(vectors, query, ANSWERS):
+            print(f"      {score:.2f}  {outcomes.titles[ids[row]]}", flush=True)
+    print()
+
+
+def embed_questions(settings: Settings, questions: Sequence[str]) -> type_vectors:
+    """Vectors of the questions, by the same model and, where it has one, its prompt for queries."""
+    model = Model.open(settings)
+    if "query" in model.layout.prompts:
+        asking = settings.model.model_copy(update={"prompt": "query", "prompt_text": None})
+        model = Model.open(settings.model_copy(update={"model": asking}))
+    tokens = model.tokenizer().encode(list(questions))
+    return model.encoder().encode(Batch.of([entry.ids for entry in tokens]))
