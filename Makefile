@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROWS ?=
 QUERY ?=
+TEXTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint format lock broker clean
+.PHONY: help setup demo bench test soak lint format lock broker clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +31,9 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 
 demo: $(STAMP) ## real text through a real Kafka, then a search over it: make demo ROWS=2000 QUERY="…"
 	@$(BIN)/stream-embedder demo $(if $(ROWS),--rows $(ROWS)) $(if $(QUERY),--query "$(QUERY)")
+
+bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: make bench TEXTS=200
+	@$(BIN)/stream-embedder bench encoder $(if $(TEXTS),--texts $(TEXTS) --rounds 1 --no-sweep)
 
 test: $(STAMP) ## all tests but the long ones
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak"

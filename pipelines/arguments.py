@@ -75,6 +75,14 @@ COMMANDS = {
     ),
 }
 
+# Commands without settings, which read their line themselves.
+STANDALONE = {
+    "bench": Command(
+        "Measure: this encoder beside its peers, on this machine.",
+        "stream-embedder bench encoder --texts 500",
+    ),
+}
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -84,7 +92,8 @@ class _Parser(argparse.ArgumentParser):
 def overview() -> str:
     """The help of the whole program."""
     listed = "\n".join(
-        f"  {name:<9} {command.about.partition('. ')[0].rstrip('.')}." for name, command in COMMANDS.items()
+        f"  {name:<9} {command.about.partition('. ')[0].rstrip('.')}."
+        for name, command in {**COMMANDS, **STANDALONE}.items()
     )
     return (
         f"usage: {PROGRAM} COMMAND [-c FILE] [--section.field VALUE ...]\n\n"

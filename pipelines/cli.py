@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.arguments import PROGRAM, Arguments, helped, overview, parse
+from pipelines.arguments import PROGRAM, STANDALONE, Arguments, helped, overview, parse
 from workers.errors import EnvironmentFault, SettingsError, StreamEmbedderError
 
 if TYPE_CHECKING:
@@ -146,9 +146,14 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     if name in ("-h", "--help", "--version"):
         print(_version() if name == "--version" else overview())
         return 0
+    if name == "bench":
+        from pipelines.bench.command import run_bench
+
+        return run_bench(rest, environ)
     if name not in _RUN:
         wrong = f"there is no command {name!r}" if name else "a command is needed"
-        raise SettingsError(f"{wrong}: choose from {', '.join(_RUN)} ({PROGRAM} --help says more)")
+        known = ", ".join([*_RUN, *STANDALONE])
+        raise SettingsError(f"{wrong}: choose from {known} ({PROGRAM} --help says more)")
     if helped(name, rest):
         return 0
     from pipelines.configure import load

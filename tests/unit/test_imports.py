@@ -33,12 +33,18 @@ EXCEPTIONS = {
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
 HEAVY = {
-    "torch": ("workers.encoder", "pipelines.model"),  # the second asks whether there is a GPU
-    "transformers": ("workers.encoder", "workers.text"),
-    "tokenizers": ("workers.text",),
-    "safetensors": ("workers.encoder",),
+    # The second asks whether there is a GPU; those of the bench run in processes of their own.
+    "torch": (
+        "workers.encoder",
+        "pipelines.model",
+        *(f"pipelines.bench.{name}" for name in ("adapters", "child", "export")),
+    ),
+    "transformers": ("workers.encoder", "workers.text", "pipelines.bench.export"),
+    "tokenizers": ("workers.text", *(f"pipelines.bench.{name}" for name in ("adapters", "export", "shape"))),
+    "safetensors": ("workers.encoder", "pipelines.bench.shape"),
     "huggingface_hub": ("workers.encoder",),
-    "sentence_transformers": (),
+    "sentence_transformers": ("pipelines.bench.adapters",),
+    "matplotlib": ("pipelines.bench.plot",),
     "kafka": (
         "workers.kafka_client",
         "workers.kafka_topics",
@@ -75,7 +81,7 @@ def room(name: str) -> str | None:
     match name.split("."):
         case ["workers", first, *_]:
             return first
-        case ["pipelines", "cli" | "__main__", *_]:
+        case ["pipelines", "cli" | "__main__", *_] | ["pipelines", "bench", "__main__"]:
             return "pipelines.cli"
         case ["pipelines", *_]:
             return "pipelines"
@@ -150,7 +156,8 @@ def test_every_room_has_a_row() -> None:
         ("workers.reader", "import ray", "imports ray, whose rooms are workers.pool, pipelines"),
         ("workers.reader", "importlib.import_module('ray.serve')", "imports ray"),
         ("pipelines.demo", "import kafka", "imports kafka"),
-        ("pipelines.bench", "import sentence_transformers", "whose rooms are none"),
+        ("pipelines.bench.race", "import sentence_transformers", "whose rooms are pipelines.bench.adapters"),
+        ("pipelines.bench.race", "from pipelines.cli import main", "lies above it"),
     ],
 )
 def test_a_forbidden_import_is_caught(module: str, source: str, complaint: str) -> None:
