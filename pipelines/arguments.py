@@ -76,12 +76,7 @@ COMMANDS = {
 }
 
 # Commands without settings, which read their line themselves.
-STANDALONE = {
-    "bench": Command(
-        "Measure: this encoder beside its peers, on this machine.",
-        "stream-embedder bench encoder --texts 500",
-    ),
-}
+STANDALONE = {"bench": "Measure this encoder beside its peers, on this machine."}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,10 +86,8 @@ class _Parser(argparse.ArgumentParser):
 
 def overview() -> str:
     """The help of the whole program."""
-    listed = "\n".join(
-        f"  {name:<9} {command.about.partition('. ')[0].rstrip('.')}."
-        for name, command in {**COMMANDS, **STANDALONE}.items()
-    )
+    about = {name: command.about for name, command in COMMANDS.items()} | STANDALONE
+    listed = "\n".join(f"  {name:<9} {text.partition('. ')[0].rstrip('.')}." for name, text in about.items())
     return (
         f"usage: {PROGRAM} COMMAND [-c FILE] [--section.field VALUE ...]\n\n"
         "Keeps a Kafka topic of embeddings in step with a stream of text.\n\n"
