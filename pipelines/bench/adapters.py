@@ -64,13 +64,9 @@ class Ours:
         if not self._ahead:
             yield from map(self._tokenise, windows)
             return
-        # A GPU waits for nobody: the next window is tokenised meanwhile, as a pipeline's readers do.
+        # A GPU waits for nobody: the next windows are tokenised meanwhile, as a pipeline's readers do.
         with ThreadPoolExecutor(1) as thread:
-            waiting = [thread.submit(self._tokenise, window) for window in windows[:2]]
-            for window in [*windows[2:], None, None][: len(windows)]:
-                yield waiting.pop(0).result()
-                if window is not None:
-                    waiting.append(thread.submit(self._tokenise, window))
+            yield from thread.map(self._tokenise, windows)
 
 
 class SentenceTransformers:
