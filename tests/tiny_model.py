@@ -1,6 +1,6 @@
 """Tiny models with random weights, in sentence-transformers' layout: the shapes and traps of the real ones, in seconds.
 
-``python -m tests.tiny_model bert|gemma FOLDER`` writes one.
+``python -m tests.tiny_model bert|gemma|… FOLDER`` writes one.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import json
 import math
 import string
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from tests.tiny_tokenizer import byte_fallback_bpe, make_byte_level, make_unigram, make_wordpiece
 
 GEMMA_PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
+BERT_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+ROBERTA_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
 
 
 def make_tiny_gemma(folder: Path, seed: int = 0) -> Path:
     """EmbeddingGemma in small: bidirectional, window 16 and full layers, two Dense, Normalize; 64 wide, 256 tokens."""
     from transformers import Gemma3TextConfig, Gemma3TextModel, GemmaTokenizer
 
-    vocabulary, merges = _byte_fallback_bpe(600)
+    vocabulary, merges = byte_fallback_bpe(_corpus(), 600)
     tokenizer = GemmaTokenizer(
         vocab=vocabulary, merges=merges, add_bos_token=True, add_eos_token=True, model_max_length=256
     )
@@ -44,53 +50,100 @@ def make_tiny_gemma(folder: Path, seed: int = 0) -> Path:
         eos_token_id=1,
         bos_token_id=2,
     )
-    model = Gemma3TextModel(config)
-    _save(model, seed, folder)
+    _save(Gemma3TextModel(config), seed, folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": False})
     options = {"prompts": GEMMA_PROMPTS, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write(folder / "config_sentence_transformers.json", options)
-    _pooling(folder / "1_Pooling", 64)
-    _dense(folder / "2_Dense", 64, 256, seed + 1)
-    _dense(folder / "3_Dense", 256, 64, seed + 2)
-    _modules(folder, ["", "1_Pooling", "2_Dense", "3_Dense", "4_Normalize"])
+    pooling(folder / "1_Pooling", 64)
+    dense(folder / "2_Dense", 64, 256, seed + 1)
+    dense(folder / "3_Dense", 256, 64, seed + 2)
+    modules(folder, ["", "1_Pooling", "2_Dense", "3_Dense", "4_Normalize"])
     return folder
 
 
 def make_tiny_bert(folder: Path, seed: int = 0) -> Path:
     """MiniLM in small: two layers, 32 wide, 128 tokens, mean pooling, Normalize. Loads at once."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
 
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = string.ascii_lowercase + string.digits
-    words = sorted({word.strip(string.punctuation).lower() for word in _corpus().split()} - {""})[:500]
-    pieces = [*specials, *string.punctuation, *letters, *("##" + letter for letter in letters)]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *words]))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        pad_token_id=0,
-    )
-    model = BertModel(config, add_pooling_layer=False)
-    _save(model, seed, folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = ("pad", "unk", "cls", "sep", "mask")
-    tokens = {f"{name}_token": token for name, token in zip(names, specials, strict=True)}
-    _write(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": 128, **tokens})
+    size = make_wordpiece(folder, _corpus(), BERT_SPECIALS, tokenizer_class="BertTokenizer", model_max_length=128)
+    config = BertConfig(**_small(size, max_position_embeddings=128, pad_token_id=0))
+    _save(BertModel(config, add_pooling_layer=False), seed, folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False})
-    _pooling(folder / "1_Pooling", 32)
-    _modules(folder, ["", "1_Pooling", "2_Normalize"])
-    return folder
+    return _layout(folder, ("mean",))
+
+
+def make_tiny_xlmr(folder: Path, seed: int = 0) -> Path:
+    """XLM-RoBERTa in small: Unigram, positions that begin after the padding id, cls pooling."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    size = make_unigram(folder, _corpus(), ROBERTA_SPECIALS, tokenizer_class="XLMRobertaTokenizer", model_max_length=96)
+    config = XLMRobertaConfig(**_small(size, max_position_embeddings=98, pad_token_id=1, type_vocab_size=1))
+    _save(XLMRobertaModel(config, add_pooling_layer=False), seed, folder)
+    return _layout(folder, ("cls",))
+
+
+def make_tiny_mpnet(folder: Path, seed: int = 0) -> Path:
+    """MPNet in small: learned and relative positions together, <s> and </s> around WordPiece; a limit of its own."""
+    from transformers import MPNetConfig, MPNetModel
+
+    specials = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "[UNK]", "mask": "<mask>"}
+    declared = {"tokenizer_class": "MPNetTokenizer", "bos_token": "<s>", "eos_token": "</s>", "model_max_length": 512}
+    size = make_wordpiece(folder, _corpus(), specials, **declared)
+    config = MPNetConfig(**_small(size, max_position_embeddings=130, pad_token_id=1))
+    _save(MPNetModel(config, add_pooling_layer=False), seed, folder)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": 120, "do_lower_case": False})
+    return _layout(folder, ("mean",))
+
+
+def make_tiny_modernbert(folder: Path, seed: int = 0) -> Path:
+    """ModernBERT in small: rotary, a window of ±8 in every second layer; cls and mean pooling, one after the other."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    size = make_byte_level(folder, _corpus(), BERT_SPECIALS, "cls", "sep", tokenizer_class="PreTrainedTokenizerFast")
+    config = ModernBertConfig(
+        **_small(size, num_hidden_layers=4, max_position_embeddings=256, pad_token_id=0),
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        cls_token_id=2,
+        sep_token_id=3,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    _save(ModernBertModel(config), seed, folder)
+    return _layout(folder, ("cls", "mean"))
+
+
+def make_tiny_qwen3(folder: Path, seed: int = 0) -> Path:
+    """Qwen3-Embedding in small: causal, one end token behind the text, padding on the left, last-token pooling, prompts."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    specials = {"pad": "<|endoftext|>"}
+    declared = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "padding_side": "left",
+        "model_max_length": 4096,
+        "eos_token": "<|im_end|>",
+    }
+    size = make_byte_level(folder, _corpus(), specials, None, "pad", **declared)
+    config = Qwen3Config(
+        **_small(size, max_position_embeddings=256, pad_token_id=None), num_key_value_heads=1, head_dim=16
+    )
+    _save(Qwen3Model(config), seed, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _write(folder / "config.json", config | {"architectures": ["Qwen3ForCausalLM"]})
+    prompts = {"query": "Instruct: find what answers it\nQuery:", "document": ""}
+    _write(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
+    return _layout(folder, ("lasttoken",))
+
+
+MAKERS = {
+    "bert": make_tiny_bert,
+    "gemma": make_tiny_gemma,
+    "xlmr": make_tiny_xlmr,
+    "mpnet": make_tiny_mpnet,
+    "modernbert": make_tiny_modernbert,
+    "qwen3": make_tiny_qwen3,
+}
 
 
 def documents(count: int) -> list[str]:
@@ -130,26 +183,29 @@ def _save(model, seed: int, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _byte_fallback_bpe(learned: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of the kind that Gemma has: specials, then 256 bytes, then pieces with ▁ for a space."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    trained.train_from_iterator([_corpus()], trainers.BpeTrainer(vocab_size=learned, show_progress=False))
-    state = json.loads(trained.to_str())["model"]
-    pieces = sorted(state["vocab"], key=state["vocab"].__getitem__)
-    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
-    every = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *bytes_, "▁", *pieces])
-    return {piece: index for index, piece in enumerate(every)}, [tuple(pair) for pair in state["merges"]]
+def _small(size: int, **values: Any) -> dict[str, Any]:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return {"vocab_size": size, **small, **values}
 
 
-def _pooling(folder: Path, width: int) -> None:
-    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
-    _write(folder / "config.json", {"word_embedding_dimension": width, **modes, "include_prompt": True})
+def _layout(folder: Path, modes: Sequence[str]) -> Path:
+    pooling(folder / "1_Pooling", 32, modes)
+    modules(folder, ["", "1_Pooling", "2_Normalize"])
+    return folder
 
 
-def _dense(folder: Path, wants: int, gives: int, seed: int) -> None:
+def pooling(folder: Path, width: int, modes: Sequence[str] = ("mean",), include_prompt: bool = True) -> None:
+    """A Pooling module, in the keys of older files."""
+    key = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "weightedmean": "weightedmean_tokens"}
+    chosen = {f"pooling_mode_{key.get(mode, mode)}": True for mode in modes}
+    every = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
+    _write(
+        folder / "config.json", {"word_embedding_dimension": width, **every, **chosen, "include_prompt": include_prompt}
+    )
+
+
+def dense(folder: Path, wants: int, gives: int, seed: int) -> None:
+    """A Dense module without bias or activation."""
     import torch
     from safetensors.torch import save_file
 
@@ -160,7 +216,8 @@ def _dense(folder: Path, wants: int, gives: int, seed: int) -> None:
     save_file({"linear.weight": weight}, folder / "model.safetensors")
 
 
-def _modules(folder: Path, paths: list[str]) -> None:
+def modules(folder: Path, paths: Sequence[str]) -> None:
+    """``modules.json`` over folders such as ``1_Pooling``, whose names say what they are."""
     kinds = [path.partition("_")[2] or "Transformer" for path in paths]
     listed = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -176,7 +233,7 @@ def _write(path: Path, value: object) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("bert", "gemma"))
+    parser.add_argument("kind", choices=MAKERS)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    print((make_tiny_bert if arguments.kind == "bert" else make_tiny_gemma)(arguments.folder, 0))
+    print(MAKERS[arguments.kind](arguments.folder, 0))

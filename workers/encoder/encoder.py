@@ -6,25 +6,20 @@ error quotes an id. Not thread-safe: one thread calls ``encode``.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 from torch import Tensor
 
-from workers import log
 from workers.encoder.head import Head
 from workers.encoder.layout import Layout
+from workers.encoder.loading import load
 from workers.encoder.packing import split
 from workers.encoder.pooling import pool
 from workers.errors import EnvironmentFault, SettingsError
 from workers.records import Batch, type_ids, type_vectors
-
-_logger = log.get(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,7 +72,7 @@ class Encoder:
         self._dtype = _dtype(dtype, self._device, layout)
         self._max_batch_tokens = max_batch_tokens
         self._skip = 0 if layout.include_prompt else prompt_tokens
-        self._model = _load(layout, self._dtype).to(self._device)
+        self._model = load(layout, self._dtype).to(self._device)
         self._vocabulary = int(self._model.config.vocab_size)
         self._padding_id = int(self._model.config.pad_token_id or 0)
         self._head = Head(layout.head, self._device)
@@ -227,41 +222,6 @@ def _dtype(name: str, device: torch.device, layout: Layout) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in _DTYPES:
         raise SettingsError(f"model.dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
-    if name == "float16" and layout.model_type.startswith("gemma"):
+    if name == "float16" and "gemma" in layout.model_type:
         raise SettingsError("model.dtype float16 overflows in Gemma models; use bfloat16 or float32")
     return _DTYPES[name]
-
-
-def _load(layout: Layout, dtype: torch.dtype) -> Any:
-    """The transformer in evaluation mode, every weight from its file.
-
-    The dtype is given to the loader, which keeps rotary tables in float32; ``model.to(dtype)`` would round them.
-    """
-    folder = layout.transformer
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    places = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about the file's age; what matters is checked below
-            config = transformers.AutoConfig.from_pretrained(folder, **places)
-            config.use_cache = False  # an encoder has nothing to cache, and a cache costs half the speed
-            model, report = transformers.AutoModel.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **places
-            )
-    except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise EnvironmentFault(f"{folder} cannot be loaded as a model: {type(error).__name__}: {why}") from error
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing or report.get("mismatched_keys"):
-        example = missing[0] if missing else "a tensor of another shape"
-        raise EnvironmentFault(f"{folder} is incomplete: {example} is not in its weights; {len(missing)} are missing")
-    if unused := sorted(report.get("unexpected_keys") or ()):
-        _logger.info("weights not used %s", log.fields(folder=folder, count=len(unused), example=unused[0]))
-    if layout.model_type == "gemma3_text":
-        causal = [part for part in model.modules() if getattr(part, "is_causal", False)]
-        if causal or not model.config.use_bidirectional_attention:
-            raise EnvironmentFault(f"{folder}: this version of transformers runs it as a causal model; upgrade it")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # computed by every forward pass, used by none of ours
-    return model.eval().requires_grad_(False)

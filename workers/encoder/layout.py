@@ -9,36 +9,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from workers import log
+from workers.encoder.chain import Module, read_chain
 from workers.encoder.hub import resolve
 from workers.encoder.modules import (
     DenseLayer,
     NormLayer,
+    UnitLayer,
     positive,
     read_head,
-    read_json,
-    read_object,
     read_optional,
     read_pooling,
-    require_weights,
+    type_layer,
 )
+from workers.encoder.transformer import Transformer
 from workers.errors import EnvironmentFault, SettingsError
 
-__all__ = ["SUPPORTED", "DenseLayer", "Layout", "NormLayer", "prompt_for", "resolve"]
+__all__ = ["DenseLayer", "Layout", "NormLayer", "UnitLayer", "prompt_advice", "prompt_for", "resolve"]
 
 _logger = log.get(__name__)
 
-# Learned positions: a text longer than the table crashes. The second group starts counting after its padding id.
-_ABSOLUTE = {"bert", "distilbert", "electra", "albert"}
-_ABSOLUTE_OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet"}
-_ROTARY = {"gemma3_text", "modernbert"}
-SUPPORTED = _ABSOLUTE | _ABSOLUTE_OFFSET | _ROTARY
-
-_TRANSFORMER_FILES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-_HARMLESS_ARGUMENTS = {"trust_remote_code", "dtype", "torch_dtype", "attn_implementation", "padding_side", "use_fast"}
+# What models call the prompt of the texts that are searched, in the order that sentence-transformers looks for it.
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,8 @@ class Layout:
 
     ``max_tokens`` counts special tokens and prompt. ``dim`` is the widest vector that the model gives: the head's output,
     or its own ``truncate_dim``. ``head`` runs after pooling, in order. ``normalize`` says whether the model itself ends in
-    a Normalize module; the encoder normalises anyway.
+    a Normalize module; the encoder normalises anyway. ``route`` is what was taken of a Router, ``sliding_window`` what was
+    given instead of the file's; ``bidirectional``: the files ask for attention in both directions.
     """
 
     folder: Path
@@ -58,56 +54,74 @@ class Layout:
     hidden: int
     pooling: tuple[str, ...] = ("mean",)
     include_prompt: bool = True
-    head: tuple[DenseLayer | NormLayer, ...] = ()
+    head: tuple[type_layer, ...] = ()
     normalize: bool = False
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    route: str = ""
+    sliding_window: int | None = None
+    bidirectional: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> Layout:
+    def read(cls, folder: Path, *, task: str | None = None, sliding_window: int | None = None) -> Layout:
         """Read ``modules.json`` and what it names.
+
+        Args:
+            folder: of the model.
+            task: which route to take of a model that has several; None: document, else the model's own default.
+            sliding_window: to use instead of the number in the transformer's file.
 
         Raises:
             EnvironmentFault: a file is missing or broken, or the model is of a kind that is not supported.
+            SettingsError: there is no route for the task.
         """
+        if not folder.is_dir():
+            raise EnvironmentFault(f"{folder}: there is no such model folder")
         options = read_optional(folder / "config_sentence_transformers.json")
         if (kind := options.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
             raise EnvironmentFault(f"{folder} is a {kind}; only SentenceTransformer models give one vector per text")
-        modules = _modules(folder)
-        if modules[0][0] != "Transformer" or len(modules) < 2 or modules[1][0] != "Pooling":
-            chain = " → ".join(kind for kind, _ in modules)
-            raise EnvironmentFault(f"{folder}: the modules are {chain}; supported is Transformer → Pooling → …")
-        transformer = modules[0][1]
-        config, model_type = _transformer(transformer)
-        arguments = _transformer_arguments(transformer)
-        hidden = positive(config, "hidden_size" if "hidden_size" in config else "dim", transformer / "config.json")
-        pooling, include_prompt = read_pooling(modules[1][1], hidden)
-        width = hidden * len(pooling)
-        head, normalize, width = read_head(modules[2:], width)
+        bare = not (folder / "modules.json").is_file()
+        chain, route = ([Module("Transformer", folder)], "") if bare else read_chain(folder, task)
+        kinds = [kind for kind, _ in chain]
+        if kinds[0] != "Transformer" or (not bare and kinds[1:2] != ["Pooling"]):
+            raise EnvironmentFault(
+                f"{folder}: the modules are {' → '.join(kinds)}; supported is Transformer → Pooling → …"
+            )
+        folder_ = chain[0].folder
+        transformer = Transformer.read(folder_, bare=bare, sliding_window=sliding_window)
+        if bare:
+            pooling: tuple[str, ...] = ("lasttoken" if transformer.last_token else "mean",)
+            include_prompt = True
+            _logger.warning("no modules.json %s", log.fields(folder=folder, pooling=pooling[0]))
+        else:
+            pooling, include_prompt = read_pooling(chain[1].folder, transformer.hidden)
+        if transformer.model_type == "gemma3_text" and not transformer.bidirectional and pooling != ("lasttoken",):
+            raise EnvironmentFault(
+                f"{folder_ / 'config.json'}: a causal Gemma is a language model, whose last token alone has seen the text"
+            )
+        head, normalize, width = read_head(chain[2:], transformer.hidden * len(pooling))
         if (truncate := options.get("truncate_dim")) is not None:
             width = min(width, positive(options, "truncate_dim", folder / "config_sentence_transformers.json"))
             _logger.info("truncate_dim %s", log.fields(folder=folder, dim=truncate))
-        prompts = {str(name): str(text) for name, text in (options.get("prompts") or {}).items() if text is not None}
-        default = options.get("default_prompt_name")
-        if default is not None and default not in prompts:
-            raise EnvironmentFault(
-                f"{folder}: default_prompt_name is {default!r}, which the prompt table does not have"
-            )
+        prompts, default = _prompts(folder, options)
         return cls(
             folder=folder,
-            transformer=transformer,
-            model_type=model_type,
-            max_tokens=_max_tokens(transformer, config, model_type, arguments.get("max_seq_length")),
+            transformer=folder_,
+            model_type=transformer.model_type,
+            max_tokens=transformer.max_tokens,
             dim=width,
-            hidden=hidden,
+            hidden=transformer.hidden,
             pooling=pooling,
             include_prompt=include_prompt,
             head=head,
             normalize=normalize,
-            lower_case=bool(arguments.get("do_lower_case", False)),
+            lower_case=transformer.lower_case,
             prompts=prompts,
             default_prompt=default,
+            route=route,
+            sliding_window=sliding_window,
+            bidirectional=transformer.bidirectional,
         )
 
 
@@ -128,81 +142,37 @@ def prompt_for(layout: Layout, prompt: str | None, prompt_text: str | None) -> s
             f"model.prompt is {prompt!r}, but the model has no prompts; leave it out or use prompt_text"
         )
     near = difflib.get_close_matches(prompt, layout.prompts, n=1)
+    if not near and prompt in _DOCUMENT_PROMPTS:
+        near = [name for name in _DOCUMENT_PROMPTS if name in layout.prompts][:1]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise SettingsError(f"model.prompt is {prompt!r}; the model knows {', '.join(sorted(layout.prompts))}{hint}")
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of each module, in order."""
-    if not folder.is_dir():
-        raise EnvironmentFault(f"{folder}: there is no such model folder")
-    if not (folder / "modules.json").is_file():
-        _logger.warning("no modules.json, taking mean pooling %s", log.fields(folder=folder))
-        return [("Transformer", folder), ("Pooling", Path())]
-    listed = read_json(folder / "modules.json")
-    if not isinstance(listed, list) or not listed or not all(isinstance(module, dict) for module in listed):
-        raise EnvironmentFault(f"{folder / 'modules.json'} is not a list of modules")
-    modules = []
-    for module in listed:
-        kind, path = str(module.get("type", "")), str(module.get("path", ""))
-        if not kind.startswith("sentence_transformers."):
-            raise EnvironmentFault(f"{folder}: module {kind!r} would run code from outside; it is not supported")
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path:
-            raise EnvironmentFault(f"{folder / 'modules.json'}: a module's path leads out of the model folder")
-        modules.append((kind.rpartition(".")[2], folder / parts))
-    return modules
+def prompt_advice(layout: Layout, prompt: str | None, prompt_text: str | None) -> str | None:
+    """What to say to someone who names no prompt of a model that has some; None where there is nothing to say.
+
+    Sentence-transformers embeds without a prompt then, and says nothing: also where the model has one for documents and
+    calls it passage.
+    """
+    table = sorted(name for name, text in layout.prompts.items() if text)
+    if prompt is not None or prompt_text is not None or layout.default_prompt is not None or not table:
+        return None
+    fitting = next((name for name in _DOCUMENT_PROMPTS if name in table), None)
+    found = f"one for documents, {fitting!r}" if fitting else f"prompts ({', '.join(table)})"
+    return (
+        f"the model has {found}, and none is chosen: texts are embedded without; set model.prompt"
+        f'{"" if fitting is None else ": " + fitting}, or model.prompt_text to "" if that is meant'
+    )
 
 
-def _transformer(folder: Path) -> tuple[dict[str, Any], str]:
-    """The transformer's config.json and its model_type, if it is one that we run rightly."""
-    if (folder / "adapter_config.json").is_file():
-        raise EnvironmentFault(f"{folder} holds a PEFT adapter; merge it into its base model first")
-    path = folder / "config.json"
-    config = read_object(path)
-    model_type = str(config.get("model_type", ""))
-    if model_type not in SUPPORTED:
-        code = " and brings its own code" if "auto_map" in config else ""
-        raise EnvironmentFault(
-            f"{path}: model_type {model_type!r} is not supported{code}; supported are {', '.join(sorted(SUPPORTED))}"
-        )
-    if model_type == "gemma3_text":
-        if not config.get("use_bidirectional_attention"):
-            raise EnvironmentFault(f"{path}: a causal Gemma is a language model, not an encoder")
-        window = positive(config, "sliding_window", path)
-        if window % 2:
-            # Older transformers wrote half the window plus one when they saved; such a file loads without a word.
-            raise EnvironmentFault(
-                f"{path}: sliding_window {window} was halved by an older transformers; restore the model's own "
-                "(512 for EmbeddingGemma)"
-            )
-    require_weights(folder)
-    return config, model_type
-
-
-def _transformer_arguments(folder: Path) -> dict[str, Any]:
-    names = (folder / f"sentence_{name}_config.json" for name in _TRANSFORMER_FILES)
-    path = next((name for name in names if name.is_file()), None)
-    arguments = read_object(path) if path is not None else {}
-    task = arguments.get("transformer_task", "feature-extraction")
-    output = arguments.get("module_output_name", "token_embeddings")
-    if task != "feature-extraction" or output != "token_embeddings" or arguments.get("processing_kwargs"):
-        raise EnvironmentFault(f"{path}: only plain token embeddings of plain text are supported")
-    for key, values in arguments.items():
-        if key.endswith(("_args", "_kwargs")) and isinstance(values, dict):
-            for name in sorted(set(values) - _HARMLESS_ARGUMENTS):
-                raise EnvironmentFault(f"{path}: {key}.{name} is not supported")
-    return arguments
-
-
-def _max_tokens(folder: Path, config: Mapping[str, Any], model_type: str, own: int | None) -> int:
-    """The module's own limit, else the tokenizer's and the positions' smaller one; never more than there are positions."""
-    positions = positive(config, "max_position_embeddings", folder / "config.json")
-    if model_type in _ABSOLUTE_OFFSET:
-        padding = config.get("pad_token_id")
-        positions -= (1 if padding is None else int(padding)) + 1
-    if own is not None:
-        own = positive({"max_seq_length": own}, "max_seq_length", folder)
-        return own if model_type in _ROTARY else min(own, positions)
-    tokenizer = read_optional(folder / "tokenizer_config.json").get("model_max_length")
-    return min(int(tokenizer), positions) if tokenizer else positions
+def _prompts(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, str], str | None]:
+    """The prompt table, and the name of the one that is used when none is chosen."""
+    path = folder / "config_sentence_transformers.json"
+    table = options.get("prompts") or {}
+    if not isinstance(table, dict) or not all(text is None or isinstance(text, str) for text in table.values()):
+        raise EnvironmentFault(f"{path}: prompts is not a table of texts")
+    prompts = {str(name): text or "" for name, text in table.items()}
+    default = options.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise EnvironmentFault(f"{folder}: default_prompt_name is {default!r}, which the prompt table does not have")
+    return prompts, default

@@ -22,7 +22,21 @@ _POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_ACTIVATIONS = {"Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"}
+_POOLING_NAMES = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"}
+# Classes of torch.nn without weights that work on each number alone, with their own defaults.
+_ACTIVATIONS = {
+    "Identity",
+    "Tanh",
+    "ReLU",
+    "GELU",
+    "SiLU",
+    "Sigmoid",
+    "ELU",
+    "LeakyReLU",
+    "Mish",
+    "Softplus",
+    "Softsign",
+}
 _DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function"}
 _DENSE_NAMES = {"module_input_name", "module_output_name"}
 
@@ -45,6 +59,14 @@ class NormLayer:
 
     folder: Path
     dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitLayer:
+    """A Normalize that other layers follow: each vector is divided by its length."""
+
+
+type_layer = DenseLayer | NormLayer | UnitLayer
 
 
 def read_json(path: Path) -> Any:
@@ -84,8 +106,10 @@ def require_weights(folder: Path) -> None:
     if (folder / "model.safetensors").is_file():
         return
     if index.is_file():
-        shards = set((read_object(index).get("weight_map") or {}).values())
-        if missing := sorted(str(shard) for shard in shards if not (folder / PurePosixPath(str(shard)).name).is_file()):
+        shards = sorted(map(str, set((read_object(index).get("weight_map") or {}).values())))
+        if any(PurePosixPath(shard).name != shard or "\\" in shard for shard in shards):
+            raise EnvironmentFault(f"{index}: a shard's path leads out of the model folder")
+        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
             raise EnvironmentFault(f"{folder} lacks {missing[0]}, which its index names")
         return
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
@@ -94,11 +118,11 @@ def require_weights(folder: Path) -> None:
 
 
 def read_pooling(folder: Path, hidden: int) -> tuple[tuple[str, ...], bool]:
-    """The pooling modes in order, and whether the prompt's tokens count; without a folder, mean over all."""
-    if folder == Path():
-        return ("mean",), True
+    """The pooling modes in order, and whether the prompt's tokens count."""
     path = folder / "config.json"
     config = read_object(path)
+    if unknown := sorted(set(config) - _POOLING_NAMES - set(_POOLING_KEYS)):
+        raise EnvironmentFault(f"{path}: {unknown[0]} is not supported")
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in _POOLING_KEYS.items() if config.get(key)] or ["mean"]
@@ -111,16 +135,17 @@ def read_pooling(folder: Path, hidden: int) -> tuple[tuple[str, ...], bool]:
     return modes, bool(config.get("include_prompt", True))
 
 
-def read_head(modules: Sequence[tuple[str, Path]], width: int) -> tuple[tuple[DenseLayer | NormLayer, ...], bool, int]:
-    """The layers after pooling, whether Normalize ends them, and the width that leaves."""
-    layers: list[DenseLayer | NormLayer] = []
-    normalize = False
+def read_head(modules: Sequence[tuple[str, Path]], width: int) -> tuple[tuple[type_layer, ...], bool, int]:
+    """The layers after pooling, whether Normalize ends them, and the width that leaves.
+
+    A Normalize at the end is not among the layers: whoever cuts the vector has to normalise after that anyway.
+    """
+    layers: list[type_layer] = []
     for kind, folder in modules:
-        if kind in ("Dense", "LayerNorm") and normalize:
-            raise EnvironmentFault(f"{folder}: {kind} after Normalize is not supported")
         match kind:
             case "Normalize":
-                normalize = True
+                _require_sentence(folder / "config.json", read_optional(folder / "config.json"))
+                layers.append(UnitLayer())
             case "Dropout":
                 pass  # does nothing at inference
             case "LayerNorm":
@@ -132,8 +157,16 @@ def read_head(modules: Sequence[tuple[str, Path]], width: int) -> tuple[tuple[De
                 width = _joined(dense, width, dense.in_features, dense.out_features)
                 layers.append(dense)
             case _:
-                raise EnvironmentFault(f"{folder}: module {kind} is not supported")
+                raise EnvironmentFault(f"{folder}: a {kind} after the Pooling is not supported")
+    normalize = bool(layers) and isinstance(layers[-1], UnitLayer)
+    while layers and isinstance(layers[-1], UnitLayer):
+        layers.pop()
     return tuple(layers), normalize, width
+
+
+def _require_sentence(path: Path, config: Mapping[str, Any]) -> None:
+    if any(config.get(name) not in (None, "sentence_embedding") for name in _DENSE_NAMES):
+        raise EnvironmentFault(f"{path}: only a layer from sentence_embedding to sentence_embedding is supported")
 
 
 def _joined(layer: DenseLayer | NormLayer, width: int, wants: int, gives: int) -> int:
@@ -149,8 +182,7 @@ def _dense(folder: Path) -> DenseLayer:
     config = read_object(path)
     if unknown := sorted(set(config) - _DENSE_KEYS - _DENSE_NAMES - {"use_residual"}):
         raise EnvironmentFault(f"{path}: {unknown[0]} is not supported")
-    if any(config.get(name) not in (None, "sentence_embedding") for name in _DENSE_NAMES):
-        raise EnvironmentFault(f"{path}: only a layer from sentence_embedding to sentence_embedding is supported")
+    _require_sentence(path, config)
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))  # the format's own default
     activation = name.rpartition(".")[2]
     if not name.startswith("torch.nn.") or activation not in _ACTIVATIONS:

@@ -1,0 +1,161 @@
+"""The transformer from its files: every weight where it belongs, and proved on made-up ids before it is used.
+
+Comes in: a layout and a dtype. Goes out: the model on the CPU, in evaluation mode, or a refusal in one sentence. Never
+here: code that a model brings along, pickled weights, or a weight made up for one that is missing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from workers import log
+from workers.encoder.layout import Layout
+from workers.errors import EnvironmentFault
+
+_logger = log.get(__name__)
+
+# Two texts of these lengths show whether a model looks positions up in a table: the highest row that it reads then grows
+# by exactly as many as there are tokens more. Bucketed distances (T5) grow by less.
+_PROBES = (32, 64)
+
+
+def load(layout: Layout, dtype: torch.dtype) -> Any:
+    """The transformer that the layout names.
+
+    The dtype is given to the loader, which keeps rotary tables in float32; ``model.to(dtype)`` would round them.
+
+    Raises:
+        EnvironmentFault: transformers does not know the model, weights are missing or broken, it runs as a causal model
+            though its files say otherwise, or it cannot take texts of the layout's ``max_tokens``.
+    """
+    folder = layout.transformer
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    places = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about the file's age; what matters is checked below
+            config = transformers.AutoConfig.from_pretrained(folder, **places)
+            if layout.sliding_window is not None:
+                # The class makes of the file's number what its masks need, so the number has to go in through the front.
+                raw, _ = type(config).get_config_dict(folder, local_files_only=True)
+                config = type(config).from_dict({**raw, "sliding_window": layout.sliding_window})
+            config.use_cache = False  # an encoder has nothing to cache, and a cache costs half the speed
+            model, report = _class(config).from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **places
+            )
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise EnvironmentFault(f"{folder} cannot be loaded as a model: {type(error).__name__}: {why}") from error
+    _require_whole(layout, model, report)
+    _require_direction(layout, model)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = _NoPooler()
+    model.eval().requires_grad_(False)
+    _require_positions(layout, model)
+    return model
+
+
+class _NoPooler(nn.Module):
+    """Stands in for what every forward pass would compute and none of ours uses."""
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+def _class(config: Any) -> Any:
+    """The class that gives a hidden state per token: of an encoder-decoder the encoder alone."""
+    if not config.is_encoder_decoder:
+        return transformers.AutoModel
+    if type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        raise ValueError("transformers has no encoder of its own for this encoder-decoder")
+    config.is_encoder_decoder = False
+    return transformers.AutoModelForTextEncoding
+
+
+def _require_whole(layout: Layout, model: Any, report: dict[str, Any]) -> None:
+    folder = layout.transformer
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing or report.get("mismatched_keys"):
+        example = missing[0] if missing else "a tensor of another shape"
+        raise EnvironmentFault(f"{folder} is incomplete: {example} is not in its weights; {len(missing)} are missing")
+    if unused := sorted(report.get("unexpected_keys") or ()):
+        # A head for another task is left out rightly. What lies inside a layer may be maths that this version has not.
+        inside = {name for name, _ in model.named_modules() if "." in name}
+        suspect = [name for name in unused if name.rpartition(".")[0] in inside]
+        level = _logger.warning if suspect else _logger.info
+        level("weights not used %s", log.fields(folder=folder, count=len(unused), example=(suspect or unused)[0]))
+
+
+def _require_direction(layout: Layout, model: Any) -> None:
+    """Raise when the files ask for attention in both directions and the model looks back only."""
+    config = model.config
+    asked = layout.bidirectional or getattr(config, "use_bidirectional_attention", None) is True
+    if asked and any(getattr(part, "is_causal", False) for part in model.modules()):
+        raise EnvironmentFault(
+            f"{layout.transformer}: this version of transformers runs it as a causal model; upgrade it"
+        )
+
+
+class _Rows(TorchFunctionMode):
+    """Notes of each table, by its place in memory, how many rows it has and the highest that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, tuple[int, int]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding:
+            rows, table = args[0], args[1]
+            highest = max(int(rows.max()), self.seen.get(table.data_ptr(), (0, -1))[1])
+            self.seen[table.data_ptr()] = (len(table), highest)
+        return func(*args, **(kwargs or {}))
+
+
+def _require_positions(layout: Layout, model: Any) -> None:
+    """Raise unless the model gives hidden states of the right width, for texts up to ``max_tokens``.
+
+    Learned positions end with their table, and a longer text crashes; on CUDA it takes the process with it. Whether a model
+    has such a table is seen in what it reads, not in what its configuration is called.
+    """
+    folder = layout.transformer
+    short, long = (min(length, layout.max_tokens) for length in _PROBES)
+    read = [_probe(layout, model, length) for length in (short, long)]
+    words = model.get_input_embeddings().weight.data_ptr()
+    for table, (rows, highest) in read[1].items():
+        grown = highest - read[0].get(table, (0, highest))[1]
+        if table != words and long > short and grown == long - short:
+            places = rows - (highest - (long - 1))
+            if places < layout.max_tokens:
+                raise EnvironmentFault(
+                    f"{folder} has positions for {places} tokens, and would be given {layout.max_tokens}; "
+                    f"set model.max_tokens: {places}"
+                )
+
+
+@torch.inference_mode()
+def _probe(layout: Layout, model: Any, length: int) -> dict[int, tuple[int, int]]:
+    """Run one text of ``length`` made-up ids; which tables it read."""
+    padding = model.config.pad_token_id
+    ids = torch.full((1, length), 1 if padding == 0 else 0)
+    try:
+        with _Rows() as seen:
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise EnvironmentFault(
+            f"{layout.transformer}: model_type {layout.model_type!r} does not run on {length} token ids alone: "
+            f"{type(error).__name__}: {why}"
+        ) from error
+    if not isinstance(hidden, Tensor) or hidden.shape != (1, length, layout.hidden):
+        raise EnvironmentFault(
+            f"{layout.transformer}: model_type {layout.model_type!r} does not give {layout.hidden} numbers for each token"
+        )
+    tables: dict[int, tuple[int, int]] = seen.seen
+    return tables
