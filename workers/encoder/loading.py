@@ -56,27 +56,20 @@ def load(layout: Layout, dtype: torch.dtype) -> Any:
     _require_whole(layout, model, report)
     _require_direction(layout, model)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = _NoPooler()
+        model.pooler = None  # computed by every forward pass, used by none of ours
     model.eval().requires_grad_(False)
     _require_positions(layout, model)
     return model
 
 
-class _NoPooler(nn.Module):
-    """Stands in for what every forward pass would compute and none of ours uses."""
-
-    def forward(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-
 def _class(config: Any) -> Any:
     """The class that gives a hidden state per token: of an encoder-decoder the encoder alone."""
-    if not config.is_encoder_decoder:
-        return transformers.AutoModel
-    if type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+    encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    if encoder is not None and encoder.__name__.endswith("EncoderModel"):
+        return transformers.AutoModelForTextEncoding
+    if config.is_encoder_decoder:
         raise ValueError("transformers has no encoder of its own for this encoder-decoder")
-    config.is_encoder_decoder = False
-    return transformers.AutoModelForTextEncoding
+    return transformers.AutoModel
 
 
 def _require_whole(layout: Layout, model: Any, report: dict[str, Any]) -> None:
@@ -142,8 +135,7 @@ def _require_positions(layout: Layout, model: Any) -> None:
 @torch.inference_mode()
 def _probe(layout: Layout, model: Any, length: int) -> dict[int, tuple[int, int]]:
     """Run one text of ``length`` made-up ids; which tables it read."""
-    padding = model.config.pad_token_id
-    ids = torch.full((1, length), 1 if padding == 0 else 0)
+    ids = torch.full((1, length), 1 if getattr(model.config, "pad_token_id", None) == 0 else 0)
     try:
         with _Rows() as seen:
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state

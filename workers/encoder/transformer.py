@@ -21,7 +21,7 @@ _logger = log.get(__name__)
 # Kinds whose config.json needs no interpreter; the tests compare each with sentence-transformers. Any other that
 # transformers knows is read through it, which costs its import. By how positions end: in a table that starts at row 0, in
 # a table that starts after the padding id, or not at all (rotary or relative).
-_TABLE = {"bert", "distilbert", "electra", "albert"}
+_TABLE = {"bert", "distilbert", "electra", "albert", "deberta-v2"}
 _TABLE_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 _ENDLESS = {"gemma3_text", "modernbert", "qwen2", "qwen3", "llama", "mistral", "t5", "mt5"}
 _TABLES = _TABLE | _TABLE_AFTER_PADDING | _ENDLESS

@@ -6,25 +6,25 @@ here: torch, and never a change of the tokenizer after the constructor. One thre
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
-import transformers
+from tokenizers import normalizers
 
-from workers.errors import EnvironmentFault, SettingsError
+from workers import log
+from workers.errors import SettingsError
 from workers.records import Tokens
+from workers.text.tokenizer_files import load
+
+_logger = log.get(__name__)
 
 # A text is cut before it is tokenised once it has this many characters per token that fits: a megabyte of text takes
 # seconds to tokenise, for 2048 ids. The cut is at white space, and holds only if the part gives this many ids to spare,
 # so that what a merge across the cut could change is past the limit.
 _CHARACTERS_PER_TOKEN = 16
 _SPARE_TOKENS = 16
-
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 class Tokenizer:
@@ -36,57 +36,67 @@ class Tokenizer:
         Args:
             folder: with the tokenizer's files.
             max_tokens: longest result, special tokens and prompt included.
-            prompt: put before every text, as it is.
+            prompt: put before every text that has none of its own, as it is.
             lower_case: lower every text first.
 
         Raises:
             EnvironmentFault: the files are broken, or do not add the special tokens that they declare.
             SettingsError: the prompt leaves no room for a text.
         """
-        whole = _load(folder)
-        self._tokenizer: tokenizers.Tokenizer = whole.backend_tokenizer
+        self._tokenizer, facts = load(folder)
         self._prompt = prompt
         self._max_tokens = max_tokens
+        self._cut_left = facts.cut_left
+        self._warned = False
         if lower_case:
-            first = tokenizers.normalizers.Lowercase()
-            then = self._tokenizer.normalizer
-            steps = [first] if then is None else [first, then]
-            self._tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
-        # The file may have padding and a limit of its own baked in.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+            self._tokenizer.normalizer = _lowering(self._tokenizer.normalizer)
         self._specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        _require_declared(folder, whole, self._tokenizer.encode("x").ids)
-        self._prompt_tokens = self._measure(prompt, set(whole.all_special_ids))
+        self._prompt_tokens = self._measure(prompt, set(facts.special_ids))
         if (taken := max(self._prompt_tokens, self._specials)) >= max_tokens:
             raise SettingsError(f"prompt and special tokens take {taken} of model.max_tokens {max_tokens}")
-        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.enable_truncation(max_tokens, direction="left" if facts.cut_left else "right")
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt alone, without a special token at its end: what pooling may be told to leave out."""
         return self._prompt_tokens
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokenise texts, each with the prompt before it.
+    def encode(self, texts: Sequence[str], prompts: Sequence[str | None] | None = None) -> list[Tokens]:
+        """Tokenise texts, each with its prompt before it.
 
         ``total`` is exact for a text that fits. For one that was cut it is larger than the limit: exact up to
         16 × ``max_tokens`` characters, and a lower bound for longer texts, whose end is not looked at.
 
         Args:
             texts: any strings that UTF-8 can carry.
+            prompts: each text's own prompt, None for the one of all; default: that for each. It counts towards the limit
+                as the text does.
 
         Returns:
-            One ``Tokens`` per text, in order, each of 1 to ``max_tokens`` int32 ids.
+            One ``Tokens`` per text, in order, each of at most ``max_tokens`` int32 ids. There are none for an empty text,
+            if the tokenizer adds no special tokens.
         """
-        whole = [self._prompt + text for text in texts]
+        own = [None] * len(texts) if prompts is None else prompts
+        before = [self._prompt if prompt is None else prompt for prompt in own]
+        self._warn_prefixed(texts, before)
+        whole = [prompt + text for prompt, text in zip(before, texts, strict=True)]
         limit = _CHARACTERS_PER_TOKEN * self._max_tokens
-        parts = [_cut(text, limit) for text in whole]
+        # What is cut on the left needs its end, so it is tokenised whole.
+        parts = whole if self._cut_left else [_cut(text, limit) for text in whole]
         results = [self._tokens(encoding) for encoding in self._tokenizer.encode_batch_fast(parts)]
         for index, text in enumerate(whole):
             if len(parts[index]) < len(text) and results[index].total < self._max_tokens + _SPARE_TOKENS:
                 results[index] = self._longer(text, 4 * limit)
         return results
+
+    def _warn_prefixed(self, texts: Sequence[str], prompts: Sequence[str]) -> None:
+        """Say once that a text brings the prompt along already, so that the model reads it twice."""
+        for text, prompt in zip(texts, prompts, strict=True):
+            if self._warned:
+                return
+            if prompt.strip() and text.startswith(prompt.rstrip()):
+                self._warned = True
+                _logger.warning("a text begins with the prompt already; it is put before it once more")
 
     def _longer(self, text: str, limit: int) -> Tokens:
         """Tokenise a text that has few tokens per character, by ever larger parts."""
@@ -119,34 +129,11 @@ def _cut(text: str, limit: int) -> str:
     return text[:end] if end else text
 
 
-def _load(folder: Path) -> Any:
-    # Without any of these, transformers makes an empty tokenizer of the right class, to which every word is unknown.
-    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
-        raise EnvironmentFault(f"{folder} has no tokenizer.json")
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise EnvironmentFault(f"{folder} has no tokenizer that loads: {type(error).__name__}: {why}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise EnvironmentFault(f"{folder} has no tokenizer.json; save it with a fast tokenizer")
-    return tokenizer
-
-
-def _require_declared(folder: Path, whole: Any, ids: list[int]) -> None:
-    """Raise unless the bos and eos that the configuration promises are really put around a text.
-
-    transformers takes what is added from tokenizer.json and drops the promise; vectors would be off without a word.
-    """
-    path = folder / "tokenizer_config.json"
-    try:
-        declared = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        raise EnvironmentFault(f"{path} cannot be read as JSON") from None
-    for name, place in (("bos", 0), ("eos", -1)):
-        wanted = getattr(whole, f"{name}_token_id", None)
-        if declared.get(f"add_{name}_token") is True and wanted is not None and ids[place] != wanted:
-            raise EnvironmentFault(
-                f"{path} declares add_{name}_token, but tokenizer.json does not add it; mend its post_processor"
-            )
+def _lowering(normalizer: normalizers.Normalizer | None) -> normalizers.Normalizer:
+    """Lower case first, then what was there; as it was, if it lowers already."""
+    steps = [] if normalizer is None else [normalizer]
+    if isinstance(normalizer, normalizers.Sequence):
+        steps = list(normalizer)
+    if normalizer is not None and any(isinstance(step, normalizers.Lowercase) for step in steps):
+        return normalizer
+    return normalizers.Sequence([normalizers.Lowercase(), *steps])
