@@ -54,7 +54,13 @@ def run_calibrate(
     part = _made(path)
     try:
         sample = _Sample(Embedder(model), model.dim(output))
-        found = texts_of(texts, lines, template=template, refuse_empty=settings.source.empty == "reject")
+        found = texts_of(
+            texts,
+            lines,
+            template=template,
+            prompt=model.prompt_template,
+            refuse_empty=settings.source.empty == "reject",
+        )
         ranges = _ranges(sample, found)
         space = model.fingerprint(sample.dim, "float32")
         _write(replace(ranges, space=space, model=model.name, texts=sample.count), part, path)

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pipelines.yaml_text import parse
+from workers.codecs import prompt_template
 from workers.encoder.layout import Layout, prompt_for
 from workers.errors import SettingsError
 from workers.settings import ENV_PREFIX, KafkaOutput, Settings
@@ -101,6 +102,11 @@ def against_model(settings: Settings, layout: Layout) -> None:
         )
     try:
         prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
+        if prompt_template(settings.model) is not None and not layout.include_prompt:
+            mistakes.append(
+                f"model.prompt_text has fields, and the pooling of {name} leaves the prompt out, which must be of one "
+                "length for that: write it without fields"
+            )
     except SettingsError as error:
         mistakes.append(str(error))
     if mistakes:

@@ -36,8 +36,12 @@ class Embedder:
             row: text.refused for row, text in enumerate(window) if text.refused is not None
         }
         rows = [row for row in range(len(window)) if row not in outcomes]
-        tokens = dict(zip(rows, self._tokenizer.encode([window[row].text for row in rows]), strict=True))
+        encoded = self._tokenizer.encode([window[row].text for row in rows], [window[row].prompt for row in rows])
+        tokens = dict(zip(rows, encoded, strict=True))
         for row, found in tokens.items():
+            if len(found.ids) == 0:
+                message = "the model's tokenizer makes no token of the text, and adds none of its own"
+                outcomes[row] = PoisonError("tokenize", "no_tokens", message)
             if self._reject and found.truncated:
                 message = f"the text has {found.total} tokens or more, the limit is {self._max_tokens}"
                 outcomes[row] = PoisonError("tokenize", "too_long", message)

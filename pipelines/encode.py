@@ -49,7 +49,9 @@ def run_encode(
     projection = model.projection(output)
     renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=model.fingerprint_of(projection))
     embedder = Embedder(model)
-    for window in windows(texts_of(texts, lines, refuse_empty=settings.source.empty == "reject")):
+    for window in windows(
+        texts_of(texts, lines, prompt=model.prompt_template, refuse_empty=settings.source.empty == "reject")
+    ):
         for text, outcome in zip(window, embedder.embed(window, projection.dim), strict=True):
             out.write(_line(text.id, outcome, projection, renderer) + b"\n")
         out.flush()

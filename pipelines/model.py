@@ -6,13 +6,15 @@ Comes in: settings. Goes out: the layout and what the settings make of it. Never
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.configure import against_model
-from workers import fingerprint
-from workers.encoder.layout import Layout, prompt_for, resolve
+from workers import fingerprint, log
+from workers.codecs import prompt_template
+from workers.codecs.template import Template
+from workers.encoder.layout import Layout, prompt_advice, prompt_for, resolve
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
 from workers.settings import KafkaOutput, Settings
@@ -20,6 +22,14 @@ from workers.settings import KafkaOutput, Settings
 if TYPE_CHECKING:
     from workers.encoder.encoder import Encoder
     from workers.text.tokenizer import Tokenizer
+
+
+LOG = log.get(__name__)
+
+
+@cache
+def _advise(advice: str) -> None:
+    LOG.warning(advice)  # once in a process, however often it opens the model
 
 
 @dataclass(frozen=True)
@@ -35,10 +45,15 @@ class Model:
 
         Raises:
             EnvironmentFault: the model is not there, or not one that we run.
-            SettingsError: dim, max_tokens or prompt do not suit it.
+            SettingsError: dim, max_tokens, task or prompt do not suit it.
         """
-        layout = Layout.read(resolve(settings.model.name, settings.model.revision))
+        chosen = settings.model
+        layout = Layout.read(
+            resolve(chosen.name, chosen.revision), task=chosen.task, sliding_window=chosen.sliding_window
+        )
         against_model(settings, layout)
+        if (advice := prompt_advice(layout, chosen.prompt, chosen.prompt_text)) is not None:
+            _advise(f"{chosen.name}: {advice}")
         return cls(settings, layout)
 
     @property
@@ -58,14 +73,23 @@ class Model:
         return self.settings.model.max_tokens or self.layout.max_tokens
 
     @cached_property
+    def prompt_template(self) -> Template | None:
+        """What makes each text's prompt of its record's fields; None where all texts have the same."""
+        return prompt_template(self.settings.model)
+
+    @cached_property
     def prompt(self) -> str:
-        """The text that goes before every text."""
-        return prompt_for(self.layout, self.settings.model.prompt, self.settings.model.prompt_text)
+        """The text that goes before every text that has none of its own; of a template, what it says without fields."""
+        if (template := self.prompt_template) is not None:
+            return template.render({}) if template.has_defaults else ""
+        chosen = self.settings.model
+        text = None if chosen.prompt_text is None else Template.parse_text(chosen.prompt_text).render({})
+        return prompt_for(self.layout, chosen.prompt, text)
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the files that decide a vector."""
-        return fingerprint.model_digest(self.folder)
+        """Hash of the files that decide a vector, and of what the settings change in them."""
+        return fingerprint.model_digest(self.folder, route=self.layout.route, sliding_window=self.layout.sliding_window)
 
     def dim(self, output: KafkaOutput) -> int:
         """An output's dimensions."""
@@ -99,7 +123,7 @@ class Model:
         """Names a vector space; ``ranges``: digest of those that it is quantised by."""
         return fingerprint.fingerprint(
             self.digest,
-            prompt=self.prompt,
+            prompt=self.prompt if self.prompt_template is None else (self.settings.model.prompt_text or "",),
             template=self.settings.source.text if self.settings.source.format != "text" else "",
             max_tokens=self.max_tokens,
             overflow=self.settings.model.overflow,

@@ -25,20 +25,32 @@ _ANY = Template.parse("{id|none}.")  # a text that every line has
 
 
 class Text(NamedTuple):
-    """One of the input's: itself, or why there is none. ``id`` is the line's own, else its number, from 1 up."""
+    """One of the input's: itself, or why there is none. ``id`` is the line's own, else its number, from 1 up.
+
+    ``prompt`` is what goes before this one; None: what goes before every one.
+    """
 
     id: str
     text: str = ""
+    prompt: str | None = None
     refused: PoisonError | None = None
 
 
 def texts_of(
-    words: Sequence[str], lines: BinaryIO | None, *, template: Template = PLAIN, refuse_empty: bool
+    words: Sequence[str],
+    lines: BinaryIO | None,
+    *,
+    template: Template = PLAIN,
+    prompt: Template | None = None,
+    refuse_empty: bool,
 ) -> Iterator[Text]:
-    """Each of ``words`` as it is; or when there are ``lines``, what ``template`` makes of each, white space left out."""
+    """Each of ``words`` as it is; or when there are ``lines``, what ``template`` makes of each, white space left out.
+
+    ``prompt``: what makes each text's prompt of its line's fields; a word has none.
+    """
     if lines is None:
-        return _from_words(words, refuse_empty)
-    return _from_lines(lines, template, refuse_empty)
+        return _from_words(words, prompt, refuse_empty)
+    return _from_lines(lines, template, prompt, refuse_empty)
 
 
 def windows(texts: Iterable[Text]) -> Iterator[list[Text]]:
@@ -55,19 +67,19 @@ def windows(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield window
 
 
-def _from_words(words: Sequence[str], refuse_empty: bool) -> Iterator[Text]:
-    decoder = TextDecoder(refuse_empty=refuse_empty)
+def _from_words(words: Sequence[str], prompt: Template | None, refuse_empty: bool) -> Iterator[Text]:
+    decoder = TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
     for number, word in enumerate(words, 1):
         # An argument that is not UTF-8 has become surrogates; they turn into its bytes again, for the decoder to refuse.
         yield _decoded(decoder, str(number), word.encode(errors="surrogateescape"))
 
 
-def _from_lines(lines: BinaryIO, template: Template, refuse_empty: bool) -> Iterator[Text]:
+def _from_lines(lines: BinaryIO, template: Template, prompt: Template | None, refuse_empty: bool) -> Iterator[Text]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name = Template.parse(f"{{id|{number}}}")
-        text = _decoded(JsonDecoder(template, name, (), refuse_empty=refuse_empty), str(number), line)
+        text = _decoded(JsonDecoder(template, name, (), refuse_empty=refuse_empty, prompt=prompt), str(number), line)
         if text.refused is not None:
             # What is wrong may be the text alone: then the line is still known by its id.
             named = _decoded(JsonDecoder(_ANY, name, (), refuse_empty=False), str(number), line)
@@ -80,4 +92,4 @@ def _decoded(decoder: Decoder, number: str, value: bytes) -> Text:
         document = decoder.decode(Record(Origin("input", 0, 0, 0), number.encode(), value, -1))
     except PoisonError as error:
         return Text(number, refused=error)
-    return Text(document.id, document.text)
+    return Text(document.id, document.text, document.prompt)

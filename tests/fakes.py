@@ -279,7 +279,7 @@ class FakeTokenizer:
     def __init__(self, most: int = 64) -> None:
         self._most = most
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens]:
         return [Tokens(np.fromiter(map(ord, text[: self._most]), np.int32), len(text)) for text in texts]
 
 

@@ -47,8 +47,8 @@ NORM_TOLERANCE = 1e-2
 class TextTokenizer(Protocol):
     """What turns texts into token arrays; one thread uses it."""
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each text, in order."""
+    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens]:
+        """The tokens of each text, in order; a text without a prompt of its own has the one of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +247,16 @@ class StreamReader:
             except PoisonError as error:
                 settled.append((record.origin, DeadLetter(error.stage, error.reason, error.message)))
         texts = []
-        encoded = self._tokenizer.encode([document.text for _, document in documents])
+        encoded = self._tokenizer.encode(
+            [document.text for _, document in documents], [document.prompt for _, document in documents]
+        )
         for (origin, document), tokens in zip(documents, encoded, strict=True):
             if tokens.truncated and self._options.reject_overflow:
                 message = f"the text has {tokens.total} tokens or more, the limit is {len(tokens.ids)}"
                 settled.append((origin, DeadLetter("tokenize", "too_long", message)))
+            elif len(tokens.ids) == 0:
+                message = "the model's tokenizer makes no token of the text, and adds none of its own"
+                settled.append((origin, DeadLetter("tokenize", "no_tokens", message)))
             else:
                 texts.append(WaitingText(origin, document, tokens))
         self._window.add(texts, time.monotonic())

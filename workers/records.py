@@ -72,11 +72,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a codec understood: an id, the text to embed (without prompt), and the fields that outputs include."""
+    """What a codec understood: an id, the text to embed (without prompt), and the fields that outputs include.
+
+    ``prompt``: what goes before this text; None: what goes before every text.
+    """
 
     id: str
     text: str
     fields: Mapping[str, object] = field(default_factory=dict)
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

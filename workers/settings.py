@@ -56,7 +56,11 @@ class ModelSettings(Section):
     )
     revision: str | None = Field(None, description="The hub revision. Pin it in production.")
     prompt: str | None = Field(None, description="A name from the model's own prompt table, such as `document`.")
-    prompt_text: str | None = Field(None, description="A literal prompt, put before every text. Instead of `prompt`.")
+    prompt_text: str | None = Field(
+        None,
+        description="A prompt of your own, put before every text, instead of `prompt`. Fields of the record may stand in it: "
+        "`title: {title|none} | text: `; a brace that is meant is doubled.",
+    )
     max_tokens: type_count | None = Field(
         None, description="Longest text in tokens, special tokens included. Default: the model's own limit."
     )
@@ -67,6 +71,15 @@ class ModelSettings(Section):
         "auto",
         description="Precision of the forward pass. `auto`: float32 on CPU, bfloat16 on CUDA. float16 is refused for "
         "Gemma, whose activations overflow it.",
+    )
+
+    task: str | None = Field(
+        None,
+        description="Which route of a model with several (a Router): `query`, `document`. Default: `document`, else the "
+        "model's own.",
+    )
+    sliding_window: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
+        None, description="Instead of the number in the model's file, for a copy that an older transformers halved."
     )
 
     @model_validator(mode="after")

@@ -280,6 +280,7 @@ class Model:
     max_tokens: int = 256
     prompts: Mapping[str, str] = field(default_factory=lambda: {"query": "q: "})
     default_prompt: str | None = None
+    include_prompt: bool = True
 
 
 @pytest.mark.parametrize(

@@ -502,7 +502,7 @@ def test_what_breaks_the_poll_thread_ends_the_reader_with_it(stream: type_stream
 
 
 def test_a_defect_in_the_work_thread_ends_the_reader(stream: type_stream, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FakeTokenizer, "encode", lambda _self, _texts: 1 / 0)
+    monkeypatch.setattr(FakeTokenizer, "encode", lambda *_: 1 / 0)
     running = stream(texts(1)).start()
     assert running.ended()
     assert isinstance(running.error, ZeroDivisionError)

@@ -5,22 +5,25 @@ Comes in: the settings' choice of format. Goes out: the codec for it. Never here
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from workers.codecs.base import Decoder, Renderer
 from workers.codecs.fingerprint import fingerprint_of
 from workers.codecs.template import Template
 from workers.errors import SettingsError
-from workers.settings import KafkaOutput, Settings
+from workers.settings import KafkaOutput, ModelSettings, Settings
 
-__all__ = ["decoder_for", "fingerprint_of", "renderer_for", "text_template"]
+__all__ = ["decoder_for", "fingerprint_of", "prompt_template", "renderer_for", "text_template"]
 
 
 def decoder_for(settings: Settings) -> Decoder:
     """The decoder of ``source.format``; its documents carry every field that an output includes.
 
     Raises:
-        SettingsError: ``source.text`` or ``source.id`` is not a template.
+        SettingsError: ``source.text``, ``source.id`` or ``model.prompt_text`` is not a template.
     """
     source = settings.source
+    prompt = prompt_template(settings.model)
     refuse_empty = source.empty == "reject"
     match source.format:
         case "json":
@@ -29,11 +32,28 @@ def decoder_for(settings: Settings) -> Decoder:
             text = text_template(settings)
             id_template = None if source.id is None else _template("source.id", source.id)
             include = tuple(dict.fromkeys(name for output in settings.outputs for name in output.include))
-            return JsonDecoder(text, id_template, include, refuse_empty=refuse_empty)
+            return JsonDecoder(text, id_template, include, refuse_empty=refuse_empty, prompt=prompt)
         case "text":
             from workers.codecs.text import TextDecoder  # noqa: PLC0415
 
-            return TextDecoder(refuse_empty=refuse_empty)
+            if prompt is not None and not prompt.has_defaults:
+                raise SettingsError(
+                    f"model.prompt_text has the field {prompt.fields[0]}, and source.format text has no fields: give it a "
+                    f"default ({{{prompt.fields[0]}|none}}), or read json"
+                )
+            return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
+
+
+def prompt_template(model: ModelSettings) -> Template | None:
+    """``model.prompt_text`` as a template over a record's fields; None when there is none, or it has no fields.
+
+    Raises:
+        SettingsError: a brace in it is not closed, not opened, or holds no name.
+    """
+    if model.prompt_text is None:
+        return None
+    template = _template("model.prompt_text", model.prompt_text, Template.parse_text)
+    return template if template.fields else None
 
 
 def renderer_for(output: KafkaOutput, *, dim: int, model: str, fingerprint: str) -> Renderer:
@@ -58,8 +78,8 @@ def text_template(settings: Settings) -> Template:
     return _template("source.text", settings.source.text)
 
 
-def _template(setting: str, source: str) -> Template:
+def _template(setting: str, source: str, parse: Callable[[str], Template] = Template.parse) -> Template:
     try:
-        return Template.parse(source)
+        return parse(source)
     except ValueError as error:
         raise SettingsError(f"{setting}: {error}") from None

@@ -34,13 +34,23 @@ class JsonDecoder:
     """Reads a value that is a JSON object. Of two equal names the last one counts."""
 
     def __init__(
-        self, text: Template, id_template: Template | None, include: tuple[str, ...], *, refuse_empty: bool
+        self,
+        text: Template,
+        id_template: Template | None,
+        include: tuple[str, ...],
+        *,
+        refuse_empty: bool,
+        prompt: Template | None = None,
     ) -> None:
-        """``include``: fields that documents carry along; a dotted name leads into nested objects."""
+        """``include``: fields that documents carry along; a dotted name leads into nested objects.
+
+        ``prompt``: what goes before each text, made of the record's fields; None: documents have no prompt of their own.
+        """
         self._text = text
         self._id = id_template
         self._include = {name: tuple(name.split(".")) for name in include}
         self._refuse_empty = refuse_empty
+        self._prompt = prompt
 
     def decode(self, record: Record) -> Document:
         """See :class:`workers.codecs.base.Decoder`. An included field that is missing is null."""
@@ -54,7 +64,9 @@ class JsonDecoder:
         else:
             name = self._id.render_id(values)
             refuse_surrogates(name, "the id")
-        return Document(name, text, {name: lookup(values, path) for name, path in self._include.items()})
+        prompt = None if self._prompt is None else self._prompt.render(values)
+        refuse_surrogates(prompt or "", "the prompt")
+        return Document(name, text, {name: lookup(values, path) for name, path in self._include.items()}, prompt)
 
 
 def _parse(text: str) -> Mapping[str, object]:

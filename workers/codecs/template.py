@@ -47,10 +47,24 @@ class Template:
             raise ValueError(f"{source!r} names no field, so every document would give the same")
         return cls(tuple(parts))
 
+    @classmethod
+    def parse_text(cls, source: str) -> Template:
+        """Read a text in which fields may stand, as in a template; without any it is the same for every document.
+
+        Raises:
+            ValueError: a brace is not closed, not opened, or holds no name; the sentence says which.
+        """
+        return cls(tuple(_parts(source)))
+
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the fields, in their order, each once."""
         return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Field)))
+
+    @property
+    def has_defaults(self) -> bool:
+        """Whether every field has something that stands in for it."""
+        return all(part.default is not None for part in self.parts if isinstance(part, Field))
 
     def render(self, values: Mapping[str, object]) -> str:
         """Fill in a text. A template of one field takes strings only; a longer one writes numbers and booleans as JSON does.

@@ -133,7 +133,7 @@ def _lowering(normalizer: normalizers.Normalizer | None) -> normalizers.Normaliz
     """Lower case first, then what was there; as it was, if it lowers already."""
     steps = [] if normalizer is None else [normalizer]
     if isinstance(normalizer, normalizers.Sequence):
-        steps = list(normalizer)
+        steps = [normalizer[index] for index in range(len(normalizer))]
     if normalizer is not None and any(isinstance(step, normalizers.Lowercase) for step in steps):
         return normalizer
     return normalizers.Sequence([normalizers.Lowercase(), *steps])
