@@ -50,7 +50,7 @@ def make_tiny_gemma(folder: Path, seed: int = 0) -> Path:
         eos_token_id=1,
         bos_token_id=2,
     )
-    _save(Gemma3TextModel(config), seed, folder)
+    save(Gemma3TextModel(config), seed, folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": False})
     options = {"prompts": GEMMA_PROMPTS, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write(folder / "config_sentence_transformers.json", options)
@@ -67,9 +67,9 @@ def make_tiny_bert(folder: Path, seed: int = 0) -> Path:
 
     size = make_wordpiece(folder, _corpus(), BERT_SPECIALS, tokenizer_class="BertTokenizer", model_max_length=128)
     config = BertConfig(**_small(size, max_position_embeddings=128, pad_token_id=0))
-    _save(BertModel(config, add_pooling_layer=False), seed, folder)
+    save(BertModel(config, add_pooling_layer=False), seed, folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False})
-    return _layout(folder, ("mean",))
+    return layout_around(folder, ("mean",))
 
 
 def make_tiny_xlmr(folder: Path, seed: int = 0) -> Path:
@@ -78,8 +78,8 @@ def make_tiny_xlmr(folder: Path, seed: int = 0) -> Path:
 
     size = make_unigram(folder, _corpus(), ROBERTA_SPECIALS, tokenizer_class="XLMRobertaTokenizer", model_max_length=96)
     config = XLMRobertaConfig(**_small(size, max_position_embeddings=98, pad_token_id=1, type_vocab_size=1))
-    _save(XLMRobertaModel(config, add_pooling_layer=False), seed, folder)
-    return _layout(folder, ("cls",))
+    save(XLMRobertaModel(config, add_pooling_layer=False), seed, folder)
+    return layout_around(folder, ("cls",))
 
 
 def make_tiny_mpnet(folder: Path, seed: int = 0) -> Path:
@@ -90,9 +90,9 @@ def make_tiny_mpnet(folder: Path, seed: int = 0) -> Path:
     declared = {"tokenizer_class": "MPNetTokenizer", "bos_token": "<s>", "eos_token": "</s>", "model_max_length": 512}
     size = make_wordpiece(folder, _corpus(), specials, **declared)
     config = MPNetConfig(**_small(size, max_position_embeddings=130, pad_token_id=1))
-    _save(MPNetModel(config, add_pooling_layer=False), seed, folder)
+    save(MPNetModel(config, add_pooling_layer=False), seed, folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": 120, "do_lower_case": False})
-    return _layout(folder, ("mean",))
+    return layout_around(folder, ("mean",))
 
 
 def make_tiny_modernbert(folder: Path, seed: int = 0) -> Path:
@@ -109,8 +109,8 @@ def make_tiny_modernbert(folder: Path, seed: int = 0) -> Path:
         bos_token_id=2,
         eos_token_id=3,
     )
-    _save(ModernBertModel(config), seed, folder)
-    return _layout(folder, ("cls", "mean"))
+    save(ModernBertModel(config), seed, folder)
+    return layout_around(folder, ("cls", "mean"))
 
 
 def make_tiny_qwen3(folder: Path, seed: int = 0) -> Path:
@@ -128,12 +128,12 @@ def make_tiny_qwen3(folder: Path, seed: int = 0) -> Path:
     config = Qwen3Config(
         **_small(size, max_position_embeddings=256, pad_token_id=None), num_key_value_heads=1, head_dim=16
     )
-    _save(Qwen3Model(config), seed, folder)
+    save(Qwen3Model(config), seed, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _write(folder / "config.json", config | {"architectures": ["Qwen3ForCausalLM"]})
     prompts = {"query": "Instruct: find what answers it\nQuery:", "document": ""}
     _write(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
-    return _layout(folder, ("lasttoken",))
+    return layout_around(folder, ("lasttoken",))
 
 
 MAKERS = {
@@ -160,7 +160,7 @@ def _corpus() -> str:
     return "\n".join(documents(80))
 
 
-def _save(model, seed: int, folder: Path) -> None:
+def save(model: Any, seed: int, folder: Path) -> None:
     """Write weights of the size 1/√fan-in, norm weights around one, and a padding row that is not zero."""
     import torch
     from transformers.utils import logging
@@ -188,7 +188,8 @@ def _small(size: int, **values: Any) -> dict[str, Any]:
     return {"vocab_size": size, **small, **values}
 
 
-def _layout(folder: Path, modes: Sequence[str]) -> Path:
+def layout_around(folder: Path, modes: Sequence[str]) -> Path:
+    """The modules around a transformer of 32 numbers: Pooling and Normalize."""
     pooling(folder / "1_Pooling", 32, modes)
     modules(folder, ["", "1_Pooling", "2_Normalize"])
     return folder

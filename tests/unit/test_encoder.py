@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import GEMMA_PROMPTS, documents, make_tiny_bert, make_tiny_gemma
-from workers.encoder import encoder as room
 from workers.encoder.encoder import Encoder, Stats
 from workers.encoder.layout import Layout
 from workers.encoder.packing import split
@@ -65,7 +63,7 @@ def test_order_shape_and_length(model):
 
 @pytest.mark.parametrize("budget", [1, 1000, 100_000])
 def test_the_budget_moves_a_vector_by_rounding_only(model, budget):
-    batch = tokenised(model, documents(60))
+    batch = tokenised(model, documents(20))
     expected = load(model).encode(batch).astype(np.float64)
     vectors = load(model, max_batch_tokens=budget).encode(batch).astype(np.float64)
     assert np.abs(vectors - expected).max() <= 5e-6
@@ -200,34 +198,6 @@ def test_refuses_dtypes_and_devices(gemma):
         Encoder(Layout.read(gemma), device="quantum")
     with pytest.raises(EnvironmentFault, match="CUDA devices here"):
         Encoder(Layout.read(gemma), device="cuda:77")
-
-
-def test_refuses_missing_weights(copy):
-    weights = load_file(copy / "model.safetensors")
-    del weights["layers.3.mlp.up_proj.weight"]
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EnvironmentFault, match=r"layers.3.mlp.up_proj.weight is not in its weights; 1 are missing"):
-        load(copy)
-
-
-def test_refuses_broken_weights_in_one_sentence(copy):
-    (copy / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(EnvironmentFault, match="cannot be loaded as a model") as error:
-        load(copy)
-    assert "\n" not in str(error.value)
-
-
-def test_refuses_a_version_that_runs_gemma_causally(gemma, monkeypatch):
-    loaded = room.transformers.AutoModel.from_pretrained
-
-    def old(*arguments, **options):
-        model, report = loaded(*arguments, **options)
-        model.layers[0].self_attn.is_causal = True
-        return model, report
-
-    monkeypatch.setattr(room.transformers.AutoModel, "from_pretrained", old)
-    with pytest.raises(EnvironmentFault, match="as a causal model"):
-        load(gemma)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.encoder.layout import DenseLayer, Layout, prompt_for, resolve
+from workers.encoder.layout import DenseLayer, Layout, UnitLayer, prompt_advice, prompt_for, resolve
 from workers.errors import EnvironmentFault, SettingsError
 
 
@@ -91,10 +92,21 @@ def test_imports_nothing_heavy():
         (None, None, 514, "xlm-roberta", 512),
         (4096, 2048, 2048, "gemma3_text", 4096),  # rotary positions have no end
         (None, 4096, 2048, "gemma3_text", 2048),
+        (None, 4096, 2048, "qwen3", 2048),
+        (4096, 512, 512, "t5", 4096),  # distances have no end either
+        (None, 300, 512, "t5", 300),
+        (None, 4096, 512, "t5", 4096),
+        (None, int(1e30), None, "t5", 8192),  # no limit anywhere, and a token budget needs one
+        (1024, 512, 512, "gpt2", 512),  # a family that transformers is asked about
+        (1024, 512, 512, "eurobert", 1024),  # rotary, as its configuration says
     ],
 )
 def test_max_tokens(folder, own, tokenizer, positions, model_type, expected):
     change(folder / "config.json", model_type=model_type, max_position_embeddings=positions)
+    if model_type == "eurobert":
+        change(folder / "config.json", num_attention_heads=4)
+    if model_type == "gpt2":
+        change(folder / "config.json", n_positions=positions, n_embd=64)
     write(folder / "tokenizer_config.json", {} if tokenizer is None else {"model_max_length": tokenizer})
     write(folder / "sentence_bert_config.json", {} if own is None else {"max_seq_length": own})
     assert Layout.read(folder).max_tokens == expected
@@ -136,11 +148,21 @@ def test_without_modules_json_it_is_mean_pooling_with_a_warning(folder, caplog, 
     assert "no modules.json" in caplog.text
 
 
+def test_without_modules_json_a_causal_model_gives_its_last_token(folder):
+    (folder / "modules.json").unlink()
+    change(folder / "config.json", model_type="qwen3", architectures=["Qwen3ForCausalLM"], sliding_window=None)
+    assert Layout.read(folder).pooling == ("lasttoken",)
+    change(folder / "config.json", is_causal=False)
+    assert Layout.read(folder).pooling == ("mean",)
+
+
 def test_newer_type_names_and_dropout_and_layer_norm(folder):
     set_module(folder, 0, type="sentence_transformers.base.modules.transformer.Transformer")
     set_module(folder, 1, type="sentence_transformers.sentence_transformer.modules.pooling.Pooling")
     modules = json.loads((folder / "modules.json").read_text())
-    modules.insert(2, {"path": "9_Dropout", "type": "sentence_transformers.models.Dropout"})
+    modules.insert(
+        2, {"path": "9_Dropout", "type": "sentence_transformers.models.Dropout"}
+    )  # its folder may be missing
     modules.insert(3, {"path": "8_LayerNorm", "type": "sentence_transformers.models.LayerNorm"})
     write(folder / "modules.json", modules)
     write(folder / "8_LayerNorm/config.json", {"dimension": 64})
@@ -148,20 +170,191 @@ def test_newer_type_names_and_dropout_and_layer_norm(folder):
     assert [type(layer).__name__ for layer in Layout.read(folder).head] == ["NormLayer", "DenseLayer"]
 
 
+def test_a_normalize_in_between_is_a_layer_and_the_last_one_is_not(folder):
+    swap(folder, 2, 3)
+    layout = Layout.read(folder)
+    assert layout.head == (UnitLayer(), DenseLayer(folder / "2_Dense", 64, 128, False, "Identity"))
+    assert not layout.normalize
+
+
+def test_reads_what_a_newer_version_says_of_the_transformer(folder):
+    plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    arguments = {"transformer_task": "feature-extraction", "modality_config": plain, "query_length": None}
+    limit = {"model_max_length": 77, "padding_side": "left"}
+    write(folder / "sentence_bert_config.json", {**arguments, "processor_kwargs": limit})
+    assert Layout.read(folder).max_tokens == 77
+
+
+@pytest.fixture
+def router(folder: Path) -> Path:
+    """A folder whose first module is a Router: queries by a mean, documents by a maximum, one transformer for both."""
+    steps = {
+        "query_0_Transformer": "sentence_transformers.base.modules.transformer.Transformer",
+        "query_1_Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        "document_1_Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+    }
+    structure = {
+        "query": ["query_0_Transformer", "query_1_Pooling"],
+        "document": ["query_0_Transformer", "document_1_Pooling"],
+    }
+    inside = folder / "0_Router"
+    shutil.copytree(folder, inside / "query_0_Transformer")
+    write(inside / "query_1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": "mean"})
+    write(inside / "document_1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": "max"})
+    write(
+        inside / "router_config.json", {"types": steps, "structure": structure, "parameters": {"default_route": None}}
+    )
+    kinds = {"0_Router": "Router", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+    write(
+        folder / "modules.json",
+        [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()],
+    )
+    return folder
+
+
+def parameters(folder: Path, **values: object) -> None:
+    change(folder / "0_Router/router_config.json", parameters=values)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    path = folder / "0_Router/router_config.json"
+    config = json.loads(path.read_text())
+    config["structure"] = {new if name == old else name: steps for name, steps in config["structure"].items()}
+    write(path, config)
+
+
+def test_a_router_takes_the_route_of_documents(router):
+    layout = Layout.read(router)
+    assert (layout.pooling, layout.route, layout.dim) == (("max",), "document", 128)
+    assert layout.transformer == router / "0_Router/query_0_Transformer"
+    query = Layout.read(router, task="query")
+    assert (query.pooling, query.route) == (("mean",), "query")
+    with pytest.raises(SettingsError, match=r"model\.task is 'passage'; the model has routes 'query', 'document'"):
+        Layout.read(router, task="passage")
+
+
+def test_a_router_by_its_own_rules(router):
+    parameters(router, route_mappings={"('document', 'text')": "query"})
+    assert Layout.read(router).route == "query"
+    parameters(router, route_mappings={"(None, 'text')": "query", "('query', None)": "document"})
+    assert Layout.read(router).route == "query"
+    assert Layout.read(router, task="query").route == "document"
+    parameters(router, route_mappings={"?": "query"})
+    with pytest.raises(EnvironmentFault, match="no pair of task and modality"):
+        Layout.read(router)
+    parameters(router, default_route="query")
+    rename(router, "document", "doc")
+    assert Layout.read(router).route == "query"
+    parameters(router, allow_empty_key=True)  # sentence-transformers would take the first, that of queries
+    with pytest.raises(SettingsError, match=r"routes 'query', 'doc': say with model\.task"):
+        Layout.read(router)
+
+
+def test_a_task_is_for_models_with_routes(folder):
+    with pytest.raises(SettingsError, match="the model has no routes"):
+        Layout.read(folder, task="query")
+
+
+def test_an_older_router_is_called_asym(router):
+    (router / "0_Router/router_config.json").rename(router / "0_Router/config.json")
+    set_module(router, 0, type="sentence_transformers.models.Asym")
+    assert Layout.read(router).route == "document"
+
+
+@pytest.mark.parametrize(
+    ("change_in", "sentence"),
+    [
+        ({"types": {}}, "does not say which modules"),
+        ({"structure": {}}, "does not say which modules"),
+        ({"structure": {"document": ["absent"]}}, "does not say which modules"),
+        (
+            {"types": {"../../x": "sentence_transformers.models.Dense"}, "structure": {"document": ["../../x"]}},
+            "leads out",
+        ),
+        ({"types": {"x": "evil.Thing"}, "structure": {"document": ["x"]}}, "code from outside"),
+        (
+            {"types": {"x": "sentence_transformers.models.Router"}, "structure": {"document": ["x"]}},
+            "Router in a Router",
+        ),
+        (
+            {"types": {"x": "sentence_transformers.models.Dense"}, "structure": {"document": ["x"]}},
+            "modules are Dense → Dense",
+        ),
+    ],
+)
+def test_refuses_a_router(router, change_in, sentence):
+    change(router / "0_Router/router_config.json", **change_in)
+    with pytest.raises(EnvironmentFault, match=sentence):
+        Layout.read(router)
+
+
 REFUSED = {
     "own code": (lambda f: set_module(f, 2, type="my_module.Thing"), "run code from outside"),
-    "unknown module": (lambda f: set_module(f, 2, type="sentence_transformers.models.CNN"), "module CNN"),
-    "router": (lambda f: set_module(f, 0, type="sentence_transformers.models.Router"), "Router → Pooling"),
+    **{
+        name: (
+            lambda f, name=name: set_module(f, 2, type=f"sentence_transformers.models.{name}"),
+            f"module {name} is not",
+        )
+        for name in ("WeightedLayerPooling", "CNN", "LSTM", "BoW", "WordEmbeddings", "CLIPModel", "StaticEmbedding")
+    },
+    "router without routes": (lambda f: set_module(f, 0, type="sentence_transformers.models.Router"), "its routes are"),
+    "no pooling": (
+        lambda f: set_module(f, 1, type="sentence_transformers.models.Normalize"),
+        "Transformer → Normalize",
+    ),
+    "two poolings": (
+        lambda f: set_module(f, 3, type="sentence_transformers.models.Pooling"),
+        "a Pooling after the Pooling",
+    ),
     "path up": (lambda f: set_module(f, 1, path="../other"), "out of the model folder"),
     "path absolute": (lambda f: set_module(f, 1, path="/etc"), "out of the model folder"),
     "sparse": (
         lambda f: change(f / "config_sentence_transformers.json", model_type="SparseEncoder"),
         "is a SparseEncoder",
     ),
+    "cross encoder": (
+        lambda f: change(f / "config_sentence_transformers.json", model_type="CrossEncoder"),
+        "is a CrossEncoder",
+    ),
+    "multi-vector": (
+        lambda f: change(f / "config_sentence_transformers.json", model_type="MultiVectorEncoder"),
+        "is a MultiVectorEncoder",
+    ),
+    "bare cross encoder": (
+        lambda f: (
+            (f / "modules.json").unlink(),
+            change(f / "config.json", architectures=["BertForSequenceClassification"]),
+        ),
+        "a classifier or cross encoder",
+    ),
+    "bare chat": (
+        lambda f: ((f / "modules.json").unlink(), (f / "chat_template.jinja").touch()),
+        "would wrap each text in a chat",
+    ),
+    "newer transformers": (
+        lambda f: change(f / "config_sentence_transformers.json", requirements={"transformers": ">=99"}),
+        "asks for transformers>=99, and",
+    ),
+    "newer torch": (
+        lambda f: change(
+            f / "config_sentence_transformers.json", requirements={"python": "<1", "pytorch": {"specifier": "<1"}}
+        ),
+        "asks for torch<1, and",
+    ),
+    "prompts": (
+        lambda f: change(f / "config_sentence_transformers.json", prompts=["query: "]),
+        "prompts is not a table",
+    ),
+    "several parts": (lambda f: change(f / "config.json", vision_config={}), "a model of several parts"),
+    "kernel": (lambda f: change(f / "config.json", attn_implementation="a/kernel"), "would fetch code"),
     "adapter": (lambda f: write(f / "adapter_config.json", {}), "PEFT"),
     "unknown transformer": (
         lambda f: change(f / "config.json", model_type="mystery", auto_map={"AutoModel": "m.M"}),
-        "'mystery' is not supported and brings its own code",
+        "does not know model_type 'mystery'; the code that it brings along is not run",
+    ),
+    "unknown transformer without code": (
+        lambda f: change(f / "config.json", model_type="mystery"),
+        r"does not know model_type 'mystery'$",
     ),
     "halved window": (lambda f: change(f / "config.json", sliding_window=257), "sliding_window 257 was halved"),
     "causal": (lambda f: change(f / "config.json", use_bidirectional_attention=False), "causal Gemma"),
@@ -171,6 +364,13 @@ REFUSED = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     "no dense weights": (lambda f: (f / "2_Dense/model.safetensors").unlink(), "no model.safetensors"),
+    "shard outside": (
+        lambda f: (
+            (f / "model.safetensors").unlink(),
+            write(f / "model.safetensors.index.json", {"weight_map": {"a": "../model.safetensors"}}),
+        ),
+        "a shard's path leads out",
+    ),
     "lost shard": (
         lambda f: (
             (f / "model.safetensors").unlink(),
@@ -183,13 +383,19 @@ REFUSED = {
         "activation 'os.system'",
     ),
     "dense key": (lambda f: change(f / "2_Dense/config.json", scale=2), "scale is not supported"),
+    "pooling key": (lambda f: change(f / "1_Pooling/config.json", gate=True), "gate is not supported"),
+    "pooling width": (lambda f: change(f / "1_Pooling/config.json", word_embedding_dimension=63), "hidden size 64"),
+    "no pooling folder": (lambda f: shutil.rmtree(f / "1_Pooling"), "is missing"),
+    "normalize of tokens": (
+        lambda f: write(f / "3_Normalize/config.json", {"module_input_name": "token_embeddings"}),
+        "from sentence_embedding",
+    ),
     "dense output": (
         lambda f: change(f / "2_Dense/config.json", module_output_name="token_embeddings"),
         "from sentence_embedding",
     ),
     "dense width": (lambda f: change(f / "2_Dense/config.json", in_features=63), "takes 63 features, but gets 64"),
     "pooling mode": (lambda f: change(f / "1_Pooling/config.json", pooling_mode="sum"), "pooling sum"),
-    "normalize first": (lambda f: swap(f, 2, 3), "Dense after Normalize"),
     "default prompt": (
         lambda f: change(f / "config_sentence_transformers.json", default_prompt_name="absent"),
         "default_prompt_name is 'absent'",
@@ -201,6 +407,18 @@ REFUSED = {
     "arguments": (
         lambda f: write(f / "sentence_bert_config.json", {"model_args": {"rope_theta": 1}}),
         "model_args.rope_theta",
+    ),
+    "chat": (
+        lambda f: write(f / "sentence_bert_config.json", {"modality_config": {"text": {}, "message": {}}}),
+        "only plain token embeddings",
+    ),
+    "query expansion": (
+        lambda f: write(f / "sentence_bert_config.json", {"query_expansion": {"strategy": "fixed", "length": 32}}),
+        "query_expansion is not supported",
+    ),
+    "another tokenizer": (
+        lambda f: write(f / "sentence_bert_config.json", {"tokenizer_name_or_path": "elsewhere"}),
+        "tokenizer_name_or_path is not supported",
     ),
     "not json": (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), "is missing"),
@@ -236,6 +454,33 @@ def test_prompts(folder):
     assert prompt_for(layout, None, "") == ""
     with pytest.raises(SettingsError, match="has no prompts"):
         prompt_for(Layout.read(resolve("all-MiniLM-L6-v2")), "query", None)
+
+
+def test_a_prompt_for_documents_may_be_called_passage(folder):
+    change(folder / "config_sentence_transformers.json", prompts={"query": "query: ", "passage": "passage: "})
+    layout = Layout.read(folder)
+    with pytest.raises(SettingsError, match="did you mean 'passage'"):
+        prompt_for(layout, "document", None)
+    assert "one for documents, 'passage', and none is chosen" in str(prompt_advice(layout, None, None))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "chosen", "says"),
+    [
+        ({"query": "q: ", "document": "d: "}, None, {}, "set model.prompt: document, or"),
+        ({"query": "q: ", "STS": "s: "}, None, {}, r"prompts \(STS, query\), and none is chosen"),
+        ({"query": "q: ", "document": ""}, None, {}, r"prompts \(query\)"),
+        ({"query": "q: "}, "query", {}, None),
+        ({"query": "q: "}, None, {"prompt": "query"}, None),
+        ({"query": "q: "}, None, {"prompt_text": ""}, None),
+        ({"query": "", "document": None}, None, {}, None),
+        ({}, None, {}, None),
+    ],
+)
+def test_advice_for_who_chooses_no_prompt(folder, prompts, default, chosen, says):
+    change(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=default)
+    advice = prompt_advice(Layout.read(folder), chosen.get("prompt"), chosen.get("prompt_text"))
+    assert advice is None if says is None else re.search(says, str(advice))
 
 
 def test_resolve_local(tmp_path, monkeypatch):

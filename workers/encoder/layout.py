@@ -25,6 +25,7 @@ from workers.encoder.modules import (
     read_pooling,
     type_layer,
 )
+from workers.encoder.requirements import require_versions
 from workers.encoder.transformer import Transformer
 from workers.errors import EnvironmentFault, SettingsError
 
@@ -81,6 +82,8 @@ class Layout:
         options = read_optional(folder / "config_sentence_transformers.json")
         if (kind := options.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
             raise EnvironmentFault(f"{folder} is a {kind}; only SentenceTransformer models give one vector per text")
+        if isinstance(requirements := options.get("requirements"), dict):
+            require_versions(folder / "config_sentence_transformers.json", requirements)
         bare = not (folder / "modules.json").is_file()
         chain, route = ([Module("Transformer", folder)], "") if bare else read_chain(folder, task)
         kinds = [kind for kind, _ in chain]

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from workers import log
 from workers.encoder.layout import Layout
+from workers.encoder.modules import in_one_line
 from workers.errors import EnvironmentFault
 
 _logger = log.get(__name__)
@@ -51,8 +52,7 @@ def load(layout: Layout, dtype: torch.dtype) -> Any:
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **places
             )
     except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise EnvironmentFault(f"{folder} cannot be loaded as a model: {type(error).__name__}: {why}") from error
+        raise EnvironmentFault(f"{folder} cannot be loaded as a model: {in_one_line(error)}") from error
     _require_whole(layout, model, report)
     _require_direction(layout, model)
     if getattr(model, "pooler", None) is not None:
@@ -81,7 +81,7 @@ def _require_whole(layout: Layout, model: Any, report: dict[str, Any]) -> None:
     if unused := sorted(report.get("unexpected_keys") or ()):
         # A head for another task is left out rightly. What lies inside a layer may be maths that this version has not.
         inside = {name for name, _ in model.named_modules() if "." in name}
-        suspect = [name for name in unused if name.rpartition(".")[0] in inside]
+        suspect = [name for name in unused if any(name.startswith(f"{part}.") for part in inside)]
         level = _logger.warning if suspect else _logger.info
         level("weights not used %s", log.fields(folder=folder, count=len(unused), example=(suspect or unused)[0]))
 
@@ -140,10 +140,9 @@ def _probe(layout: Layout, model: Any, length: int) -> dict[int, tuple[int, int]
         with _Rows() as seen:
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
         raise EnvironmentFault(
             f"{layout.transformer}: model_type {layout.model_type!r} does not run on {length} token ids alone: "
-            f"{type(error).__name__}: {why}"
+            f"{in_one_line(error)}"
         ) from error
     if not isinstance(hidden, Tensor) or hidden.shape != (1, length, layout.hidden):
         raise EnvironmentFault(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from workers import log
-from workers.encoder.modules import positive, read_object, read_optional, require_weights
-from workers.errors import EnvironmentFault
+from workers.encoder.modules import in_one_line, positive, read_object, read_optional, require_weights
+from workers.errors import EnvironmentFault, SettingsError
 
 _logger = log.get(__name__)
 
@@ -73,6 +73,7 @@ class Transformer:
 
         Raises:
             EnvironmentFault: a file is missing or broken, or the model is not one that we run rightly.
+            SettingsError: a window for a model that has none.
         """
         if (folder / "adapter_config.json").is_file():
             raise EnvironmentFault(f"{folder} holds a PEFT adapter; merge it into its base model first")
@@ -83,6 +84,8 @@ class Transformer:
         arguments = _arguments(folder)
         require_weights(folder)
         bidirectional = config.get("use_bidirectional_attention") is True or config.get("is_causal") is False
+        if sliding_window is not None and config.get("sliding_window") is None:
+            raise SettingsError(f"model.sliding_window is {sliding_window}, but the model has no sliding window")
         if sliding_window is None and model_type == "gemma3_text" and bidirectional:
             _refuse_halved(path, config)
         architectures = config.get("architectures") or [""]
@@ -110,9 +113,8 @@ def _config(folder: Path, path: Path) -> Mapping[str, Any]:
     try:
         whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise EnvironmentFault(f"{path} is not understood: {type(error).__name__}: {why}") from error
-    named = ("hidden_size", "max_position_embeddings", "pad_token_id")
+        raise EnvironmentFault(f"{path} is not understood: {in_one_line(error)}") from error
+    named = ("hidden_size", "max_position_embeddings", "pad_token_id", "rope_parameters")
     return {**config, **{name: value for name in named if (value := getattr(whole, name, None)) is not None}}
 
 
