@@ -1,17 +1,23 @@
-"""Ids as sentence-transformers makes them: prompt, special tokens, truncation; and the cut of long texts."""
+"""Ids as sentence-transformers makes them: prompt, special tokens, truncation; and the cut of long texts.
 
-import json
-import shutil
+How a tokenizer is loaded and kept is in ``test_tokenizer_files.py``.
+"""
+
+import functools
+import logging
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
-from tests.tiny_model import GEMMA_PROMPTS, documents, make_tiny_bert, make_tiny_gemma
+from tests.tiny_model import GEMMA_PROMPTS, MAKERS, documents, make_tiny_gemma
 from workers.encoder.layout import resolve
-from workers.errors import EnvironmentFault, SettingsError
+from workers.errors import SettingsError
 from workers.text import tokenizer as room
 from workers.text.tokenizer import Tokenizer
 
@@ -23,22 +29,27 @@ TEXTS = [
     "Hello, world!",
     " leading",
     "trailing\n",
-    "NUL \0 é ﬁ 日本語 🙂",
-    "<eos> [SEP] <pad>",
+    "NUL \0 é e\u0301 ﬁ 日本語 🙂 \u200b \ufeff",
+    "<eos> [SEP] <pad> </s> <|endoftext|>",
+    "ÄÖÜ İstanbul ΣΑΣ ǅ",
     "x" * 3000,
     "   " * 900,
 ]
 
 
-@pytest.fixture(scope="module", params=["bert", "gemma", "minilm"])
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory) -> Iterator[None]:
+    """A cache of the tests' own, so that they neither read nor fill the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", params=["minilm", *MAKERS])
 def model(request, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    match request.param:
-        case "bert":
-            return make_tiny_bert(folder)
-        case "gemma":
-            return make_tiny_gemma(folder)
-    return resolve("all-MiniLM-L6-v2")
+    if request.param == "minilm":
+        return resolve("all-MiniLM-L6-v2")
+    return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +57,19 @@ def gemma(tmp_path_factory) -> Path:
     return make_tiny_gemma(tmp_path_factory.mktemp("gemma"))
 
 
-def reference(folder: Path, texts: list[str], max_tokens: int) -> list[list[int]]:
+@functools.cache
+def transformers_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
-    whole = AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def reference(folder: Path, texts: list[str], max_tokens: int) -> list[list[int]]:
+    whole = transformers_tokenizer(folder)
     return whole(texts, truncation=True, max_length=max_tokens)["input_ids"]
 
 
-@pytest.mark.parametrize("max_tokens", [8, 64, 128])
+@pytest.mark.parametrize("max_tokens", [8, 128])
 @pytest.mark.parametrize("prompt", ["", "query: "])
 def test_ids_are_those_of_the_model(model, max_tokens, prompt):
     texts = [*TEXTS, *documents(60), documents(60)[-1] * 5]
@@ -95,23 +111,18 @@ def test_long_texts_are_cut_first_and_come_out_the_same(model):
 @settings(deadline=None, max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=400), st.integers(1, 8))
 def test_any_text(tmp_path_factory, text, times):
-    for name in ("any-bert", "any-gemma"):
-        folder = tmp_path_factory.getbasetemp() / name
+    for name in MAKERS:
+        folder = tmp_path_factory.getbasetemp() / f"any-{name}"
         if not folder.exists():
-            (make_tiny_bert if "bert" in name else make_tiny_gemma)(folder)
-        tokenizer, _ = _cached(folder)
-        (tokens,) = tokenizer.encode([text * times])
+            MAKERS[name](folder)
+        (tokens,) = _tokenizer_of_eight(folder).encode([text * times])
         assert tokens.ids.tolist() == reference(folder, [text * times], 8)[0]
         assert len(tokens.ids) <= 8 and tokens.total >= len(tokens.ids)
 
 
-_made: dict[Path, tuple[Tokenizer, None]] = {}
-
-
-def _cached(folder: Path) -> tuple[Tokenizer, None]:
-    if folder not in _made:
-        _made[folder] = (Tokenizer(folder, max_tokens=8), None)
-    return _made[folder]
+@functools.cache
+def _tokenizer_of_eight(folder: Path) -> Tokenizer:
+    return Tokenizer(folder, max_tokens=8)
 
 
 def test_a_cut_never_splits_a_word():
@@ -142,23 +153,59 @@ def test_lower_case(gemma):
     plain, lower = Tokenizer(gemma, max_tokens=64), Tokenizer(gemma, max_tokens=64, lower_case=True)
     assert lower.encode(["HeLLo"])[0].ids.tolist() == plain.encode(["hello"])[0].ids.tolist()
     assert plain.encode(["HeLLo"])[0].ids.tolist() != plain.encode(["hello"])[0].ids.tolist()
+    with pytest.raises(ValueError, match="shorter"):
+        plain.encode(["one"], [])
 
 
-@pytest.mark.parametrize("name", ["bos", "eos"])
-def test_refuses_a_file_that_does_not_add_what_is_declared(gemma, tmp_path, name):
-    folder = shutil.copytree(gemma, tmp_path / "model")
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    single = content["post_processor"]["single"]
-    content["post_processor"]["single"] = [
-        part for part in single if part.get("SpecialToken", {}).get("id") != f"<{name}>"
-    ]
-    path.write_text(json.dumps(content))
-    with pytest.raises(EnvironmentFault, match=f"declares add_{name}_token"):
-        Tokenizer(folder, max_tokens=64)
+def test_lower_case_is_not_put_before_what_lowers_already():
+    """A tokenizer may decompose before it lowers, which makes one letter of İ less than the other order."""
+    lowers = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
+    assert room._lowering(lowers) is lowers
+    for other in (None, normalizers.NFC(), normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])):
+        assert room._lowering(other).normalize_str("ÄB") == "äb"
 
 
-def test_refuses_a_folder_without_a_tokenizer(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(EnvironmentFault, match=r"no tokenizer\.json"):
-        Tokenizer(tmp_path, max_tokens=64)
+def test_each_text_may_have_a_prompt_of_its_own(gemma):
+    own = Tokenizer(gemma, max_tokens=64, prompt="query: ")
+    texts, prompts = ["one", "two", "three"], [None, "title: 2 | text: ", ""]
+    expected = reference(gemma, ["query: one", "title: 2 | text: two", "three"], 64)
+    assert [tokens.ids.tolist() for tokens in own.encode(texts, prompts)] == expected
+    assert own.encode(texts, [None] * 3)[1].ids.tolist() == own.encode(texts)[1].ids.tolist() != expected[1]
+    (long,) = own.encode(["text"], ["word " * 100])
+    assert long.truncated and len(long.ids) == 64  # a prompt counts towards the limit
+
+
+@pytest.mark.parametrize(("prompts", "text"), [(None, "query: secret"), (["query: "], "query:secret")])
+def test_a_text_that_brings_its_prompt_along_is_said_once(gemma, caplog, monkeypatch, prompts, text):
+    monkeypatch.setattr(logging.getLogger("stream_embedder"), "propagate", True)
+    tokenizer = Tokenizer(gemma, max_tokens=64, prompt="query: ")
+    tokenizer.encode(["a question", "a query: later"], prompts and prompts * 2)
+    assert not caplog.records
+    for _ in range(3):
+        tokenizer.encode([text], prompts)
+    (record,) = caplog.records
+    assert "begins with the prompt already" in record.message and "secret" not in record.message
+
+
+def test_nothing_is_said_where_there_is_no_prompt(gemma, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("stream_embedder"), "propagate", True)
+    Tokenizer(gemma, max_tokens=64).encode(["", "query: a"])
+    assert not caplog.records
+
+
+def test_threads_with_limits_of_their_own_do_not_meet(gemma):
+    """A tokenizer's limit is state; shared, one thread's text comes back with another's length, silently."""
+    texts = ["a longer text, " * 40] * 16
+    wrong: list[int] = []
+
+    def work(limit: int) -> None:
+        tokenizer = Tokenizer(gemma, max_tokens=limit)
+        for _ in range(40):
+            wrong.extend(len(found.ids) for found in tokenizer.encode(texts) if len(found.ids) != limit)
+
+    threads = [threading.Thread(target=work, args=(limit,)) for limit in (8, 16, 32, 64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -31,7 +31,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".o
 _SAMPLES = ("", "a  B\n\tc ", "<s> [SEP] </s>", "don't e\u0301 \ufb01 日本語 🙂 \0", "x" * 200)
 # Part of an entry's name: raise it when what is checked or kept changes.
 _FORMAT = 1
-_MOST_ENTRIES = 16
+_MOST_ENTRIES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _entry(folder: Path) -> Path | None:
     except (OSError, RuntimeError, metadata.PackageNotFoundError) as error:
         _logger.debug("no tokenizer cache %s", log.fields(error=type(error).__name__))
         return None
-    return cache / "stream-embedder" / f"tokenizer-{_FORMAT}-{total.hexdigest()}"
+    return cache / "stream-embedder" / "tokenizers" / f"{_FORMAT}-{total.hexdigest()}"
 
 
 def _read(entry: Path) -> tuple[tokenizers.Tokenizer, Facts] | None:
@@ -98,16 +98,19 @@ def _read(entry: Path) -> tuple[tokenizers.Tokenizer, Facts] | None:
         if known.pop("sha256") != hashlib.sha256(content).hexdigest():
             raise ValueError("damaged")
         facts = Facts(**{**known, "special_ids": tuple(known["special_ids"])})
-        return tokenizers.Tokenizer.from_str(content.decode()), facts
+        backend = tokenizers.Tokenizer.from_str(content.decode())
     except FileNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a cache, the files are still there
         _logger.debug("tokenizer cache not read %s", log.fields(entry=entry, error=type(error).__name__))
         return None
+    with contextlib.suppress(OSError):
+        entry.touch()  # what is read stays
+    return backend, facts
 
 
 def _write(entry: Path, backend: tokenizers.Tokenizer, facts: Facts) -> None:
-    """Keep the tokenizer, whole or not at all; the oldest of too many entries go."""
+    """Keep the tokenizer, whole or not at all; of too many entries, those go that were not read for longest."""
     temporary = None
     try:
         content = backend.to_str().encode()
@@ -116,11 +119,11 @@ def _write(entry: Path, backend: tokenizers.Tokenizer, facts: Facts) -> None:
             raise ValueError("not the same")
         header = json.dumps({**asdict(facts), "sha256": hashlib.sha256(content).hexdigest()}).encode()
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=".tokenizer-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=".new-", delete=False) as file:
             temporary = Path(file.name)
             file.write(header + b"\n" + content)
         temporary.replace(entry)
-        kept = sorted(entry.parent.glob("tokenizer-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        kept = sorted(entry.parent.glob(f"{_FORMAT}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in kept[_MOST_ENTRIES:]:
             old.unlink()
     except Exception as error:  # noqa: BLE001 - a tokenizer in Python has no serialisation; a disk may be read-only
