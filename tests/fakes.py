@@ -262,7 +262,7 @@ class FakeSink:
 
 
 class FakeDecoder(Decoder):
-    """The value is the text; ``decode!…`` is refused."""
+    """The value is the text; ``decode!…`` is refused, ``titled:…`` has a prompt of its own."""
 
     def decode(self, record: Record) -> Document:
         from workers.errors import PoisonError
@@ -270,17 +270,20 @@ class FakeDecoder(Decoder):
         text = (record.value or b"").decode()
         if record.value is None or text.startswith("decode!"):
             raise PoisonError("decode", "invalid", "the value is not what it should be")
+        if text.startswith("titled:"):
+            return Document(text, text.removeprefix("titled:"), prompt="a title, ")
         return Document(text, text)
 
 
 class FakeTokenizer:
-    """One token per character, cut at ``most``."""
+    """One token per character, the prompt's first, cut at ``most``."""
 
     def __init__(self, most: int = 64) -> None:
         self._most = most
 
     def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens]:
-        return [Tokens(np.fromiter(map(ord, text[: self._most]), np.int32), len(text)) for text in texts]
+        whole = [(prompt or "") + text for prompt, text in zip(prompts, texts, strict=True)]
+        return [Tokens(np.fromiter(map(ord, text[: self._most]), np.int32), len(text)) for text in whole]
 
 
 CANARY = Batch.of([np.array([ord("c")], np.int32)])

@@ -155,6 +155,27 @@ def test_a_prompt_moves_the_vector_and_its_fingerprint():
     assert vectors([prompted])[0] @ vectors([plain])[0] < 0.999
 
 
+def test_a_line_may_bring_the_title_that_its_prompt_speaks_of():
+    template = "title: {title|none} | text: "
+    lines = b'{"text": "a text", "title": "A title"}\n{"text": "a text"}\n{"text": "a text", "title": []}'
+    titled, untitled, refused = encode(lines=lines, prompt_text=template)
+    assert refused == {"id": "3", "error": "field title is a list, which is not taken here"}
+    literal = [encode("a text", prompt_text=f"title: {title} | text: ")[0] for title in ("A title", "none")]
+    assert vectors([titled, untitled]) == pytest.approx(vectors(literal), abs=1e-6)
+    assert len({record["fingerprint"] for record in (titled, untitled)}) == 1
+    assert titled["fingerprint"] not in {record["fingerprint"] for record in literal}
+    (argument,) = encode("a text", prompt_text=template)
+    assert argument["embedding"] == pytest.approx(untitled["embedding"], abs=1e-6)
+    (refused,) = encode("a text", prompt_text="title: {title} | text: ")
+    assert refused["error"] == "field title is missing or null, and has no default"
+
+
+def test_braces_that_are_meant_are_doubled_in_a_prompt():
+    (record,) = encode("a text", prompt_text="{{query}} ")
+    (plain,) = encode("{query} a text")
+    assert record["embedding"] == pytest.approx(plain["embedding"], abs=1e-6)
+
+
 def test_lines_come_from_standard_input():
     result = stream_embedder("--dim", "4", lines=b'{"text": "a text", "id": "one"}\nnot json\n')
     assert (result.returncode, result.stderr) == (0, b"")

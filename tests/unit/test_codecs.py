@@ -305,6 +305,63 @@ def decode(value: bytes, *, text: str = "{text}", id: str | None = None, include
     return decoder.decode(replace(RECORD, value=value))
 
 
+def prompted(prompt: str | None, value: bytes, **source: object) -> Document:
+    decoder = decoder_for(Settings(model={"prompt_text": prompt}, source=source))
+    return decoder.decode(replace(RECORD, value=value))
+
+
+@pytest.mark.parametrize(
+    ("value", "prompt"),
+    [
+        (b'{"text": "x", "title": "A title"}', "title: A title | text: "),
+        (b'{"text": "x", "title": null}', "title: none | text: "),
+        (b'{"text": "x"}', "title: none | text: "),
+        (b'{"text": "x", "title": 7}', "title: 7 | text: "),
+        (b'{"text": "x", "title": "{title}"}', "title: {title} | text: "),
+    ],
+)
+def test_a_prompt_is_made_of_the_records_fields(value: bytes, prompt: str):
+    document = prompted("title: {title|none} | text: ", value)
+    assert (document.text, document.prompt) == ("x", prompt)
+
+
+def test_a_prompt_without_fields_is_not_the_documents():
+    for literal in (None, "", "query: ", "a {{brace}}"):
+        assert prompted(literal, b'{"text": "x", "title": "t"}').prompt is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "value", "reason"),
+    [
+        ("title: {title} | ", b'{"text": "x"}', "missing_field"),
+        ("title: {title|none} | ", b'{"text": "x", "title": []}', "wrong_type"),
+        ("title: {title|none} | ", b'{"text": "x", "title": "\\ud800"}', "lone_surrogate"),
+    ],
+)
+def test_a_prompt_that_cannot_be_made_is_refused(prompt: str, value: bytes, reason: str):
+    with pytest.raises(PoisonError) as caught:
+        prompted(prompt, value)
+    assert (caught.value.stage, caught.value.reason) == ("text", reason)
+
+
+def test_a_title_alone_is_no_text():
+    with pytest.raises(PoisonError, match="empty"):
+        prompted("title: {title|none} | text: ", b'{"text": " ", "title": "A title"}')
+
+
+def test_a_plain_text_has_the_defaults_of_its_prompt():
+    assert prompted("title: {title|none} | ", b"x", format="text").prompt == "title: none | "
+    with pytest.raises(
+        SettingsError, match=r"has the field title, and source\.format text has no fields: .*{title\|none}"
+    ):
+        decoder_for(Settings(model={"prompt_text": "title: {title} | "}, source={"format": "text"}))
+
+
+def test_a_prompt_that_is_no_template_is_said():
+    with pytest.raises(SettingsError, match=r"model\.prompt_text: .* nothing closes"):
+        decoder_for(Settings(model={"prompt_text": "title: {title | text: "}))
+
+
 @pytest.mark.parametrize(
     ("value", "stage", "reason"),
     [

@@ -290,6 +290,7 @@ class Model:
         ({"model": {"max_tokens": 257}}, "model.max_tokens (257) is larger than the 256 tokens"),
         ({"pool": {"max_batch_tokens": 255}}, "pool.max_batch_tokens (255) is smaller than the longest text"),
         ({"model": {"prompt": "qeury"}}, "did you mean 'query'"),
+        ({"model": {"prompt_text": "title: {title"}}, "model.prompt_text: "),
     ],
 )
 def test_what_only_the_model_contradicts(sections: dict, says: str):
@@ -307,6 +308,16 @@ def test_bits_of_a_whole_vector_fill_their_bytes(precision: str):
     (line,) = str(caught.value).splitlines()
     assert f"outputs.1.precision {precision} packs 8 dimensions into a byte" in line
     assert line.endswith("has 300: set outputs.1.dim to a multiple of 8")
+
+
+def test_a_prompt_of_changing_length_cannot_be_left_out_of_the_pooling():
+    templated = Settings(model={"prompt_text": "title: {title|none} | "})
+    against_model(templated, Model())
+    with pytest.raises(
+        SettingsError, match=r"model\.prompt_text has fields, and the pooling of \S+ leaves the prompt out"
+    ):
+        against_model(templated, Model(include_prompt=False))
+    against_model(Settings(model={"prompt_text": "query: "}), Model(include_prompt=False))
 
 
 def test_what_the_model_agrees_with():

@@ -90,6 +90,37 @@ def test_digest_does_not_see(folder, path):
     assert model_digest(folder) == before
 
 
+def test_digest_sees_what_is_used_instead_of_the_files(folder):
+    plain = model_digest(folder)
+    assert model_digest(folder, route="", sliding_window=None) == plain
+    found = {model_digest(folder, route=route, sliding_window=16) for route in ("", "query", "document")}
+    assert len(found | {plain}) == 4
+
+
+@pytest.mark.parametrize(("file", "kind"), [("router_config.json", "Router"), ("config.json", "Asym")])
+def test_digest_sees_the_modules_of_a_router(folder, file, kind):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"path": "3_Router", "type": f"sentence_transformers.models.{kind}"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    dense = folder / "3_Router/query_0_Dense"
+    dense.mkdir(parents=True)
+    (folder / "3_Router" / file).write_text(json.dumps({"types": {"query_0_Dense": "…Dense"}}))
+    (dense / "model.safetensors").write_text("weights")
+    before = model_digest(folder)
+    (dense / "model.safetensors").write_text("other")
+    changed = model_digest(folder)
+    (folder / "3_Router" / file).write_text(json.dumps({"types": {"query_0_Dense": "…LayerNorm"}}))
+    assert len({before, changed, model_digest(folder)}) == 3
+    (folder / "3_Router" / file).write_text("[]")
+    with pytest.raises(EnvironmentFault, match="not a list of modules"):
+        model_digest(folder)
+
+
+def test_a_template_is_another_prompt_than_its_own_text():
+    about = {"template": "", "max_tokens": 8, "overflow": "truncate", "dim": 4, "precision": "float32"}
+    assert fingerprint("ab", prompt="{title}", **about) != fingerprint("ab", prompt=("{title}",), **about)
+
+
 def test_digest_sees_names(folder):
     before = model_digest(folder)
     (folder / "tokenizer.json").rename(folder / "vocab.json")

@@ -33,7 +33,7 @@ from workers.encoder.quantize import Projection
 from workers.errors import StreamEmbedderError
 from workers.pool import Failure, RetryingPool
 from workers.reader import ReaderOptions, StreamReader
-from workers.records import Batch, Message, Position, Record, TopicPartition, type_vectors
+from workers.records import Batch, Message, Position, Record, Tokens, TopicPartition, type_vectors
 from workers.settings import LimitSettings
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
@@ -245,6 +245,27 @@ def test_tombstones_pass_in_order_and_without_a_key_are_dead_letters(stream: typ
         (b"k", b"b"),
     ]
     assert running.letters() == [("decode", "invalid")]
+
+
+def test_a_document_brings_its_own_prompt(stream: type_stream, monkeypatch: pytest.MonkeyPatch):
+    given: list[tuple[str, str | None]] = []
+    encode = FakeTokenizer.encode
+
+    def spy(self: FakeTokenizer, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens]:
+        given.extend(zip(texts, prompts, strict=True))
+        return encode(self, texts, prompts)
+
+    monkeypatch.setattr(FakeTokenizer, "encode", spy)
+    running = stream([text(0, "titled:a"), text(1, "b")]).start()
+    running.wait_committed(2)
+    assert given == [("a", "a title, "), ("b", None)]
+
+
+def test_a_text_without_a_single_token_is_refused(stream: type_stream):
+    running = stream([text(0, "a"), text(1, ""), text(2, "b")]).start()
+    running.wait_committed(3)
+    assert running.values() == ["a", "b"]
+    assert running.letters() == [("tokenize", "no_tokens")]
 
 
 @pytest.mark.parametrize("reject", [False, True])

@@ -81,6 +81,21 @@ def test_refuses_what_is_no_template(source: str, says: str):
         Template.parse(source)
 
 
+def test_a_text_with_fields_may_have_none():
+    assert Template.parse_text("query: ").render({}) == "query: "
+    assert Template.parse_text("").render({"a": "b"}) == ""
+    assert Template.parse_text("{{literal}} braces").render({}) == "{literal} braces"
+    assert Template.parse_text("two words, {title|none} | ").render({"title": "T"}) == "two words, T | "
+    for wrong in ("{title", "title}", "{}"):
+        with pytest.raises(ValueError, match=r"brace|name"):
+            Template.parse_text(wrong)
+
+
+@pytest.mark.parametrize(("source", "all_of_them"), [("q: ", True), ("{a|x}{b|}", True), ("{a|x}{b}", False)])
+def test_it_knows_whether_every_field_has_a_default(source: str, all_of_them: bool):
+    assert Template.parse_text(source).has_defaults is all_of_them
+
+
 def test_fields_are_named_once_in_order():
     assert Template.parse("{b.c} {a|x} {b.c}").fields == ("b.c", "a")
 
