@@ -6,7 +6,7 @@ Wrong variants are far outside the tolerance: ``tests/golden/test_traps.py`` spr
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,17 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # two libraries that warn abo
 SAME = 1e-6  # float32, same batches, max |difference|
 OTHER_BATCH = 5e-6  # as two batches differ from each other
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that a second thread costs more than it brings."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -87,6 +87,8 @@ def test_imports_nothing_heavy():
         (None, 300, 512, "bert", 300),  # then the tokenizer's
         (None, int(1e30), 512, "bert", 512),  # which may be "no limit"
         (None, None, 512, "bert", 512),
+        (None, "many", 512, "bert", 512),
+        (None, float("inf"), 512, "bert", 512),
         (1024, 512, 512, "bert", 512),  # more than there are positions would crash
         (None, 512, 514, "roberta", 512),  # whose first positions are never used
         (None, None, 514, "xlm-roberta", 512),
@@ -267,6 +269,7 @@ def test_an_older_router_is_called_asym(router):
         ({"types": {}}, "does not say which modules"),
         ({"structure": {}}, "does not say which modules"),
         ({"structure": {"document": ["absent"]}}, "does not say which modules"),
+        ({"structure": {"document": []}}, "the modules are Dense → Normalize"),
         (
             {"types": {"../../x": "sentence_transformers.models.Dense"}, "structure": {"document": ["../../x"]}},
             "leads out",
@@ -383,6 +386,7 @@ REFUSED = {
         "activation 'os.system'",
     ),
     "dense key": (lambda f: change(f / "2_Dense/config.json", scale=2), "scale is not supported"),
+    "pooling of no name": (lambda f: change(f / "1_Pooling/config.json", pooling_mode=[{}]), r"pooling \{\} is not"),
     "pooling key": (lambda f: change(f / "1_Pooling/config.json", gate=True), "gate is not supported"),
     "pooling width": (lambda f: change(f / "1_Pooling/config.json", word_embedding_dimension=63), "hidden size 64"),
     "no pooling folder": (lambda f: shutil.rmtree(f / "1_Pooling"), "is missing"),

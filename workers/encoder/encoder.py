@@ -164,7 +164,7 @@ class Encoder:
         if (worst := (1 - cosine).max()) > _INVARIANCE[self._dtype]:
             raise EnvironmentFault(
                 f"self-test: a text's vector depends on its batch (1 - cosine is {worst:.1e} in {_name(self._dtype)}, "
-                f"allowed {_INVARIANCE[self._dtype]:.0e}); this device or version of torch runs the model wrongly"
+                f"allowed {_INVARIANCE[self._dtype]:.0e}); the model mixes texts, or this version of torch runs it wrongly"
             )
 
     def _check(self, batch: Batch) -> None:

@@ -1,7 +1,7 @@
 """What a model folder says about itself, in sentence-transformers' layout.
 
 Comes in: a model's name or folder. Goes out: a frozen ``Layout`` with all that decides a vector, or a refusal in one
-sentence. Never here: torch, transformers, weights, or code that a model brings along.
+sentence. Never here: torch, weights, or code that a model brings along.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Layout:
         bare = not (folder / "modules.json").is_file()
         chain, route = ([Module("Transformer", folder)], "") if bare else read_chain(folder, task)
         kinds = [kind for kind, _ in chain]
-        if kinds[0] != "Transformer" or (not bare and kinds[1:2] != ["Pooling"]):
+        if kinds[:1] != ["Transformer"] or (not bare and kinds[1:2] != ["Pooling"]):
             raise EnvironmentFault(
                 f"{folder}: the modules are {' → '.join(kinds)}; supported is Transformer → Pooling → …"
             )

@@ -131,9 +131,9 @@ def read_pooling(folder: Path, hidden: int) -> tuple[tuple[str, ...], bool]:
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in _POOLING_KEYS.items() if config.get(key)] or ["mean"]
-    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    modes = tuple(modes) if isinstance(modes, list) else (modes,)
     known = set(_POOLING_KEYS.values())
-    if not modes or not set(modes) <= known:
+    if not modes or not all(isinstance(mode, str) and mode in known for mode in modes):
         raise EnvironmentFault(f"{path}: pooling {', '.join(map(str, modes))} is not one of {', '.join(sorted(known))}")
     if config.get("embedding_dimension", config.get("word_embedding_dimension", hidden)) != hidden:
         raise EnvironmentFault(f"{path}: its dimension is not the transformer's hidden size {hidden}")

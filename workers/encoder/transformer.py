@@ -88,13 +88,12 @@ class Transformer:
             raise SettingsError(f"model.sliding_window is {sliding_window}, but the model has no sliding window")
         if sliding_window is None and model_type == "gemma3_text" and bidirectional:
             _refuse_halved(path, config)
-        architectures = config.get("architectures") or [""]
         return cls(
             model_type=model_type,
             hidden=positive(config, _first(config, "hidden_size", "d_model", "dim", "n_embd"), path),
             max_tokens=_max_tokens(folder, config, model_type, arguments),
             lower_case=bool(arguments.get("do_lower_case", False)),
-            last_token=str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal") is not False,
+            last_token=_architecture(config).endswith("ForCausalLM") and config.get("is_causal") is not False,
             bidirectional=bidirectional,
         )
 
@@ -126,7 +125,7 @@ def _refuse(folder: Path, path: Path, config: Mapping[str, Any], bare: bool) -> 
         raise EnvironmentFault(f"{path}: attn_implementation {kernel!r} would fetch code; leave it out")
     if not bare:
         return
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = _architecture(config)
     if architecture.endswith("ForSequenceClassification"):
         raise EnvironmentFault(
             f"{folder} is a {architecture}, a classifier or cross encoder; it gives no vector per text"
@@ -183,15 +182,16 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], model_type: str, argume
     positions = _positions(path, config, model_type)
     endless = model_type in _ENDLESS or _is_rotary(config) or config.get("position_biased_input") is False
     own = arguments.get("max_seq_length")
-    if own is None:
-        of_tokenizer = arguments.get("processor_kwargs") or arguments.get("tokenizer_args") or {}
-        own = of_tokenizer.get("model_max_length")
+    for name in ("processor_kwargs", "tokenizer_args"):
+        if own is None and isinstance(values := arguments.get(name), dict):
+            own = values.get("model_max_length")
     if own is not None:
         own = positive({"max_seq_length": own}, "max_seq_length", folder)
         return own if endless or positions is None else min(own, positions)
     limits = [positions] if positions is not None else []
-    if (tokenizer := read_optional(folder / "tokenizer_config.json").get("model_max_length")) is not None:
-        limits.append(int(tokenizer))  # 1e30 says that there is none
+    tokenizer = read_optional(folder / "tokenizer_config.json").get("model_max_length")
+    if isinstance(tokenizer, int | float) and tokenizer >= 1:
+        limits.append(int(min(tokenizer, 1e30)))  # which says that there is none
     if min(limits, default=10**30) > 10**9:
         _logger.warning("no limit in the model's files %s", log.fields(folder=folder, max_tokens=_NO_LIMIT))
         return _NO_LIMIT
@@ -218,6 +218,12 @@ def _is_rotary(config: Mapping[str, Any]) -> bool:
     return bool(_ROTARY_KEYS & {key for key, value in config.items() if value is not None}) or bool(
         re.fullmatch("rope|rotary", str(config.get("position_embedding_type")))
     )
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class that the weights were saved from, or an empty word."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def _first(config: Mapping[str, Any], *names: str) -> str:
