@@ -125,7 +125,9 @@ def _check_model(settings: Settings) -> None:
     name, revision = settings.model.name, settings.model.revision
     if Path(name).expanduser().is_dir() or (name == DEFAULT_MODEL and revision is None):
         try:
-            layout = Layout.read(resolve(name, revision))
+            layout = Layout.read(
+                resolve(name, revision), task=settings.model.task, sliding_window=settings.model.sliding_window
+            )
         except EnvironmentFault:
             return  # what is wrong with the model itself is for the command to say
         against_model(settings, layout)

@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pipelines.yaml_text import parse
-from workers.codecs import prompt_template
 from workers.encoder.layout import Layout, prompt_for
 from workers.errors import SettingsError
 from workers.settings import ENV_PREFIX, KafkaOutput, Settings
@@ -102,11 +101,8 @@ def against_model(settings: Settings, layout: Layout) -> None:
         )
     try:
         prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
-        if prompt_template(settings.model) is not None and not layout.include_prompt:
-            mistakes.append(
-                f"model.prompt_text has fields, and the pooling of {name} leaves the prompt out, which must be of one "
-                "length for that: write it without fields"
-            )
+        if settings.model.prompt_text is not None:
+            _require_one_length(settings, layout)
     except SettingsError as error:
         mistakes.append(str(error))
     if mistakes:
@@ -123,6 +119,17 @@ def output_against_model(output: KafkaOutput, layout: Layout, name: str, above: 
             f"{above}dim to a multiple of 8"
         ]
     return []
+
+
+def _require_one_length(settings: Settings, layout: Layout) -> None:
+    """Raise SettingsError for a prompt with fields where the pooling has to leave the prompt out."""
+    from workers.codecs import prompt_template  # noqa: PLC0415 - numpy comes along, and config does without
+
+    if prompt_template(settings.model) is not None and not layout.include_prompt:
+        raise SettingsError(
+            f"model.prompt_text has fields, and the pooling of {settings.model.name} leaves the prompt out, which must be "
+            "of one length for that: write it without fields"
+        )
 
 
 # ------------------------------------------------------------------ what may be set

@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
 from workers import log
 from workers.errors import EnvironmentFault
 
@@ -27,6 +25,8 @@ def require_versions(path: Path, requirements: Mapping[str, Any]) -> None:
 
     A requirement that cannot be read is passed over with a warning, as sentence-transformers does.
     """
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - few models ask
+
     for name, wanted in requirements.items():
         if name not in _RUNS:
             continue
