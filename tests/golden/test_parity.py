@@ -77,7 +77,7 @@ class Ours:
         limit, lower_case = self.layout.max_tokens, self.layout.lower_case
         self.tokenizer = Tokenizer(self.layout.transformer, max_tokens=limit, prompt=prompt, lower_case=lower_case)
         count = self.tokenizer.prompt_tokens
-        self.encoder = Encoder(self.layout, device="cpu", prompt_tokens=count, max_batch_tokens=10**6)
+        self.encoder = Encoder(self.layout, device="cpu", dtype="float32", prompt_tokens=count, max_batch_tokens=10**6)
 
     def tokens(self, texts: list[str]) -> Batch:
         return Batch.of([tokens.ids for tokens in self.tokenizer.encode(texts)])
@@ -179,7 +179,7 @@ def test_equal_in_four_threads_at_once(model, texts):
     def work(limit: int) -> None:
         layout = Layout.read(model("gemma"))
         tokenizer = Tokenizer(layout.transformer, max_tokens=limit)
-        encoder = Encoder(layout, device="cpu")
+        encoder = Encoder(layout, device="cpu", dtype="float32")
         for _ in range(3):
             batch = Batch.of([tokens.ids for tokens in tokenizer.encode(texts)])
             worst[limit] = max(worst.get(limit, 0), np.abs(encoder.encode(batch) - wanted[limit]).max())

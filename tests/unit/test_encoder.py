@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_model import GEMMA_PROMPTS, documents, make_tiny_bert, make_tiny_gemma
+from tests.tiny_model import GEMMA_PROMPTS, MAKERS, documents, make_tiny_bert, make_tiny_gemma
 from workers.encoder.encoder import Encoder, Stats
 from workers.encoder.layout import Layout
-from workers.encoder.packing import split
-from workers.errors import EnvironmentFault, SettingsError
+from workers.encoder.packing import packs
+from workers.errors import EnvironmentFault, RetryableError
 from workers.records import Batch
 from workers.text.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def tokenised(folder: Path, texts: list[str], prompt: str = "") -> Batch:
 
 
 def load(folder: Path, **options) -> Encoder:
-    return Encoder(Layout.read(folder), device="cpu", **options)
+    return Encoder(Layout.read(folder), device="cpu", **({"dtype": "float32"} | options))
 
 
 def test_order_shape_and_length(model):
@@ -104,15 +104,17 @@ def test_include_prompt_false_leaves_the_prompt_out(gemma, copy):
     load(copy, prompt_tokens=count).self_test()
 
 
-def test_stats(bert):
-    encoder = load(bert, max_batch_tokens=100)
+@pytest.mark.parametrize("padded", [False, True])
+def test_stats(bert, padded):
+    encoder = load(bert, max_batch_tokens=100, padded=padded)
     batch = Batch.of([np.full(length, 7, np.int32) for length in (10, 10, 10, 8, 50, 40, 20)])
     assert encoder.stats == Stats(0, 0)
     encoder.warm_up()
     encoder.self_test()
     encoder.encode(batch)
-    padding = sum(len(rows) * batch.lengths[rows].max() for rows in split(batch.lengths, 100)) - batch.tokens
-    assert encoder.stats == Stats(148, padding) and padding > 0
+    padding = sum(len(pack) * pack.longest for pack in packs(batch, 100, padded=True)) - batch.tokens if padded else 0
+    assert encoder.padded == padded and (padding > 0) == padded
+    assert encoder.stats == Stats(148, padding)
     encoder.encode(batch)
     assert encoder.stats == Stats(296, 2 * padding)
 
@@ -140,17 +142,19 @@ def test_refuses_batches_of_another_tokenizer(bert, ids, lengths, sentence):
 def test_nan_stays_in_its_row(bert, monkeypatch):
     encoder = load(bert)
     batch = tokenised(bert, documents(8))
+    (pack,) = packs(batch, 2048)
     expected = encoder.encode(batch)
-    embed = encoder._model.embeddings.forward
+    embeddings = encoder._forward._hidden._model.embeddings
+    embed = embeddings.forward
 
     def spoil(*arguments, **options):
         hidden = embed(*arguments, **options)
-        hidden[2 if len(hidden) == 8 else 0] = float("nan")  # of the batch below, the third longest text
+        hidden[0, pack.ends[1] if hidden.shape[1] == batch.tokens else 0] = float("nan")  # the third longest text
         return hidden
 
-    monkeypatch.setattr(encoder._model.embeddings, "forward", spoil)
+    monkeypatch.setattr(embeddings, "forward", spoil)
     vectors = encoder.encode(batch)
-    (spoiled,) = split(batch.lengths, 2048)[0][2:3]
+    spoiled = pack.rows[2]
     assert np.isnan(vectors[spoiled]).all()
     rest = np.arange(8) != spoiled
     assert np.array_equal(vectors[rest], expected[rest])
@@ -166,9 +170,10 @@ def test_self_test_and_warm_up_pass(model, dtype):
 
 
 def test_self_test_notices_a_mask_that_is_not_used(gemma, monkeypatch):
-    encoder = load(gemma)
-    forward = encoder._model.forward
-    monkeypatch.setattr(encoder._model, "forward", lambda input_ids, attention_mask: forward(input_ids=input_ids))
+    encoder = load(gemma, padded=True)
+    model = encoder._forward._model
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda input_ids, attention_mask: forward(input_ids=input_ids))
     with pytest.raises(EnvironmentFault, match="depends on its batch"):
         encoder.self_test()
 
@@ -179,25 +184,120 @@ def test_self_test_notices_a_missing_normalisation(gemma, monkeypatch):
         load(gemma).self_test()
 
 
-def test_warm_up_says_what_to_lower(bert, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+# ---- how it computes
 
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "mpnet"])
+def test_packed_is_padded(tmp_path, kind, dtype):
+    layout = Layout.read(MAKERS[kind](tmp_path))
+    packed, padded = (Encoder(layout, device="cpu", dtype=dtype, padded=choice) for choice in (False, True))
+    assert not packed.padded and padded.padded
+    random = np.random.default_rng(5)
+    lengths = [*random.integers(1, layout.max_tokens + 1, 12), layout.max_tokens, 1, 1, 40, 40, 40]
+    batch = Batch.of([random.integers(0, packed._vocabulary, length, dtype=np.int32) for length in lengths])
+    found, expected = (encoder.encode(batch).astype(np.float64) for encoder in (packed, padded))
+    assert (1 - (found * expected).sum(axis=1)).max() <= (1e-6 if dtype == "float32" else 1e-3)
+    assert packed.stats.padding == 0
+
+
+def test_gemma_has_a_way_of_its_own(gemma):
+    assert type(load(gemma)._forward._hidden).__name__ == "Gemma"
+
+
+def test_a_model_that_cannot_be_packed_is_padded(tmp_path):
+    encoder = load(MAKERS["mpnet"](tmp_path))
+    assert encoder.padded
+    encoder.self_test()
+
+
+def test_a_packed_way_that_computes_something_else_is_not_taken(bert, monkeypatch, caplog):
+    monkeypatch.setattr("workers.encoder.attention.attend", lambda query, key, value, segments, **_: value)
+    with caplog.at_level("INFO"):
+        encoder = load(bert)
+    assert encoder.padded
+    assert "not packed" in caplog.text
+    monkeypatch.setattr("workers.encoder.attention.attend", lambda *_, **__: 1 / 0)
+    assert load(bert).padded
+
+
+def test_bfloat16_is_taken_where_it_is_fast_and_close_enough(bert, monkeypatch, caplog):
+    monkeypatch.setattr("workers.encoder.device.has_bfloat16", lambda device: True)
+    assert load(bert, dtype="auto").dtype == "bfloat16"
+    monkeypatch.setattr("workers.encoder.encoder._GATE", 1.0)
+    encoder = load(bert, dtype="auto")
+    assert encoder.dtype == "float32" and "not precise enough" in caplog.text
+    assert load(bert, dtype="bfloat16").dtype == "bfloat16", "who asks for it gets it"
+    monkeypatch.setattr("workers.encoder.device.has_bfloat16", lambda device: False)
+    assert load(bert, dtype="auto").dtype == "float32"
+
+
+# ---- too little memory
+
+
+class Memory:
+    """A forward pass that has room for so many tokens."""
+
+    def __init__(self, encoder: Encoder, tokens: int, error: BaseException) -> None:
+        self._forward, self.tokens, self.error = encoder._forward, tokens, error
+        self.padded = False
+        self.passes: list[int] = []
+
+    def __call__(self, pack, dim):
+        self.passes.append(len(pack.ids))
+        if len(pack.ids) > self.tokens:
+            raise self.error
+        return self._forward(pack, dim)
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_pass_without_memory_is_halved_and_so_are_those_that_follow(bert, error, caplog):
+    encoder = load(bert, max_batch_tokens=400)
+    batch = Batch.of([np.full(40, 7 + n, np.int32) for n in range(10)])
+    expected = encoder.encode(batch)
+    encoder._forward = memory = Memory(encoder, 100, error)
+    assert np.abs(encoder.encode(batch) - expected).max() <= 5e-6
+    assert memory.passes == [400, 200, 80, 120, 40, 80, 200, 80, 120, 40, 80]
+    assert encoder.stats == Stats(800, 0, 5)
+    assert "out of memory" in caplog.text
+    memory.passes.clear()
+    encoder.encode(batch)
+    assert max(memory.passes) <= 100, "the budget stays lower"
+
+
+def test_a_text_that_needs_more_than_there_is_is_said(bert):
     encoder = load(bert)
-    monkeypatch.setattr(encoder, "_forward", full)
+    encoder._forward = Memory(encoder, 30, ERRORS[0])
+    with pytest.raises(RetryableError, match="too little memory for a text of 40 tokens"):
+        encoder.encode(Batch.of([np.full(40, 7, np.int32)]))
+
+
+def test_another_error_is_not_taken_for_it(bert):
+    encoder = load(bert)
+    encoder._forward = Memory(encoder, 30, RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        encoder.encode(Batch.of([np.full(40, 7, np.int32)]))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_warm_up_says_what_to_lower(bert, error):
+    encoder = load(bert)
+    encoder._forward = Memory(encoder, 1000, error)
     with pytest.raises(EnvironmentFault, match=r"too little memory for pool.max_batch_tokens 2048"):
         encoder.warm_up()
 
 
-def test_refuses_dtypes_and_devices(gemma):
-    with pytest.raises(SettingsError, match="float16 overflows in Gemma"):
-        load(gemma, dtype="float16")
-    with pytest.raises(SettingsError, match="not one of auto"):
-        load(gemma, dtype="int8")
-    with pytest.raises(SettingsError, match="not one that torch knows"):
-        Encoder(Layout.read(gemma), device="quantum")
-    with pytest.raises(EnvironmentFault, match="CUDA devices here"):
-        Encoder(Layout.read(gemma), device="cuda:77")
+def test_warm_up_fills_the_budget(bert):
+    encoder = load(bert, max_batch_tokens=1000)
+    encoder._forward = memory = Memory(encoder, 10_000, ERRORS[0])
+    encoder.warm_up()
+    assert [size for size in memory.passes if size > 870] == memory.passes
 
 
 @pytest.mark.gpu

@@ -148,10 +148,10 @@ def test_a_halved_window_is_mended_by_the_setting(gemma, copy):
     with pytest.raises(EnvironmentFault, match=r"halved by an older transformers; .* model\.sliding_window"):
         loaded(copy)
     ids = np.arange(300, 400, dtype=np.int32)
-    expected = Encoder(Layout.read(gemma), device="cpu").encode(Batch.of([ids]))
-    mended = Encoder(Layout.read(copy, sliding_window=16), device="cpu").encode(Batch.of([ids]))
+    expected = Encoder(Layout.read(gemma), device="cpu", dtype="float32").encode(Batch.of([ids]))
+    mended = Encoder(Layout.read(copy, sliding_window=16), device="cpu", dtype="float32").encode(Batch.of([ids]))
     assert np.array_equal(mended, expected)
-    narrow = Encoder(Layout.read(copy, sliding_window=8), device="cpu").encode(Batch.of([ids]))
+    narrow = Encoder(Layout.read(copy, sliding_window=8), device="cpu", dtype="float32").encode(Batch.of([ids]))
     assert np.abs(narrow - expected).max() > 1e-2
 
 
@@ -232,7 +232,7 @@ def test_what_transformers_knows_runs_as_in_sentence_transformers(family, name):
     texts = ["some words", "", "words of a longer text, " * 60, "some"]
     layout = Layout.read(folder)
     batch = Batch.of([tokens.ids for tokens in Tokenizer(folder, max_tokens=layout.max_tokens).encode(texts)])
-    encoder = Encoder(layout, device="cpu")
+    encoder = Encoder(layout, device="cpu", dtype="float32")
     encoder.self_test()
     reference = SentenceTransformer(str(folder), device="cpu")
     limit = 64 if name == "deberta" else 120  # relative positions have no end, but this is what its files say
@@ -265,7 +265,7 @@ def test_what_is_no_text_encoder_is_refused(family, name, sentence):
 
 def test_a_family_that_mixes_texts_fails_the_self_test(family):
     with pytest.raises(EnvironmentFault, match="depends on its batch"):
-        Encoder(Layout.read(family("funnel")), device="cpu").self_test()
+        Encoder(Layout.read(family("funnel")), device="cpu", dtype="float32").self_test()
 
 
 def test_another_width_than_the_layout_says_is_refused(gemma):

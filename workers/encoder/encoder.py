@@ -9,31 +9,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from workers import log
+from workers.encoder.device import device_of, dtypes_of, has_cuda
+from workers.encoder.forward import Forward, PaddedForward, faster
 from workers.encoder.head import Head
 from workers.encoder.layout import Layout
 from workers.encoder.loading import load
-from workers.encoder.packing import split
-from workers.encoder.pooling import pool
-from workers.errors import EnvironmentFault, SettingsError
-from workers.records import Batch, type_ids, type_vectors
+from workers.encoder.packing import Pack, packs
+from workers.errors import EnvironmentFault, RetryableError
+from workers.records import Batch, type_vectors
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["Encoder", "Stats", "has_cuda"]
 
-# How far a text's vector may move with its company (1 − cosine). float32 moves by 1e-12, bfloat16 by 1e-4, measured;
-# a broken mask or window moves it by 1e-2 and more.
-_INVARIANCE = {torch.float32: 1e-9, torch.bfloat16: 2e-3, torch.float16: 2e-3}
+_logger = log.get(__name__)
+
+# How far a text's vector may move with its company, or with the way it is computed (1 − cosine). float32 moves by 1e-12,
+# bfloat16 by 1e-4, measured; a broken mask or window moves it by 1e-2 and more.
+_TOLERANCE = {torch.float32: 1e-9, torch.bfloat16: 2e-3, torch.float16: 2e-3}
+# bfloat16 is taken only where its vectors have at least this cosine to float32's.
+_GATE = 0.999
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What an encoder has computed since it started: real ``tokens``, and ``padding`` beside them."""
+    """What an encoder has computed since it started.
+
+    Real ``tokens``; ``padding`` beside them; and how often memory ran out, so that a forward pass was ``halved``.
+    """
 
     tokens: int = 0
     padding: int = 0
+    halved: int = 0
 
 
 class Encoder:
@@ -48,16 +57,19 @@ class Encoder:
         max_batch_tokens: int = 2048,
         prompt_tokens: int = 0,
         threads: int | None = None,
+        padded: bool = False,
     ) -> None:
-        """Load the weights.
+        """Load the weights, and choose how to compute: in bfloat16 or float32, packed or padded.
 
         Args:
             layout: which model, by :meth:`Layout.read`.
             device: auto (CUDA where there is one), cpu, cuda, cuda:1, …
-            dtype: auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16, float16.
-            max_batch_tokens: budget of one forward pass, padding included; a longer text goes alone.
+            dtype: float32, bfloat16, float16; or auto: bfloat16 where the hardware multiplies it and the model's vectors
+                stay within a cosine of 0.999 of float32's, else float32.
+            max_batch_tokens: budget of one forward pass; a longer text goes alone.
             prompt_tokens: the prompt's length; left out of pooling where the model's pooling says so.
             threads: CPU threads of torch, for the whole process.
+            padded: pad all texts to the longest, which is slower; what packed texts are compared with.
 
         Raises:
             SettingsError: a dtype that the model cannot run in, or a device that torch does not know.
@@ -68,14 +80,10 @@ class Encoder:
         if threads is not None:
             torch.set_num_threads(threads)
         self._layout = layout
-        self._device = _device(device)
-        self._dtype = _dtype(dtype, self._device, layout)
-        self._max_batch_tokens = max_batch_tokens
+        self._device = device_of(device)
+        self._budget = max_batch_tokens
         self._skip = 0 if layout.include_prompt else prompt_tokens
-        self._model = load(layout, self._dtype).to(self._device)
-        self._vocabulary = int(self._model.config.vocab_size)
-        self._padding_id = int(self._model.config.pad_token_id or 0)
-        self._head = Head(layout.head, self._device)
+        self._dtype, self._forward = self._choose(dtypes_of(dtype, self._device, layout), padded)
         self._stats = Stats()
 
     @property
@@ -89,8 +97,18 @@ class Encoder:
         return str(self._device)
 
     @property
+    def dtype(self) -> str:
+        """What the forward pass runs in, such as ``float32``."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def padded(self) -> bool:
+        """Whether texts are padded, because the model cannot take them packed."""
+        return self._forward.padded
+
+    @property
     def stats(self) -> Stats:
-        """Tokens and padding computed so far, warm-up and self-test left out."""
+        """What was computed so far, warm-up and self-test left out."""
         return self._stats
 
     def encode(self, batch: Batch, dim: int | None = None) -> type_vectors:
@@ -106,20 +124,22 @@ class Encoder:
 
         Raises:
             ValueError: a dim that the model does not have, or a batch that is not one of its tokenizer's.
+            RetryableError: a text needs more memory than there is, alone.
         """
         width = self.dim if dim is None else dim
         if not 1 <= width <= self.dim:
             raise ValueError(f"dim {width} is not between 1 and {self.dim}")
         self._check(batch)
         vectors = np.empty((len(batch), width), np.float32)
-        ends = np.cumsum(batch.lengths, dtype=np.int64)
-        computed = 0
-        for rows in split(batch.lengths, self._max_batch_tokens):
-            texts = [batch.ids[ends[row] - batch.lengths[row] : ends[row]] for row in rows]
-            vectors[rows] = self._forward(texts, width)
-            computed += len(rows) * int(batch.lengths[rows].max())
-        tokens, padding = self._stats.tokens + batch.tokens, self._stats.padding + computed - batch.tokens
-        self._stats = Stats(tokens, padding)
+        # On a GPU each pass is only begun here, so that the next one is prepared meanwhile.
+        done = [part for pack in packs(batch, self._budget, padded=self.padded) for part in self._run(pack, width)]
+        if done:
+            vectors[np.concatenate([pack.rows for pack, _ in done])] = (
+                torch.cat([part for _, part in done]).cpu().numpy()
+            )
+        computed = sum(pack.longest * len(pack) if self.padded else len(pack.ids) for pack, _ in done)
+        now = self._stats
+        self._stats = Stats(now.tokens + batch.tokens, now.padding + computed - batch.tokens, now.halved)
         return vectors
 
     def warm_up(self) -> None:
@@ -128,17 +148,14 @@ class Encoder:
         Raises:
             EnvironmentFault: the device has too little memory for ``max_batch_tokens``.
         """
-        longest = min(self._layout.max_tokens, self._max_batch_tokens)
-        try:
-            # The longest texts ask for the most attention memory, short ones for the most rows. The limit is the longest
-            # text alone, which may be above the budget.
-            for length in sorted({longest, min(16, longest), self._layout.max_tokens}):
-                texts = self._sample([length] * max(1, self._max_batch_tokens // length))
-                self._forward(texts, self.dim)
-        except torch.OutOfMemoryError:
-            raise EnvironmentFault(
-                f"{self.device} has too little memory for pool.max_batch_tokens {self._max_batch_tokens}; lower it"
-            ) from None
+        longest = min(self._layout.max_tokens, self._budget)
+        # The longest texts ask for the most attention memory, short ones for the most rows. The limit is the longest text
+        # alone, which may be above the budget.
+        for length in sorted({longest, min(16, longest), self._layout.max_tokens}):
+            if self._try(self._pack([length] * max(1, self._budget // length)), self.dim) is None:
+                raise EnvironmentFault(
+                    f"{self.device} has too little memory for pool.max_batch_tokens {self._budget}; lower it"
+                )
 
     def self_test(self) -> None:
         """Embed made-up texts together and alone.
@@ -148,24 +165,78 @@ class Encoder:
         """
         shortest = self._skip + 3
         lengths = [min(length, self._layout.max_tokens) for length in (shortest, shortest + 14, 64, 160)]
-        texts = self._sample([max(1, length) for length in lengths])
-        together = self._forward(texts, self.dim).astype(np.float64)
-        alone = np.concatenate([self._forward([text], self.dim) for text in texts]).astype(np.float64)
+        pack = self._pack([max(1, length) for length in lengths])
+        together = self._vectors(self._forward, [pack])
+        alone = self._vectors(self._forward, _alone(pack))
         if not (np.isfinite(together).all() and np.isfinite(alone).all()):
             raise EnvironmentFault(
-                f"self-test: {self._layout.folder} gives vectors that are not finite in {_name(self._dtype)}; "
+                f"self-test: {self._layout.folder} gives vectors that are not finite in {self.dtype}; "
                 "try model.dtype: float32"
             )
         if (worst := np.abs(np.linalg.norm(together, axis=1) - 1).max()) > 1e-5:
             raise EnvironmentFault(
                 f"self-test: {self._layout.folder} gives vectors that are {worst:.1e} off unit length"
             )
-        cosine = (together * alone).sum(axis=1) / np.linalg.norm(together, axis=1) / np.linalg.norm(alone, axis=1)
-        if (worst := (1 - cosine).max()) > _INVARIANCE[self._dtype]:
+        if (worst := 1 - _least_cosine(together, alone)) > _TOLERANCE[self._dtype]:
             raise EnvironmentFault(
-                f"self-test: a text's vector depends on its batch (1 - cosine is {worst:.1e} in {_name(self._dtype)}, "
-                f"allowed {_INVARIANCE[self._dtype]:.0e}); the model mixes texts, or this version of torch runs it wrongly"
+                f"self-test: a text's vector depends on its batch (1 - cosine is {worst:.1e} in {self.dtype}, "
+                f"allowed {_TOLERANCE[self._dtype]:.0e}); this device or version of torch runs the model wrongly"
             )
+
+    # ---- choices
+
+    def _choose(self, dtypes: tuple[torch.dtype, ...], padded: bool) -> tuple[torch.dtype, Forward]:
+        """The first dtype, unless its vectors are too far from those of the second."""
+        forward = self._open(dtypes[0], padded)
+        if len(dtypes) == 1:
+            return dtypes[0], forward
+        pack = self._pack(self._sample_lengths())
+        exact = self._open(dtypes[1], padded)
+        cosine = _least_cosine(self._vectors(forward, [pack]), self._vectors(exact, [pack]))
+        if cosine >= _GATE:
+            return dtypes[0], forward
+        _logger.warning(
+            "not precise enough %s",
+            log.fields(folder=self._layout.folder, dtype=dtypes[0], cosine=cosine, gate=_GATE, taken=dtypes[1]),
+        )
+        return dtypes[1], exact
+
+    def _open(self, dtype: torch.dtype, padded: bool) -> Forward:
+        """The fastest way that computes what the plainest does."""
+        model = load(self._layout, dtype).to(self._device)
+        self._vocabulary = int(model.config.vocab_size)
+        self._window = getattr(model.config, "sliding_window", None)
+        parts = (model, self._layout, Head(self._layout.head, self._device), self._skip)
+        plain = PaddedForward(*parts)
+        if padded:
+            return plain
+        pack = self._pack(self._sample_lengths())
+        expected = self._vectors(plain, _alone(pack))
+        for way in faster(*parts):
+            try:
+                cosine = _least_cosine(self._vectors(way, [pack]), expected)
+            except Exception as error:  # noqa: BLE001 - whatever a model does not like about it, the plain way is there
+                _logger.info("not packed %s", log.fields(folder=self._layout.folder, error=type(error).__name__))
+                continue
+            if 1 - cosine <= _TOLERANCE[dtype]:
+                return way
+            _logger.info("not packed %s", log.fields(folder=self._layout.folder, cosine=cosine))
+        return plain
+
+    def _sample_lengths(self) -> list[int]:
+        """Lengths of made-up texts that a wrong mask, window or position shows in."""
+        lengths = [3, 17, 64, 160]
+        if self._window is not None:
+            lengths.append(2 * self._window + 9)
+        return sorted({min(self._skip + length, self._layout.max_tokens) for length in lengths}, reverse=True)
+
+    def _pack(self, lengths: list[int]) -> Pack:
+        """Made-up texts of these lengths."""
+        random = np.random.default_rng(0)
+        texts = [random.integers(0, self._vocabulary, length, dtype=np.int32) for length in lengths]
+        return packs(Batch.of(texts), sum(lengths))[0]
+
+    # ---- computing
 
     def _check(self, batch: Batch) -> None:
         # On CUDA an id out of range ends the process; a wrong sum would shift every text after it.
@@ -178,50 +249,52 @@ class Encoder:
         if int(batch.ids.min()) < 0 or int(batch.ids.max()) >= self._vocabulary:
             raise ValueError("a token id is outside the model's vocabulary: another tokenizer made it")
 
-    def _sample(self, lengths: list[int]) -> list[type_ids]:
-        random = np.random.default_rng(0)
-        return [random.integers(0, self._vocabulary, length, dtype=np.int32) for length in lengths]
+    def _run(self, pack: Pack, dim: int) -> list[tuple[Pack, Tensor]]:
+        """The pack's vectors; in halves, and smaller packs from now on, when memory runs out."""
+        found = self._try(pack, dim)
+        if found is not None:
+            return [(pack, found)]
+        if len(pack) == 1:
+            raise RetryableError(f"{self.device} has too little memory for a text of {len(pack.ids)} tokens")
+        self._budget = max(1, min(self._budget, len(pack.ids)) // 2)
+        now = self._stats
+        self._stats = Stats(now.tokens, now.padding, now.halved + 1)
+        _logger.warning(
+            "out of memory %s", log.fields(device=self.device, texts=len(pack), tokens_from_now=self._budget)
+        )
+        return [part for half in pack.halves() for part in self._run(half, dim)]
 
     @torch.inference_mode()
-    def _forward(self, texts: list[type_ids], dim: int) -> type_vectors:
-        """One padded forward pass: float32 [len(texts), dim]."""
-        lengths = np.array([len(ids) for ids in texts])
-        padded = np.full((len(texts), int(lengths.max())), self._padding_id, np.int64)
-        mask: npt.NDArray[np.bool_] = np.arange(padded.shape[1]) < lengths[:, None]
-        padded[mask] = np.concatenate(texts)
-        ids, real = (torch.from_numpy(array).to(self._device) for array in (padded, mask))
-        hidden: Tensor = self._model(input_ids=ids, attention_mask=real.to(torch.int64)).last_hidden_state
-        vectors = self._head(pool(hidden.to(torch.float32), real, self._layout.pooling, self._skip), dim)
-        result: type_vectors = vectors.cpu().numpy()
-        return result
+    def _try(self, pack: Pack, dim: int) -> Tensor | None:
+        """The pack's vectors, or None when there is too little memory for them."""
+        try:
+            return self._forward(pack, dim)
+        except torch.OutOfMemoryError:
+            pass
+        except RuntimeError as error:
+            if "not enough memory" not in str(error):  # what a CPU allocation that fails says
+                raise
+        # Outside the handler: the error holds the tensors that took the memory.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    @torch.inference_mode()
+    def _vectors(self, forward: Forward, parts: list[Pack]) -> np.ndarray:
+        """float64 [texts, dim], in the packs' order."""
+        return np.concatenate([forward(pack, self.dim).cpu().numpy() for pack in parts]).astype(np.float64)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _alone(pack: Pack) -> list[Pack]:
+    """Each text of a pack in a pack of its own."""
+    ends = pack.ends
+    return [
+        Pack(pack.rows[n : n + 1], pack.ids[ends[n] - pack.lengths[n] : ends[n]], pack.lengths[n : n + 1])
+        for n in range(len(pack))
+    ]
 
 
-def has_cuda() -> bool:
-    """Whether torch sees a GPU here."""
-    return torch.cuda.is_available()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"device {name!r} is not one that torch knows; use auto, cpu or cuda") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EnvironmentFault(f"device {name} is wanted, but torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
-
-
-def _dtype(name: str, device: torch.device, layout: Layout) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in _DTYPES:
-        raise SettingsError(f"model.dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
-    if name == "float16" and "gemma" in layout.model_type:
-        raise SettingsError("model.dtype float16 overflows in Gemma models; use bfloat16 or float32")
-    return _DTYPES[name]
+def _least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    """The smallest cosine of two rows; NaN counts as none at all."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(np.nan_to_num((found * expected).sum(axis=1) / lengths, nan=-1.0).min())

@@ -1,33 +1,100 @@
-"""Which texts share a forward pass.
+"""Which texts share a forward pass, and how they lie in it.
 
-Comes in: token counts. Goes out: index arrays, each a padded batch within the token budget. Never here: torch, or ids.
+Comes in: a batch of token ids. Goes out: packs, texts side by side without padding, longest first; or rows for padded
+batches. Never here: torch, or a model.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from workers.records import type_ids
+from workers.records import Batch, type_ids
+
+type_rows = npt.NDArray[np.intp]
 
 
-def split(lengths: type_ids, max_batch_tokens: int) -> list[npt.NDArray[np.intp]]:
-    """Cut texts into batches of like length, longest first.
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Texts for one forward pass: ``ids`` int32 [tokens] one text after another, ``lengths`` int32 [texts], longest first.
 
-    A batch costs its longest length times its count, which is at most ``max_batch_tokens``; a longer text goes alone.
+    ``rows`` says which texts of the batch they are.
+    """
+
+    rows: type_rows
+    ids: type_ids
+    lengths: type_ids
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths[0])
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """int64 [texts], the index after each text's last token."""
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    @property
+    def texts(self) -> npt.NDArray[np.int64]:
+        """int64 [tokens], the number of the text that each token belongs to."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """int64 [tokens], each token's place in its text, from 0."""
+        return np.arange(len(self.ids), dtype=np.int64) - np.repeat(self.ends - self.lengths, self.lengths)
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Texts of equal length that lie together, as (first token, how many, length): each is a batch without padding."""
+        lengths, counts = np.unique(self.lengths, return_counts=True)
+        found, start = [], 0
+        for length, count in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
+            found.append((start, count, length))
+            start += count * length
+        return found
+
+    def halves(self) -> tuple[Pack, Pack]:
+        """The longer half of the texts, and the rest; needs two texts."""
+        middle = len(self) // 2
+        cut = int(self.lengths[:middle].sum())
+        return (
+            Pack(self.rows[:middle], self.ids[:cut], self.lengths[:middle]),
+            Pack(self.rows[middle:], self.ids[cut:], self.lengths[middle:]),
+        )
+
+
+def packs(batch: Batch, max_tokens: int, *, padded: bool = False) -> list[Pack]:
+    """Cut a batch into packs of like length, the longest texts first.
 
     Args:
-        lengths: int [n], tokens per text, each at least 1.
-        max_batch_tokens: the budget of one forward pass, padding included.
+        batch: n texts, each of at least one token.
+        max_tokens: budget of one forward pass: the tokens, or with ``padded`` the longest text's times the count. A text
+            above it goes alone.
+        padded: whether the forward pass pads its texts to the longest.
 
     Returns:
-        int arrays that together hold each index from 0 to n - 1 once.
+        Packs that together hold each text once.
     """
-    order = np.argsort(-lengths, kind="stable")
-    batches = []
-    start = 0
+    order = np.argsort(-batch.lengths, kind="stable")
+    lengths = batch.lengths[order]
+    ends = np.cumsum(batch.lengths, dtype=np.int64)
+    found = []
+    start, before = 0, 0
+    sums = np.cumsum(lengths, dtype=np.int64)
     while start < len(order):
-        fits = max(1, max_batch_tokens // int(lengths[order[start]]))
-        batches.append(order[start : start + fits])
-        start += fits
-    return batches
+        if padded:
+            stop = start + max(1, max_tokens // int(lengths[start]))
+        else:
+            stop = max(start + 1, int(np.searchsorted(sums, before + max_tokens, side="right")))
+        rows = order[start:stop]
+        ids = np.concatenate([batch.ids[ends[row] - batch.lengths[row] : ends[row]] for row in rows])
+        found.append(Pack(rows, ids, batch.lengths[rows]))
+        start, before = stop, int(sums[min(stop, len(order)) - 1])
+    return found

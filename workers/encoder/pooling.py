@@ -1,7 +1,7 @@
 """From one vector per token to one per text.
 
-Comes in: hidden states, right-padded, and a mask. Goes out: pooled vectors, by the modes that the model asks for. A NaN in
-a padding position, or in another text, never reaches a result.
+Comes in: hidden states, right-padded with a mask, or packed. Goes out: pooled vectors, by the modes that the model asks
+for. A NaN in a padding position, or in another text, never reaches a result.
 """
 
 from __future__ import annotations
@@ -54,3 +54,54 @@ def _pool(mode: str, hidden: Tensor, mask: Tensor) -> Tensor:
             return torch.where((last > 0).unsqueeze(-1), picked, 0.0)
         case _:
             raise ValueError(f"unknown pooling mode {mode!r}")
+
+
+def pool_packed(
+    hidden: Tensor,
+    texts: Tensor,
+    positions: Tensor,
+    lengths: Tensor,
+    modes: Sequence[str] = ("mean",),
+    prompt_tokens: int = 0,
+) -> Tensor:
+    """Pool texts that lie one after another; the same as :func:`pool` over the same texts.
+
+    Args:
+        hidden: float32 [tokens, width].
+        texts: int64 [tokens], the number of each token's text.
+        positions: int64 [tokens], each token's place in its text, from 0.
+        lengths: int64 [texts].
+        modes: as in :func:`pool`.
+        prompt_tokens: so many tokens at the start of each text are left out.
+
+    Returns:
+        float32 [texts, width × modes].
+    """
+    kept = (positions >= prompt_tokens).unsqueeze(-1)
+    ends = torch.cumsum(lengths, dim=0)
+    empty = hidden.new_zeros(len(lengths), hidden.shape[1])
+
+    def total(values: Tensor) -> Tensor:
+        return empty[:, : values.shape[1]].clone().index_add_(0, texts, torch.where(kept, values, 0.0))
+
+    def one(mode: str) -> Tensor:
+        match mode:
+            case "cls":
+                skipped = torch.where(lengths > prompt_tokens, prompt_tokens, 0)
+                return hidden[ends - lengths + skipped]
+            case "max":
+                index = texts.unsqueeze(-1).expand_as(hidden)
+                seen = torch.where(kept, hidden, float("-inf"))
+                return torch.full_like(empty, float("-inf")).scatter_reduce_(0, index, seen, "amax")
+            case "mean" | "mean_sqrt_len_tokens":
+                count = (lengths - prompt_tokens).clamp(min=0).to(hidden.dtype).unsqueeze(-1)
+                return total(hidden) / (count if mode == "mean" else count.sqrt()).clamp(min=1e-9)
+            case "weightedmean":
+                weights = (positions + 1).to(hidden.dtype).unsqueeze(-1)
+                return total(hidden * weights) / total(weights).clamp(min=1e-9)
+            case "lasttoken":
+                return torch.where((lengths > prompt_tokens).unsqueeze(-1), hidden[ends - 1], 0.0)
+            case _:
+                raise ValueError(f"unknown pooling mode {mode!r}")
+
+    return torch.cat([one(mode) for mode in modes], dim=-1)

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 
 def plan(lengths: Sequence[int], max_batch_tokens: int, call_tokens: int) -> list[list[int]]:
-    """Sort a window of texts by length, longest first, and cut it into calls of whole token-budget batches.
+    """Sort a window of texts by length, longest first, and cut it into calls of whole forward passes.
 
-    The encoder cuts a call into the same batches again, for they follow from the lengths and the budget alone. A batch
-    costs its longest length times its count; a text above the budget is a batch and a call of its own.
+    The encoder cuts a call into the same passes again, for they follow from the lengths and the budget alone. A pass costs
+    its tokens; a text above the budget is a pass and a call of its own.
 
     Args:
         lengths: tokens per text, each at least 1.
-        max_batch_tokens: budget of one forward pass, padding included.
-        call_tokens: budget of one call, padding included; a call holds at least one batch, whatever it costs.
+        max_batch_tokens: budget of one forward pass.
+        call_tokens: budget of one call; a call holds at least one pass, whatever it costs.
 
     Returns:
         Calls, each a list of indices into ``lengths`` in the order of falling length; every index is in exactly one.
@@ -32,14 +32,15 @@ def plan(lengths: Sequence[int], max_batch_tokens: int, call_tokens: int) -> lis
     room = 0
     start = 0
     while start < len(order):
-        longest = lengths[order[start]]
-        batch = order[start : start + max(1, max_batch_tokens // longest)]
-        cost = longest * len(batch)
+        stop, cost = start + 1, lengths[order[start]]
+        while stop < len(order) and cost + lengths[order[stop]] <= max_batch_tokens:
+            cost += lengths[order[stop]]
+            stop += 1
         if cost <= room:
-            calls[-1].extend(batch)
+            calls[-1].extend(order[start:stop])
             room -= cost
         else:
-            calls.append(batch)
-            room = 0 if longest > max_batch_tokens else call_tokens - cost
-        start += len(batch)
+            calls.append(order[start:stop])
+            room = 0 if cost > max_batch_tokens else call_tokens - cost
+        start = stop
     return calls

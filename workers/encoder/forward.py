@@ -1,0 +1,148 @@
+"""The forward pass: a pack of texts in, their vectors out, in one of two ways that compute the same.
+
+Comes in: packs. Goes out: float32 vectors [texts, dim] on the model's device. Never here: how texts are cut into packs, or
+what happens when memory runs out (``encoder``).
+
+- packed: texts side by side, nothing padded. Any model whose attention transformers lets us choose.
+- padded: texts below each other, padded to the longest. Any model; also what the packed way is tested against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.encoder import attention
+from workers.encoder.attention import Segments
+from workers.encoder.gemma import Gemma
+from workers.encoder.head import Head
+from workers.encoder.layout import Layout
+from workers.encoder.linear import reorder
+from workers.encoder.packing import Pack
+from workers.encoder.pooling import pool, pool_packed
+
+# int64 ids [tokens], int64 positions [tokens], where the texts lie → hidden states [tokens, width]
+type_hidden = Callable[[Tensor, Tensor, Segments], Tensor]
+
+
+class Forward(Protocol):
+    """A model with its head. ``padded``: whether a pack costs its longest text's tokens times its texts."""
+
+    padded: bool
+
+    def __call__(self, pack: Pack, dim: int) -> Tensor:
+        """Vectors of a pack's texts: float32 [texts, dim], rows of unit length, NaN where there is no direction."""
+
+
+class PaddedForward:
+    """Texts below each other, with a mask."""
+
+    padded = True
+
+    def __init__(self, model: Any, layout: Layout, head: Head, prompt_tokens: int) -> None:
+        """``prompt_tokens`` at the start of each text are left out of pooling."""
+        self._model = model
+        self._pooling = layout.pooling
+        self._head = head
+        self._prompt_tokens = prompt_tokens
+        self._padding_id = int(model.config.pad_token_id or 0)
+
+    def __call__(self, pack: Pack, dim: int) -> Tensor:
+        """Vectors of a pack's texts."""
+        device = self._model.device
+        mask = np.arange(pack.longest) < pack.lengths[:, np.newaxis]
+        padded = np.full(mask.shape, self._padding_id, np.int64)
+        padded[mask] = pack.ids
+        ids, real = (torch.from_numpy(array).to(device) for array in (padded, mask))
+        hidden = self._model(input_ids=ids, attention_mask=real.to(torch.int64)).last_hidden_state
+        return self._head(pool(hidden.to(torch.float32), real, self._pooling, self._prompt_tokens), dim)
+
+
+class PackedForward:
+    """Texts side by side."""
+
+    padded = False
+
+    def __init__(
+        self, hidden: type_hidden, layout: Layout, head: Head, prompt_tokens: int, device: torch.device
+    ) -> None:
+        """``hidden``: the transformer; ``prompt_tokens`` at the start of each text are left out of pooling."""
+        self._hidden = hidden
+        self._pooling = layout.pooling
+        self._head = head
+        self._prompt_tokens = prompt_tokens
+        self._device = device
+
+    def __call__(self, pack: Pack, dim: int) -> Tensor:
+        """Vectors of a pack's texts."""
+        ids, texts, positions, lengths = (
+            self._moved(array)
+            for array in (pack.ids.astype(np.int64), pack.texts, pack.positions, pack.lengths.astype(np.int64))
+        )
+        hidden = self._hidden(ids, positions, Segments.of(pack, self._device)).to(torch.float32)
+        return self._head(pool_packed(hidden, texts, positions, lengths, self._pooling, self._prompt_tokens), dim)
+
+    def _moved(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        # From pinned memory the copy runs beside the pass before it.
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+class PackedModel:
+    """A transformer of the library, given packed texts."""
+
+    def __init__(self, model: Any) -> None:
+        """Use ``model`` with packed attention; it is left as it is for others."""
+        self._model = model
+        embeddings: Any = getattr(model, "embeddings", None)
+        # RoBERTa's family counts positions from the one after its padding id, and leaves out tokens of that id.
+        counts_from = hasattr(embeddings, "create_position_ids_from_input_ids")
+        self._padding: int | None = int(embeddings.padding_idx) if counts_from else None
+
+    def __call__(self, ids: Tensor, positions: Tensor, segments: Segments) -> Tensor:
+        """Hidden states [tokens, width]."""
+        if self._padding is not None:
+            positions = _counted(ids, positions, self._padding)
+        with attention_of(self._model, attention.NAME):
+            hidden: Tensor = self._model(
+                input_ids=ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                attention_mask=None,
+                segments=segments,
+            ).last_hidden_state[0]
+        return hidden
+
+
+@contextlib.contextmanager
+def attention_of(model: Any, name: str) -> Iterator[None]:
+    """Have the model's layers use an attention that transformers knows by ``name``."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def faster(model: Any, layout: Layout, head: Head, prompt_tokens: int) -> Iterator[Forward]:
+    """Ways that may compute what :class:`PaddedForward` does, the fastest first. Each is to be tried against it.
+
+    On the way the model's linear layers are reordered for the CPU, which serves the padded way as well.
+    """
+    if layout.model_type == "gemma3_text":
+        yield PackedForward(Gemma(model), layout, head, prompt_tokens, model.device)
+    reorder(model)
+    yield PackedForward(PackedModel(model), layout, head, prompt_tokens, model.device)
+
+
+def _counted(ids: Tensor, positions: Tensor, padding: int) -> Tensor:
+    """Positions that count the text's tokens but those of the id ``padding``, from the one after it."""
+    real = (ids != padding).to(torch.int64)
+    so_far = real.cumsum(0)
+    starts = torch.arange(len(ids), device=ids.device) - positions
+    return (so_far - (so_far - real)[starts]) * real + padding
