@@ -14,11 +14,12 @@ from torch import Tensor
 
 from workers import log
 from workers.encoder.device import device_of, dtypes_of, has_cuda
-from workers.encoder.forward import Forward, PaddedForward, faster
+from workers.encoder.forward import Forward, PaddedForward, Pooled
 from workers.encoder.head import Head
 from workers.encoder.layout import Layout
 from workers.encoder.loading import load
 from workers.encoder.packing import Pack, packs
+from workers.encoder.ways import ways
 from workers.errors import EnvironmentFault, RetryableError
 from workers.records import Batch, type_vectors
 
@@ -100,6 +101,11 @@ class Encoder:
     def dtype(self) -> str:
         """What the forward pass runs in, such as ``float32``."""
         return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def way(self) -> str:
+        """How it is computed, such as ``packed``."""
+        return self._forward.name
 
     @property
     def padded(self) -> bool:
@@ -206,21 +212,21 @@ class Encoder:
         model = load(self._layout, dtype).to(self._device)
         self._vocabulary = int(model.config.vocab_size)
         self._window = getattr(model.config, "sliding_window", None)
-        parts = (model, self._layout, Head(self._layout.head, self._device), self._skip)
-        plain = PaddedForward(*parts)
+        pooled = Pooled(self._layout.pooling, self._skip, Head(self._layout.head, self._device))
+        plain = PaddedForward(model, pooled)
         if padded:
             return plain
         pack = self._pack(self._sample_lengths())
         expected = self._vectors(plain, _alone(pack))
-        for way in faster(*parts):
+        for way in ways(model, pooled):
             try:
                 cosine = _least_cosine(self._vectors(way, [pack]), expected)
             except Exception as error:  # noqa: BLE001 - whatever a model does not like about it, the plain way is there
-                _logger.info("not packed %s", log.fields(folder=self._layout.folder, error=type(error).__name__))
+                _logger.info("passed over %s", log.fields(way=way.name, error=type(error).__name__))
                 continue
             if 1 - cosine <= _TOLERANCE[dtype]:
                 return way
-            _logger.info("not packed %s", log.fields(folder=self._layout.folder, cosine=cosine))
+            _logger.info("passed over %s", log.fields(way=way.name, cosine=cosine))
         return plain
 
     def _sample_lengths(self) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +20,7 @@ from torch import Tensor
 
 from workers.encoder import attention
 from workers.encoder.attention import Segments
-from workers.encoder.gemma import Gemma
 from workers.encoder.head import Head
-from workers.encoder.layout import Layout
-from workers.encoder.linear import reorder
 from workers.encoder.packing import Pack
 from workers.encoder.pooling import pool, pool_packed
 
@@ -33,23 +31,37 @@ type_hidden = Callable[[Tensor, Tensor, Segments], Tensor]
 class Forward(Protocol):
     """A model with its head. ``padded``: whether a pack costs its longest text's tokens times its texts."""
 
+    name: str
     padded: bool
 
     def __call__(self, pack: Pack, dim: int) -> Tensor:
         """Vectors of a pack's texts: float32 [texts, dim], rows of unit length, NaN where there is no direction."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """From packed hidden states to vectors: the model's pooling and head."""
+
+    modes: tuple[str, ...]
+    prompt_tokens: int
+    head: Head
+
+    def __call__(self, hidden: Tensor, texts: Tensor, positions: Tensor, lengths: Tensor, dim: int) -> Tensor:
+        """Vectors float32 [texts, dim]; arguments as :func:`workers.encoder.pooling.pool_packed`."""
+        pooled = pool_packed(hidden.to(torch.float32), texts, positions, lengths, self.modes, self.prompt_tokens)
+        return self.head(pooled, dim)
+
+
 class PaddedForward:
     """Texts below each other, with a mask."""
 
+    name = "padded"
     padded = True
 
-    def __init__(self, model: Any, layout: Layout, head: Head, prompt_tokens: int) -> None:
-        """``prompt_tokens`` at the start of each text are left out of pooling."""
+    def __init__(self, model: Any, pooled: Pooled) -> None:
+        """Use ``model`` as it is."""
         self._model = model
-        self._pooling = layout.pooling
-        self._head = head
-        self._prompt_tokens = prompt_tokens
+        self._pooled = pooled
         self._padding_id = int(model.config.pad_token_id or 0)
 
     def __call__(self, pack: Pack, dim: int) -> Tensor:
@@ -59,8 +71,8 @@ class PaddedForward:
         padded = np.full(mask.shape, self._padding_id, np.int64)
         padded[mask] = pack.ids
         ids, real = (torch.from_numpy(array).to(device) for array in (padded, mask))
-        hidden = self._model(input_ids=ids, attention_mask=real.to(torch.int64)).last_hidden_state
-        return self._head(pool(hidden.to(torch.float32), real, self._pooling, self._prompt_tokens), dim)
+        hidden = self._model(input_ids=ids, attention_mask=real.to(torch.int64)).last_hidden_state.to(torch.float32)
+        return self._pooled.head(pool(hidden, real, self._pooled.modes, self._pooled.prompt_tokens), dim)
 
 
 class PackedForward:
@@ -68,29 +80,19 @@ class PackedForward:
 
     padded = False
 
-    def __init__(
-        self, hidden: type_hidden, layout: Layout, head: Head, prompt_tokens: int, device: torch.device
-    ) -> None:
-        """``hidden``: the transformer; ``prompt_tokens`` at the start of each text are left out of pooling."""
+    def __init__(self, name: str, hidden: type_hidden, pooled: Pooled, device: torch.device) -> None:
+        """``hidden``: the transformer, on ``device``."""
+        self.name = name
         self._hidden = hidden
-        self._pooling = layout.pooling
-        self._head = head
-        self._prompt_tokens = prompt_tokens
+        self._pooled = pooled
         self._device = device
 
     def __call__(self, pack: Pack, dim: int) -> Tensor:
         """Vectors of a pack's texts."""
-        ids, texts, positions, lengths = (
-            self._moved(array)
-            for array in (pack.ids.astype(np.int64), pack.texts, pack.positions, pack.lengths.astype(np.int64))
-        )
-        hidden = self._hidden(ids, positions, Segments.of(pack, self._device)).to(torch.float32)
-        return self._head(pool_packed(hidden, texts, positions, lengths, self._pooling, self._prompt_tokens), dim)
-
-    def _moved(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        # From pinned memory the copy runs beside the pass before it.
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+        arrays = (pack.ids.astype(np.int64), pack.texts, pack.positions, pack.lengths.astype(np.int64))
+        ids, texts, positions, lengths = (torch.from_numpy(array).to(self._device) for array in arrays)
+        hidden = self._hidden(ids, positions, Segments.of(pack, self._device))
+        return self._pooled(hidden, texts, positions, lengths, dim)
 
 
 class PackedModel:
@@ -127,17 +129,6 @@ def attention_of(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
-
-
-def faster(model: Any, layout: Layout, head: Head, prompt_tokens: int) -> Iterator[Forward]:
-    """Ways that may compute what :class:`PaddedForward` does, the fastest first. Each is to be tried against it.
-
-    On the way the model's linear layers are reordered for the CPU, which serves the padded way as well.
-    """
-    if layout.model_type == "gemma3_text":
-        yield PackedForward(Gemma(model), layout, head, prompt_tokens, model.device)
-    reorder(model)
-    yield PackedForward(PackedModel(model), layout, head, prompt_tokens, model.device)
 
 
 def _counted(ids: Tensor, positions: Tensor, padding: int) -> Tensor:

@@ -68,7 +68,7 @@ def pool_packed(
 
     Args:
         hidden: float32 [tokens, width].
-        texts: int64 [tokens], the number of each token's text.
+        texts: int64 [tokens], the number of each token's text; tokens of a number past the last belong to none.
         positions: int64 [tokens], each token's place in its text, from 0.
         lengths: int64 [texts].
         modes: as in :func:`pool`.
@@ -79,20 +79,21 @@ def pool_packed(
     """
     kept = (positions >= prompt_tokens).unsqueeze(-1)
     ends = torch.cumsum(lengths, dim=0)
-    empty = hidden.new_zeros(len(lengths), hidden.shape[1])
+    shape = (len(lengths) + 1, hidden.shape[1])
 
     def total(values: Tensor) -> Tensor:
-        return empty[:, : values.shape[1]].clone().index_add_(0, texts, torch.where(kept, values, 0.0))
+        sums = values.new_zeros(shape[0], values.shape[1])
+        return sums.index_add_(0, texts, torch.where(kept, values, 0.0))[:-1]
 
     def one(mode: str) -> Tensor:
         match mode:
             case "cls":
                 skipped = torch.where(lengths > prompt_tokens, prompt_tokens, 0)
-                return hidden[ends - lengths + skipped]
+                return hidden[(ends - lengths + skipped).clamp(max=len(hidden) - 1)]
             case "max":
                 index = texts.unsqueeze(-1).expand_as(hidden)
                 seen = torch.where(kept, hidden, float("-inf"))
-                return torch.full_like(empty, float("-inf")).scatter_reduce_(0, index, seen, "amax")
+                return hidden.new_full(shape, float("-inf")).scatter_reduce_(0, index, seen, "amax")[:-1]
             case "mean" | "mean_sqrt_len_tokens":
                 count = (lengths - prompt_tokens).clamp(min=0).to(hidden.dtype).unsqueeze(-1)
                 return total(hidden) / (count if mode == "mean" else count.sqrt()).clamp(min=1e-9)
@@ -100,7 +101,7 @@ def pool_packed(
                 weights = (positions + 1).to(hidden.dtype).unsqueeze(-1)
                 return total(hidden * weights) / total(weights).clamp(min=1e-9)
             case "lasttoken":
-                return torch.where((lengths > prompt_tokens).unsqueeze(-1), hidden[ends - 1], 0.0)
+                return torch.where((lengths > prompt_tokens).unsqueeze(-1), hidden[(ends - 1).clamp(min=0)], 0.0)
             case _:
                 raise ValueError(f"unknown pooling mode {mode!r}")
 
