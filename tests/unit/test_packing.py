@@ -62,6 +62,13 @@ def test_padded_packs_cost_their_longest_text_times_their_count(lengths, budget)
     assert all(pack.longest * len(pack) <= budget or len(pack) == 1 for pack in found)
 
 
+def test_a_padded_pass_ends_before_it_pads_much():
+    found = packs(batch_of([*range(40, 140)] * 4), 100_000, padded=True)
+    cost, real = sum(pack.longest * len(pack) for pack in found), sum(len(pack.ids) for pack in found)
+    assert real < cost < 1.06 * real
+    assert len(found) < 20
+
+
 def test_like_lengths_go_together_and_padding_is_small():
     lengths = [10, 100] * 50
     assert sum(pack.longest * len(pack) for pack in packs(batch_of(lengths), 1000, padded=True)) == sum(lengths)

@@ -15,6 +15,10 @@ from workers.records import Batch, type_ids
 
 type_rows = npt.NDArray[np.intp]
 
+# A padded pass of so many tokens ends rather than pad more than this share of them: a pass costs less than the padding.
+_ENOUGH_TOKENS = 512
+_MOST_PADDING = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -90,7 +94,7 @@ def packs(batch: Batch, max_tokens: int, *, padded: bool = False) -> list[Pack]:
     sums = np.cumsum(lengths, dtype=np.int64)
     while start < len(order):
         if padded:
-            stop = start + max(1, max_tokens // int(lengths[start]))
+            stop = _padded_stop(lengths, start, max_tokens)
         else:
             stop = max(start + 1, int(np.searchsorted(sums, before + max_tokens, side="right")))
         rows = order[start:stop]
@@ -98,3 +102,15 @@ def packs(batch: Batch, max_tokens: int, *, padded: bool = False) -> list[Pack]:
         found.append(Pack(rows, ids, batch.lengths[rows]))
         start, before = stop, int(sums[min(stop, len(order)) - 1])
     return found
+
+
+def _padded_stop(lengths: type_ids, start: int, max_tokens: int) -> int:
+    """Where a padded pass ends that begins at ``start``: at the budget, or before it when shorter texts would be padded much."""
+    longest, real = int(lengths[start]), int(lengths[start])
+    stop = start + 1
+    while stop < len(lengths) and (stop - start + 1) * longest <= max_tokens:
+        real += int(lengths[stop])
+        if real >= _ENOUGH_TOKENS and (stop - start + 1) * longest > (1 + _MOST_PADDING) * real:
+            break
+        stop += 1
+    return stop
