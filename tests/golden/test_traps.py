@@ -11,9 +11,13 @@ Each mutation was made in the source, and the test after the arrow failed (``fil
  3  Run causally by an old version. is_causal not looked at
     → test_loading::test_refuses_a_version_that_runs_gemma_causally
  4  The attention mask. All ones
-    → test_parity::test_a_vector_does_not_depend_on_its_batch
+    → test_encoder::test_packed_is_padded
     Padding pooled
-    → test_parity::test_equal_on_every_kind_of_model
+    → test_encoder::test_packed_is_padded
+    Packed texts attending to each other
+    → test_attention::test_each_text_sees_itself_alone
+    A window one wider for packed texts
+    → test_attention::test_each_text_sees_itself_alone
  5  bos and eos. Declared ones not looked for
     → test_tokenizer_files::test_refuses_a_file_that_does_not_add_what_is_declared
  6  Truncation that loses eos. Ids cut by hand
@@ -52,6 +56,8 @@ Each mutation was made in the source, and the test after the arrow failed (``fil
     → test_parity::test_equal_with_layers_after_a_normalize
 18  Pooling. The prompt measured with its last special token; weights counted from behind the prompt
     → test_parity::test_equal_with_every_pooling_and_a_prompt
+    The prompt pooled of packed texts
+    → test_head::test_packed_pooling_is_padded_pooling
     Older keys joined in another order
     → test_layout::test_pooling_old_and_new_keys
 19  Truncation. Normalised, then cut
@@ -91,6 +97,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +105,7 @@ import pytest
 from tests.tiny_model import documents, make_tiny_gemma
 from workers.encoder.encoder import Encoder
 from workers.encoder.layout import Layout
+from workers.encoder.packing import Pack
 from workers.encoder.quantize import project
 from workers.errors import SettingsError
 from workers.records import Batch
@@ -121,7 +129,7 @@ def batch(gemma) -> Batch:
 
 
 def encode(layout: Layout, batch: Batch) -> np.ndarray:
-    return Encoder(layout, device="cpu").encode(batch)
+    return Encoder(layout, device="cpu", dtype="float32").encode(batch)
 
 
 def no_eos(folder: Path, batch: Batch) -> Batch:
@@ -199,7 +207,7 @@ def test_the_head_runs_in_float32(gemma, batch):
 
 
 def test_vectors_come_in_the_order_of_the_texts(gemma, batch):
-    encoder = Encoder(Layout.read(gemma), device="cpu")
+    encoder = Encoder(Layout.read(gemma), device="cpu", dtype="float32")
     together = encoder.encode(batch)
     for row in range(0, len(batch), 5):
         assert np.abs(encoder.encode(batch.slice(row, row + 1))[0] - together[row]).max() <= 5e-6
@@ -213,20 +221,24 @@ def test_what_is_not_finite_is_not_quantised(precision):
         project(vectors, 8, precision)
 
 
-def test_no_forward_pass_is_above_the_budget(gemma, batch, monkeypatch):
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_forward_pass_is_above_the_budget(gemma, batch, monkeypatch, padded):
     """Attention masks take rows × length² bytes: a batch by count, of long texts, would take the memory of many."""
-    encoder = Encoder(Layout.read(gemma), device="cpu", max_batch_tokens=512)
-    forward = encoder._model.forward
-    shapes: list[tuple[int, ...]] = []
+    encoder = Encoder(Layout.read(gemma), device="cpu", dtype="float32", max_batch_tokens=512, padded=padded)
+    forward = encoder._forward
+    passes: list[Pack] = []
 
-    def spy(*arguments, **options):
-        shapes.append(tuple(options["input_ids"].shape))
-        return forward(*arguments, **options)
+    class Spy:
+        name, padded = forward.name, forward.padded
 
-    monkeypatch.setattr(encoder._model, "forward", spy)
+        def __call__(self, pack: Pack, dim: int) -> Any:
+            passes.append(pack)
+            return forward(pack, dim)
+
+    monkeypatch.setattr(encoder, "_forward", Spy())
     encoder.encode(batch)
-    assert len(shapes) > 2 and max(rows for rows, _ in shapes) > 1
-    assert max(rows * length for rows, length in shapes) <= 512
+    assert len(passes) > 2 and max(len(pack) for pack in passes) > 1
+    assert max(len(pack) * pack.longest if padded else len(pack.ids) for pack in passes) <= 512
 
 
 def test_the_list_above_names_tests_that_exist():

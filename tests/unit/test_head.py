@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from workers.encoder.head import Head, normalise
 from workers.encoder.modules import DenseLayer, NormLayer
-from workers.encoder.pooling import pool
+from workers.encoder.pooling import pool, pool_packed
 from workers.errors import EnvironmentFault
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -53,9 +53,38 @@ def test_nan_in_padding_and_neighbours_stays_there(mode):
     assert torch.equal(result[[0, 1, 3]], expected[[0, 1, 3]])
 
 
+def packed(hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The real tokens of padded hidden states, one text after another: what ``pool_packed`` takes."""
+    texts, positions = mask.nonzero().unbind(1)
+    return hidden[mask], texts, positions, mask.sum(1)
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 3, 5])
+@pytest.mark.parametrize("modes", [*((mode,) for mode in MODES), MODES])
+def test_packed_pooling_is_padded_pooling(modes, prompt_tokens):
+    hidden, mask = padded()
+    expected = pool(hidden, mask, modes, prompt_tokens)
+    found = pool_packed(*packed(hidden, mask), modes, prompt_tokens)
+    # Of a text that is all prompt neither says anything; max makes -inf of it, and the vector is refused.
+    assert torch.allclose(found, expected, atol=2e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_in_a_packed_neighbour_stays_there(mode):
+    hidden, mask = padded()
+    expected = pool(hidden, mask, (mode,), 2)
+    hidden[1, :4] = float("nan")
+    hidden[0, 0] = float("inf")  # of the prompt
+    found = pool_packed(*packed(hidden, mask), (mode,), 2)
+    assert torch.allclose(found[[0, 2, 3]], expected[[0, 2, 3]], atol=2e-7)
+    assert found[1].isnan().any()
+
+
 def test_pooling_refuses_unknown_modes():
     with pytest.raises(ValueError, match="unknown pooling mode"):
         pool(*padded(), ("sum",))
+    with pytest.raises(ValueError, match="unknown pooling mode"):
+        pool_packed(*packed(*padded()), ("sum",))
 
 
 @given(st.integers(1, 16), st.integers(0, 9))

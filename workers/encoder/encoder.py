@@ -186,7 +186,7 @@ class Encoder:
         if (worst := 1 - _least_cosine(together, alone)) > _TOLERANCE[self._dtype]:
             raise EnvironmentFault(
                 f"self-test: a text's vector depends on its batch (1 - cosine is {worst:.1e} in {self.dtype}, "
-                f"allowed {_TOLERANCE[self._dtype]:.0e}); this device or version of torch runs the model wrongly"
+                f"allowed {_TOLERANCE[self._dtype]:.0e}); the model mixes texts, or this version of torch runs it wrongly"
             )
 
     # ---- choices
