@@ -97,7 +97,13 @@ class Encoder:
         self._meter.set(metrics.MODEL_LOAD_SECONDS, time.monotonic() - started)
         LOG.info(
             "encoder ready %s",
-            log.fields(model=model.name, device=self._encoder.device, seconds=time.monotonic() - started),
+            log.fields(
+                model=model.name,
+                device=self._encoder.device,
+                dtype=self._encoder.dtype,
+                way=self._encoder.way,
+                seconds=time.monotonic() - started,
+            ),
         )
 
     async def encode(self, batch: Batch) -> type_vectors:
@@ -105,9 +111,14 @@ class Encoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
 
     def _forward(self, batch: Batch) -> type_vectors:
-        vectors = self._encoder.encode(batch, self._dim)
-        self._meter.add(metrics.ENCODER_TOKENS, batch.tokens)
-        return vectors
+        before = self._encoder.stats
+        try:
+            return self._encoder.encode(batch, self._dim)
+        finally:
+            after = self._encoder.stats
+            self._meter.add(metrics.ENCODER_TOKENS, after.tokens - before.tokens)
+            self._meter.add(metrics.ENCODER_PADDING, after.padding - before.padding)
+            self._meter.add(metrics.ENCODER_HALVED, after.halved - before.halved)
 
 
 class Reader:

@@ -74,6 +74,9 @@ ENCODER_TOKENS = Metric("encoder_tokens_total", "counter", "Tokens that this enc
 ENCODER_PADDING = Metric(
     "encoder_padding_tokens_total", "counter", "Padding that this encoder replica has computed beside them."
 )
+ENCODER_HALVED = Metric(
+    "encoder_passes_halved_total", "counter", "Forward passes that ran out of memory and were done in halves."
+)
 MODEL_LOAD_SECONDS = Metric("model_load_seconds", "gauge", "Duration of loading, warming and testing the model.")
 
 type_exporter = Callable[[Metric, float, dict[str, str]], None]
