@@ -118,11 +118,13 @@ def _for_stream(call: _Call) -> Settings:
 def _check_model(settings: Settings) -> None:
     """Hold the settings against a model that is on this machine; one that needs a download is checked when it is there."""
     from pipelines.configure import against_model
-    from workers.encoder.hub import resolve
+    from workers.encoder.hub import location_of, resolve
     from workers.encoder.layout import Layout
     from workers.settings import DEFAULT_MODEL
 
     name, revision = settings.model.name, settings.model.revision
+    if location_of(name, revision) is not None:
+        return
     if Path(name).expanduser().is_dir() or (name == DEFAULT_MODEL and revision is None):
         try:
             layout = Layout.read(

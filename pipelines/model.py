@@ -14,7 +14,8 @@ from pipelines.configure import against_model
 from workers import fingerprint, log
 from workers.codecs import prompt_template
 from workers.codecs.template import Template
-from workers.encoder.layout import Layout, prompt_advice, prompt_for, resolve
+from workers.encoder.hub import resolve, short_name
+from workers.encoder.layout import Layout, prompt_advice, prompt_for
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
 from workers.settings import KafkaOutput, Settings
@@ -63,9 +64,8 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The model's name on output records: the hub id, or the folder's last part."""
-        given = self.settings.model.name
-        return Path(given).name if Path(given).is_dir() else given
+        """The model's name on output records: the hub id, or the last part of a folder or URI."""
+        return short_name(self.settings.model.name)
 
     @property
     def max_tokens(self) -> int:

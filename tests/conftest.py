@@ -1,4 +1,4 @@
-"""What tests share: a real Kafka broker and topics on it.
+"""What tests share: a real Kafka broker and topics on it, a real S3 server and buckets on it.
 
 ``KAFKA_BOOTSTRAP_SERVERS`` names a broker that runs already; without it one is started, once for all the tests.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.broker import Broker, local_broker
+from tests import s3 as s3_server
 from workers import kafka_topics
 from workers.errors import StreamEmbedderError
 from workers.settings import KafkaSettings
@@ -81,6 +83,41 @@ def unique_name(request: pytest.FixtureRequest) -> Callable[[], str]:
 def _unique(stem: str) -> str:
     """The stem in Kafka's letters, and some random ones."""
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem)[:80].strip('-')}-{uuid.uuid4().hex[:8]}"
+
+
+# ---- S3
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test with the S3 server may have to wait until it is built."""
+    if not s3_server.PROGRAM.is_file():
+        for item in items:
+            if "s3" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.timeout(s3_server.BUILD_S + 300))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.S3Server]:
+    """The S3 server that all tests share; without Go there is none, and who needs it is skipped."""
+    try:
+        s3_server.gateway()
+    except s3_server.NoServer as reason:
+        if os.environ.get("CI") and shutil.which("go"):
+            raise  # where there is Go, nothing is skipped unseen
+        pytest.skip(str(reason))
+    with s3_server.S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: s3_server.S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A new bucket on ``s3``; this process's environment, and so its children's, is that of the server's root user."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in s3.environ.items():
+        monkeypatch.setenv(name, value)
+    return s3.add_bucket(request.node.name)
 
 
 # ---- Ray

