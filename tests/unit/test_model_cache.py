@@ -24,6 +24,7 @@ SMALL = {
     "config.json": b"{}",
     "model.safetensors": b"weights",
     "vocab.txt": b"word\n",
+    "chat_template.jinja": b"",
     "sentencepiece.model": b"",
     "1_Pooling/config.json": b"{}",
 }
