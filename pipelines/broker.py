@@ -11,10 +11,8 @@ import base64
 import contextlib
 import logging
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,17 +23,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from pipelines.broker_jars import KAFKA_VERSION, fetch_kafka, find_java
+from pipelines.loopback import HOST, end_with_us, free_port, listens, refuse_taken
 from workers import kafka_client, log
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.settings import KafkaSettings
 
-HOST = "127.0.0.1"
 _TIME = "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS"
-# Below Linux's range for outgoing connections (32768 up): a client that keeps trying a stopped broker's port could
-# otherwise be given that very port as its own, connect to itself, and keep the broker from coming back.
-PORTS = range(20_000, 32_000)
-
 _log = log.get(__name__)
 
 
@@ -107,8 +101,8 @@ class Broker:
             return
         java, libs = find_java(os.environ), fetch_kafka(os.environ)
         for name in self._listeners:
-            self._ports.setdefault(name, _free_port())
-        _refuse_taken(self._ports["PLAINTEXT"])
+            self._ports.setdefault(name, free_port())
+        refuse_taken(self._ports["PLAINTEXT"])
         folder = self._folder()
         command = [java, "-cp", f"{libs}{os.sep}*", "-Dorg.slf4j.simpleLogger.showDateTime=true", _TIME]
         properties = folder / "server.properties"
@@ -126,7 +120,7 @@ class Broker:
                 start_new_session=True,  # Ctrl-C is for us: we stop it in order
             )
         if self._die_with_parent:
-            self._watchdog = _watch(self._process.pid)
+            self._watchdog = end_with_us(self._process.pid)
         try:
             problem = self._await_ready(Deadline(timeout))
         except BaseException:
@@ -234,7 +228,7 @@ class Broker:
         while not deadline.expired:
             if not self.running:
                 return "ended while it started"
-            if _listens(self._ports["PLAINTEXT"]) and self._answers():
+            if listens(self._ports["PLAINTEXT"]) and self._answers():
                 return None
             time.sleep(0.1)
         return "did not answer in time"
@@ -270,51 +264,6 @@ def _format(command: list[str], properties: Path, folder: Path) -> None:
         raise EnvironmentFault(
             f"the local Kafka broker could not prepare {folder}: {_complaint(done.stdout + done.stderr)}"
         )
-
-
-def _watch(pid: int) -> subprocess.Popen[bytes]:
-    """Kill ``pid`` when this process ends, by kill -9 too: a shell waits on a pipe that only we hold open.
-
-    Linux's parent-death signal is not used: it fires when the thread that started the child ends.
-    """
-    return subprocess.Popen(  # noqa: S603
-        ["/bin/sh", "-c", 'read _; kill -9 "$1"', "sh", str(pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection((HOST, port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def _bindable(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    for _ in range(100):
-        port = random.choice(PORTS)  # noqa: S311
-        if _bindable(port):
-            return port
-    raise EnvironmentFault(f"no free port between {PORTS.start} and {PORTS.stop} for the local Kafka broker")
-
-
-def _refuse_taken(port: int) -> None:
-    if not _bindable(port):
-        raise EnvironmentFault(f"port {port} is taken: does a broker run there already? Choose another with --port")
 
 
 def _complaint(output: str) -> str:

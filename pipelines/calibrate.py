@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.arguments import PROGRAM
-from pipelines.configure import output_against_model
 from pipelines.embedder import Embedder
+from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import Text, texts_of, windows
 from workers.codecs import text_template

@@ -117,7 +117,7 @@ def _for_stream(call: _Call) -> Settings:
 
 def _check_model(settings: Settings) -> None:
     """Hold the settings against a model that is on this machine; one that needs a download is checked when it is there."""
-    from pipelines.configure import against_model
+    from pipelines.fit import against_model
     from workers.encoder.hub import location_of, resolve
     from workers.encoder.layout import Layout
     from workers.settings import DEFAULT_MODEL

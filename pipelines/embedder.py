@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipelines.model import Model
 from pipelines.texts import Text
 from workers.errors import PoisonError
+from workers.outcomes import embedding, is_sound, refusal
 from workers.records import Batch, Document, Embedding
 
 
@@ -24,7 +23,6 @@ class Embedder:
         Raises:
             EnvironmentFault: the model does not work here.
         """
-        self._max_tokens = model.max_tokens
         self._reject = model.settings.model.overflow == "reject"
         self._tokenizer = model.tokenizer()
         self._encoder = model.encoder()
@@ -39,18 +37,11 @@ class Embedder:
         encoded = self._tokenizer.encode([window[row].text for row in rows], [window[row].prompt for row in rows])
         tokens = dict(zip(rows, encoded, strict=True))
         for row, found in tokens.items():
-            if len(found.ids) == 0:
-                message = "the model's tokenizer makes no token of the text, and adds none of its own"
-                outcomes[row] = PoisonError("tokenize", "no_tokens", message)
-            if self._reject and found.truncated:
-                message = f"the text has {found.total} tokens or more, the limit is {self._max_tokens}"
-                outcomes[row] = PoisonError("tokenize", "too_long", message)
+            if (error := refusal(found, reject_overflow=self._reject)) is not None:
+                outcomes[row] = error
         rows = [row for row in rows if row not in outcomes]
         vectors = self._encoder.encode(Batch.of([tokens[row].ids for row in rows]), dim)
-        for row, vector in zip(rows, vectors, strict=True):
-            if np.isfinite(vector).all():
-                document, found = Document(window[row].id, window[row].text), tokens[row]
-                outcomes[row] = Embedding(document, vector, len(found.ids), found.truncated)
-            else:
-                outcomes[row] = PoisonError("encode", "not_finite", "the model gave no finite vector for the text")
+        for row, vector, sound in zip(rows, vectors, is_sound(vectors), strict=True):
+            document = Document(window[row].id, window[row].text)
+            outcomes[row] = embedding(document, tokens[row], vector, sound=bool(sound))
         return [outcomes[row] for row in range(len(window))]

@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from pipelines.configure import output_against_model
 from pipelines.embedder import Embedder
+from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import texts_of, windows
 from workers.codecs import renderer_for

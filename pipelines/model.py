@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.configure import against_model
+from pipelines.fit import against_model
 from workers import fingerprint, log
 from workers.codecs import prompt_template
 from workers.codecs.template import Template

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.broker import _free_port, _watch
+from pipelines.loopback import end_with_us, free_port
 
 VERSION = "v1.8.0"
 PACKAGE = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
@@ -73,7 +73,7 @@ class S3Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.access_key, self.secret_key = f"root{secrets.token_hex(6)}", secrets.token_hex(20)
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
 
@@ -114,7 +114,7 @@ class S3Server:
             self._process = subprocess.Popen(
                 command, env=self._root(), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
-        self._watchdog = _watch(self._process.pid)
+        self._watchdog = end_with_us(self._process.pid)
         deadline = time.monotonic() + 30
         while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -18,21 +18,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-
-from workers import log, metrics
+from workers import log, metrics, outcomes
 from workers.checkpoint import MOST_RECORDS, Checkpoint
 from workers.codecs.base import Decoder
 from workers.deadline import Deadline
-from workers.errors import EnvironmentFault, PoisonError, RetryableError, StreamEmbedderError
+from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.offsets import OffsetLedger
 from workers.pool import Answer, EncoderPool, PoolClosed
-from workers.records import DeadLetter, Embedding, Origin, Outcome, Position, Record, Tokens, Tombstone, TopicPartition
+from workers.records import Origin, Outcome, Position, Record, TopicPartition
 from workers.settings import LimitSettings
 from workers.sources.base import Source
-from workers.window import Call, WaitingText, Window
+from workers.window import Call, Window
 
 LOG = log.get(__name__)
 
@@ -40,15 +37,6 @@ LOG = log.get(__name__)
 CHUNK = 256
 IDLE_S = 0.25
 STALL_S = 60.0
-# How far a vector's length may be from 1; what bfloat16 does to it stays far below.
-NORM_TOLERANCE = 1e-2
-
-
-class TextTokenizer(Protocol):
-    """What turns texts into token arrays; one thread uses it."""
-
-    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens]:
-        """The tokens of each text, in order; a text without a prompt of its own has the one of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +57,7 @@ class StreamReader:
         self,
         source: Source,
         decoder: Decoder,
-        tokenizer: TextTokenizer,
+        tokenizer: outcomes.TextTokenizer,
         pool: EncoderPool,
         options: ReaderOptions,
         meter: metrics.Metrics,
@@ -224,7 +212,7 @@ class StreamReader:
             for call, answer, seconds in answers:
                 if answer is not None:
                     self._window.measured(call.batch.tokens, seconds)
-                    self._settle(call, answer)
+                    self._settle(outcomes.answered(call.texts, answer))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
             with self._lock:
                 self._under_way -= len(answers)
@@ -235,32 +223,10 @@ class StreamReader:
         return bool(self._answers or self._stop.is_set() or (self._inbox and not self._window.full))
 
     def _prepare(self, records: Sequence[Record]) -> None:
-        """Decode and tokenise; what is refused or deleted is settled here."""
-        settled: list[tuple[Origin, Outcome]] = []
-        documents = []
-        for record in records:
-            if record.value is None and record.key is not None:
-                settled.append((record.origin, Tombstone()))
-                continue
-            try:
-                documents.append((record.origin, self._decoder.decode(record)))
-            except PoisonError as error:
-                settled.append((record.origin, DeadLetter(error.stage, error.reason, error.message)))
-        texts = []
-        encoded = self._tokenizer.encode(
-            [document.text for _, document in documents], [document.prompt for _, document in documents]
-        )
-        for (origin, document), tokens in zip(documents, encoded, strict=True):
-            if tokens.truncated and self._options.reject_overflow:
-                message = f"the text has {tokens.total} tokens or more, the limit is {len(tokens.ids)}"
-                settled.append((origin, DeadLetter("tokenize", "too_long", message)))
-            elif len(tokens.ids) == 0:
-                message = "the model's tokenizer makes no token of the text, and adds none of its own"
-                settled.append((origin, DeadLetter("tokenize", "no_tokens", message)))
-            else:
-                texts.append(WaitingText(origin, document, tokens))
+        reject = self._options.reject_overflow
+        texts, settled = outcomes.prepare(records, self._decoder, self._tokenizer, reject_overflow=reject)
         self._window.add(texts, time.monotonic())
-        self._settle_all(settled)
+        self._settle(settled)
 
     def _submit(self) -> None:
         while not self._draining.is_set() and self._under_way < self._pool.capacity():
@@ -285,25 +251,7 @@ class StreamReader:
 
         self._pool.submit(call.batch).add_done_callback(answered)
 
-    def _settle(self, call: Call, answer: Answer) -> None:
-        norms = np.sqrt(np.einsum("nd,nd->n", answer.vectors, answer.vectors, dtype=np.float64))
-        with np.errstate(invalid="ignore"):
-            sound = np.abs(norms - 1.0) < NORM_TOLERANCE
-        settled: list[tuple[Origin, Outcome]] = []
-        for row, text in enumerate(call.texts):
-            outcome: Outcome
-            if row in answer.refused:
-                outcome = answer.refused[row]
-            elif not sound[row]:
-                outcome = DeadLetter(
-                    "encode", "not_finite", "the model gave no vector of finite, unit length for this text"
-                )
-            else:
-                outcome = Embedding(text.document, answer.vectors[row], len(text.tokens.ids), text.tokens.truncated)
-            settled.append((text.origin, outcome))
-        self._settle_all(settled)
-
-    def _settle_all(self, settled: Sequence[tuple[Origin, Outcome]]) -> None:
+    def _settle(self, settled: Sequence[tuple[Origin, Outcome]]) -> None:
         with self._lock:
             dropped = sum(not self._ledger.settle(origin, outcome) for origin, outcome in settled)
             self._lock.notify_all()

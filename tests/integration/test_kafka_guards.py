@@ -21,7 +21,8 @@ from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from pipelines.broker import Broker, _free_port
+from pipelines.broker import Broker
+from pipelines.loopback import free_port
 from tests.conftest import RunningBroker
 from workers import kafka_client, kafka_topics, metrics
 from workers.errors import CommitError, EnvironmentFault, RetryableError
@@ -795,7 +796,7 @@ def test_a_broker_killed_between_write_and_commit_is_not_waited_for_for_ever(
 
 
 def test_a_port_where_nobody_listens_is_one_sentence_in_bounded_time():
-    nobody = KafkaSettings(bootstrap_servers=f"127.0.0.1:{_free_port()}")
+    nobody = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}")
     started = time.monotonic()
     with (
         pytest.raises(

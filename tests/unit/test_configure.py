@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.configure import Configured, against_model, keys, load
+from pipelines.configure import Configured, keys, load
+from pipelines.fit import against_model
 from pipelines.settings_text import MARKERS, render, settings_table, write_table
 from pipelines.yaml_text import scalar
 from workers.errors import SettingsError

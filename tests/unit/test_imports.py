@@ -18,7 +18,7 @@ ROWS = (
     ("records", "errors", "deadline"),
     ("settings", "metrics", "log", "fingerprint", "object_faults", "object_store"),
     ("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool", "kafka_client", "kafka_topics"),
-    ("checkpoint", "window"),
+    ("checkpoint", "window", "outcomes"),
     ("reader",),
     ("pipelines",),
     ("pipelines.cli",),

@@ -45,6 +45,15 @@ def test_runs_are_texts_of_one_length_and_cover_all(lengths, budget):
         assert starts == list(pack.ends - pack.lengths)
 
 
+@given(lengths_)
+def test_alone_each_text_is_itself(lengths):
+    (pack,) = packs(batch_of(lengths), sum(lengths))
+    alone = pack.alone()
+    assert [int(one.rows[0]) for one in alone] == list(pack.rows)
+    assert [list(one.ids) for one in alone] == [list(part) for part in np.split(pack.ids, pack.ends[:-1])]
+    assert all(list(one.lengths) == [len(one.ids)] for one in alone)
+
+
 @given(lengths_.filter(lambda lengths: len(lengths) > 1))
 def test_halves_hold_the_same_texts(lengths):
     (pack,) = packs(batch_of(lengths), sum(lengths))

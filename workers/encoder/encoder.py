@@ -19,7 +19,7 @@ from workers.encoder.head import Head
 from workers.encoder.layout import Layout
 from workers.encoder.loading import load
 from workers.encoder.packing import Pack, packs
-from workers.encoder.ways import ways
+from workers.encoder.ways import fastest, least_cosine, vectors_of
 from workers.errors import EnvironmentFault, RetryableError
 from workers.records import Batch, type_vectors
 
@@ -172,8 +172,8 @@ class Encoder:
         shortest = self._skip + 3
         lengths = [min(length, self._layout.max_tokens) for length in (shortest, shortest + 14, 64, 160)]
         pack = self._pack([max(1, length) for length in lengths])
-        together = self._vectors(self._forward, [pack])
-        alone = self._vectors(self._forward, _alone(pack))
+        together = vectors_of(self._forward, [pack], self.dim)
+        alone = vectors_of(self._forward, pack.alone(), self.dim)
         if not (np.isfinite(together).all() and np.isfinite(alone).all()):
             raise EnvironmentFault(
                 f"self-test: {self._layout.folder} gives vectors that are not finite in {self.dtype}; "
@@ -183,7 +183,7 @@ class Encoder:
             raise EnvironmentFault(
                 f"self-test: {self._layout.folder} gives vectors that are {worst:.1e} off unit length"
             )
-        if (worst := 1 - _least_cosine(together, alone)) > _TOLERANCE[self._dtype]:
+        if (worst := 1 - least_cosine(together, alone)) > _TOLERANCE[self._dtype]:
             raise EnvironmentFault(
                 f"self-test: a text's vector depends on its batch (1 - cosine is {worst:.1e} in {self.dtype}, "
                 f"allowed {_TOLERANCE[self._dtype]:.0e}); the model mixes texts, or this version of torch runs it wrongly"
@@ -197,37 +197,26 @@ class Encoder:
         if len(dtypes) == 1:
             return dtypes[0], forward
         pack = self._pack(self._sample_lengths())
-        exact = self._open(dtypes[1], padded)
-        cosine = _least_cosine(self._vectors(forward, [pack]), self._vectors(exact, [pack]))
+        exact = vectors_of(self._open(dtypes[1], padded=True), pack.alone(), self.dim)
+        cosine = least_cosine(vectors_of(forward, [pack], self.dim), exact)
         if cosine >= _GATE:
             return dtypes[0], forward
         _logger.warning(
             "not precise enough %s",
             log.fields(folder=self._layout.folder, dtype=dtypes[0], cosine=cosine, gate=_GATE, taken=dtypes[1]),
         )
-        return dtypes[1], exact
+        return dtypes[1], self._open(dtypes[1], padded)
 
     def _open(self, dtype: torch.dtype, padded: bool) -> Forward:
-        """The fastest way that computes what the plainest does."""
+        """The model in ``dtype``, computed in the fastest way that is right."""
         model = load(self._layout, dtype).to(self._device)
         self._vocabulary = int(model.config.vocab_size)
         self._window = getattr(model.config, "sliding_window", None)
         pooled = Pooled(self._layout.pooling, self._skip, Head(self._layout.head, self._device))
-        plain = PaddedForward(model, pooled)
         if padded:
-            return plain
-        pack = self._pack(self._sample_lengths())
-        expected = self._vectors(plain, _alone(pack))
-        for way in ways(model, pooled):
-            try:
-                cosine = _least_cosine(self._vectors(way, [pack]), expected)
-            except Exception as error:  # noqa: BLE001 - whatever a model does not like about it, the plain way is there
-                _logger.info("passed over %s", log.fields(way=way.name, error=type(error).__name__))
-                continue
-            if 1 - cosine <= _TOLERANCE[dtype]:
-                return way
-            _logger.info("passed over %s", log.fields(way=way.name, cosine=cosine))
-        return plain
+            return PaddedForward(model, pooled)
+        sample = self._pack(self._sample_lengths())
+        return fastest(model, pooled, sample, self.dim, _TOLERANCE[dtype])
 
     def _sample_lengths(self) -> list[int]:
         """Lengths of made-up texts that a wrong mask, window or position shows in."""
@@ -284,23 +273,3 @@ class Encoder:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return None
-
-    @torch.inference_mode()
-    def _vectors(self, forward: Forward, parts: list[Pack]) -> np.ndarray:
-        """float64 [texts, dim], in the packs' order."""
-        return np.concatenate([forward(pack, self.dim).cpu().numpy() for pack in parts]).astype(np.float64)
-
-
-def _alone(pack: Pack) -> list[Pack]:
-    """Each text of a pack in a pack of its own."""
-    ends = pack.ends
-    return [
-        Pack(pack.rows[n : n + 1], pack.ids[ends[n] - pack.lengths[n] : ends[n]], pack.lengths[n : n + 1])
-        for n in range(len(pack))
-    ]
-
-
-def _least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
-    """The smallest cosine of two rows; NaN counts as none at all."""
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    return float(np.nan_to_num((found * expected).sum(axis=1) / lengths, nan=-1.0).min())

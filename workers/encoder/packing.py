@@ -64,6 +64,13 @@ class Pack:
             start += count * length
         return found
 
+    def alone(self) -> list[Pack]:
+        """Each text in a pack of its own."""
+        starts, ends = self.ends - self.lengths, self.ends
+        return [
+            Pack(self.rows[n : n + 1], self.ids[starts[n] : ends[n]], self.lengths[n : n + 1]) for n in range(len(self))
+        ]
+
     def halves(self) -> tuple[Pack, Pack]:
         """The longer half of the texts, and the rest; needs two texts."""
         middle = len(self) // 2

@@ -1,0 +1,61 @@
+"""Whether settings fit the model: what only the model's files can contradict.
+
+Comes in: settings and a layout. Goes out: nothing, or one ``SettingsError`` with a line per mistake. Never here: weights, or
+what contradicts itself in the settings alone (``workers.settings`` says that).
+"""
+
+from __future__ import annotations
+
+from workers.encoder.layout import Layout, prompt_for
+from workers.errors import SettingsError
+from workers.settings import KafkaOutput, Settings
+
+
+def against_model(settings: Settings, layout: Layout) -> None:
+    """Check the settings that only the model can contradict.
+
+    Raises:
+        SettingsError: a dim, a length or a prompt that the model does not have; one line each.
+    """
+    name, wanted, budget = settings.model.name, settings.model.max_tokens, settings.pool.max_batch_tokens
+    mistakes = []
+    for number, output in enumerate(settings.outputs):
+        mistakes += output_against_model(output, layout, name, f"outputs.{number}.")
+    if wanted is not None and wanted > layout.max_tokens:
+        mistakes.append(f"model.max_tokens ({wanted}) is larger than the {layout.max_tokens} tokens that {name} takes")
+    elif wanted is None and budget != "auto" and layout.max_tokens > budget:
+        mistakes.append(
+            f"pool.max_batch_tokens ({budget}) is smaller than the longest text of {name} ({layout.max_tokens} tokens): "
+            "raise it, or set model.max_tokens"
+        )
+    try:
+        prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
+        if settings.model.prompt_text is not None:
+            _require_one_length(settings, layout)
+    except SettingsError as error:
+        mistakes.append(str(error))
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+
+
+def output_against_model(output: KafkaOutput, layout: Layout, name: str, above: str) -> list[str]:
+    """What in an output the model called ``name`` contradicts; ``above`` stands before the settings' names."""
+    if output.dim is not None and output.dim > layout.dim:
+        return [f"{above}dim ({output.dim}) is larger than the {layout.dim} dimensions of {name}"]
+    if output.precision in ("binary", "ubinary") and output.dim is None and layout.dim % 8:
+        return [
+            f"{above}precision {output.precision} packs 8 dimensions into a byte, and {name} has {layout.dim}: set "
+            f"{above}dim to a multiple of 8"
+        ]
+    return []
+
+
+def _require_one_length(settings: Settings, layout: Layout) -> None:
+    """Raise SettingsError for a prompt with fields where the pooling has to leave the prompt out."""
+    from workers.codecs import prompt_template  # noqa: PLC0415 - numpy comes along, and config does without
+
+    if prompt_template(settings.model) is not None and not layout.include_prompt:
+        raise SettingsError(
+            f"model.prompt_text has fields, and the pooling of {settings.model.name} leaves the prompt out, which must be "
+            "of one length for that: write it without fields"
+        )

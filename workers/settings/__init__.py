@@ -1,0 +1,115 @@
+"""Every setting: its name, type, default, meaning, and what contradicts what.
+
+Comes in: values already merged from YAML, environment and flags (``pipelines.configure`` does that). Goes out: one frozen
+``Settings``. Never here: reading the environment by a section (only the root does), or looking at the model or the broker.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Self
+
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from workers.errors import SettingsError
+from workers.settings.base import Section, parse_bytes
+from workers.settings.kafka import KafkaSettings
+from workers.settings.model import DEFAULT_MODEL, ModelSettings
+from workers.settings.outputs import DeadLetterSettings, KafkaOutput, type_precision
+from workers.settings.running import DeliverySettings, LimitSettings, PoolSettings, RaySettings, ReaderSettings
+from workers.settings.source import SourceSettings
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "ENV_PREFIX",
+    "DeadLetterSettings",
+    "DeliverySettings",
+    "KafkaOutput",
+    "KafkaSettings",
+    "LimitSettings",
+    "ModelSettings",
+    "PoolSettings",
+    "RaySettings",
+    "ReaderSettings",
+    "Section",
+    "Settings",
+    "SourceSettings",
+    "parse_bytes",
+    "type_precision",
+]
+
+ENV_PREFIX = "STREAM_EMBEDDER_"
+
+
+class Settings(BaseSettings):
+    """All settings of a pipeline. Sources, later ones win: YAML file, environment, flags."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
+    )
+
+    model: ModelSettings = ModelSettings()
+    source: SourceSettings = SourceSettings()
+    outputs: tuple[KafkaOutput, ...] = ()
+    dead_letter: DeadLetterSettings = DeadLetterSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    limits: LimitSettings = LimitSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    readers: ReaderSettings = ReaderSettings()
+    pool: PoolSettings = PoolSettings()
+    ray: RaySettings = RaySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is given and nothing else: this process's environment is read by ``pipelines.cli`` alone."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        budget = self.pool.max_batch_tokens
+        if self.model.max_tokens and budget != "auto" and self.model.max_tokens > budget:
+            raise ValueError(
+                f"model.max_tokens ({self.model.max_tokens}) is larger than pool.max_batch_tokens ({budget}): "
+                "such a text would fit no batch"
+            )
+        if self.source.format == "text":
+            if self.source.text != SourceSettings.model_fields["text"].default:
+                raise ValueError("source.text names fields, which source.format: text does not have; leave it out")
+            if self.source.id is not None:
+                raise ValueError("source.id names fields, which source.format: text does not have; leave it out")
+            if any(output.include for output in self.outputs):
+                raise ValueError("outputs.include names fields, which source.format: text does not have; leave it out")
+        names = [output.name for output in self.outputs]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two outputs write to {', '.join(sorted(twice))}; give each its own topic")
+        written = {output.topic for output in self.outputs} | {self.dead_letter.topic}
+        if loop := written.intersection(self.source.topics):
+            raise ValueError(f"{', '.join(sorted(loop))} is both read and written: the pipeline would feed itself")
+        if self.source.pattern is not None:
+            for topic in sorted(written):
+                if re.fullmatch(self.source.pattern, topic):
+                    raise ValueError(f"source.pattern matches {topic}, which the pipeline writes: it would feed itself")
+        if self.dead_letter.topic in {output.topic for output in self.outputs}:
+            raise ValueError(f"dead_letter.topic {self.dead_letter.topic} is also an output")
+        return self
+
+    def require_stream(self) -> None:
+        """Check that the settings say what to read and where to write, which ``run`` and ``check`` need.
+
+        Raises:
+            SettingsError: they do not.
+        """
+        if bool(self.source.topics) == bool(self.source.pattern):
+            raise SettingsError("source.topics or source.pattern is needed, and one of them only")
+        if not self.outputs:
+            raise SettingsError(
+                "outputs is empty: say where the embeddings go, such as outputs: [{kind: kafka, topic: vectors}]"
+            )

@@ -1,0 +1,33 @@
+"""What the sections share: their strictness, and numbers with units."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+type_count = Annotated[int, Field(ge=1)]
+type_seconds = Annotated[float, Field(gt=0)]
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_bytes(value: object) -> object:
+    """Turn ``256MiB``, ``64 kB`` or a plain number into bytes; anything else goes to pydantic as it is.
+
+    Raises:
+        ValueError: a number with a unit that is not b, kB, MB, GB, KiB, MiB or GiB.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError("write a number of bytes, or one with a unit such as 256MiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+class Section(BaseModel):
+    """A part of the settings: immutable, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
