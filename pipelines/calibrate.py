@@ -22,7 +22,7 @@ from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import Text, texts_of, windows
 from workers.codecs import text_template
-from workers.encoder.quantize import has_direction, project
+from workers.encoder.quantize import project
 from workers.encoder.ranges import Ranges
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.records import Embedding, type_vectors
@@ -96,12 +96,8 @@ class _Sample:
             found = [outcome.vector for outcome in outcomes if isinstance(outcome, Embedding)]
             if not found:
                 continue
-            vectors = np.stack(found)
-            sound = has_direction(vectors, self.dim)
-            for _ in range(int((~sound).sum())):
-                self._refuse("its vector has no length in these dimensions")
-            self.count += int(sound.sum())
-            yield np.asarray(project(vectors[sound], self.dim), np.float32)
+            self.count += len(found)
+            yield np.asarray(project(np.stack(found), self.dim), np.float32)
 
     def _refuse(self, reason: str) -> None:
         self.refused += 1

@@ -20,7 +20,7 @@ from pipelines.model import Model
 from pipelines.texts import texts_of, windows
 from workers.codecs import renderer_for
 from workers.codecs.base import Renderer
-from workers.encoder.quantize import Projection, has_direction
+from workers.encoder.quantize import Projection
 from workers.errors import PoisonError, SettingsError
 from workers.records import Embedding, Origin, Record
 from workers.settings import KafkaOutput, Settings
@@ -70,10 +70,6 @@ def _output(dim: int | None, precision: str, ranges: Path | None) -> KafkaOutput
 def _line(name: str, outcome: Embedding | PoisonError, projection: Projection, renderer: Renderer) -> bytes:
     if isinstance(outcome, PoisonError):
         return orjson.dumps({"id": name, "error": outcome.message})
-    vectors = outcome.vector[np.newaxis]
-    if not has_direction(vectors, projection.dim).all():
-        message = f"the vector has no length in its first {projection.dim} dimensions"
-        return orjson.dumps({"id": name, "error": message})
-    vector, scale = next(projection(vectors).rows())
+    vector, scale = next(projection(outcome.vector[np.newaxis]).rows())
     record = Record(Origin("input", 0, 0, 0), None, None, -1)
     return renderer.render(record, outcome, vector, scale).value or b""

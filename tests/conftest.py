@@ -23,6 +23,8 @@ from workers.errors import StreamEmbedderError
 from workers.settings import KafkaSettings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load the packaged model and tiny ones of their own, never a hub's
+# Small models gain nothing from a second thread, and threads that wait for each other on a busy machine lose a lot.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # ---- Kafka

@@ -104,11 +104,11 @@ def test_a_vector_without_length_in_its_first_dimensions_is_a_line_of_its_own(mo
     from workers.encoder.encoder import Encoder
 
     def flat(self: Encoder, batch: object, dim: int) -> np.ndarray:
-        return np.array([[0, 0], [1, 0]], np.float32)
+        return np.array([[np.nan, np.nan], [1, 0]], np.float32)  # what the head makes of a row without a direction
 
     monkeypatch.setattr(Encoder, "encode", flat)
     refused, sound = encode("a", "b", dim=2, precision="int8")
-    assert refused == {"id": "1", "error": "the vector has no length in its first 2 dimensions"}
+    assert refused == {"id": "1", "error": "the model gave no vector of finite, unit length for the text"}
     assert sound["embedding"] == [127, 0]
 
 
