@@ -26,7 +26,7 @@ from pipelines.model import Model
 from workers import log, metrics
 from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
 from workers.codecs import decoder_for, renderer_for
-from workers.errors import SettingsError, StreamEmbedderError
+from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
 from workers.pool import serve_pool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, type_vectors
@@ -114,6 +114,11 @@ class Encoder:
         before = self._encoder.stats
         try:
             return self._encoder.encode(batch, self._dim)
+        except DeviceLost as lost:
+            # An answer would count against the batch's texts, and Serve would keep the replica, which fails faster than
+            # others work. At its death the batch goes to another replica, and Serve starts a new one.
+            LOG.error("replica ends %s", log.fields(error=lost))
+            os._exit(1)
         finally:
             after = self._encoder.stats
             self._meter.add(metrics.ENCODER_TOKENS, after.tokens - before.tokens)

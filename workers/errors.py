@@ -3,6 +3,7 @@
     StreamEmbedderError
     ├── SettingsError      the settings are wrong            → one sentence, exit 2
     ├── EnvironmentFault   broker, model or sink are wrong   → one sentence, exit 1
+    │   └── DeviceLost     a GPU fails at everything         → the process ends; another one may use it
     ├── RetryableError     nothing is wrong with the data    → back off, try again; nothing is committed meanwhile
     │   └── CommitError    a commit failed or is in doubt    → ask what was committed, retry the rest
     └── PoisonError        one record is wrong               → dead letter
@@ -27,6 +28,10 @@ class SettingsError(StreamEmbedderError):
 
 class EnvironmentFault(StreamEmbedderError):
     """What the settings point at is wrong or out of reach: broker, topic, rights, model, sink."""
+
+
+class DeviceLost(EnvironmentFault):
+    """After an error of a GPU's, this process can do nothing more with it."""
 
 
 class RetryableError(StreamEmbedderError):

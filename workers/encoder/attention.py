@@ -3,11 +3,14 @@
 Comes in: queries, keys and values of all the texts, one token after another, and where each text lies. Goes out: the same
 shape, attended. Never here: a mask over all tokens; what lies in different texts never meets.
 
-On CPU, texts of one length are one batched call; on CUDA all texts are one call of the flash kernel that comes with torch.
+Texts of one length are one batched call of torch's attention, on any device and in any numbers; or all texts are one call of
+the flash kernel that comes with torch, on CUDA in float16 or bfloat16.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +24,16 @@ from workers.encoder.packing import Pack
 # The name that a transformers model finds this attention by. No mask function has it, so the model builds no mask.
 NAME = "stream_embedder_packed"
 
+# The numbers that the flash kernel computes in.
+FLASH = (torch.float16, torch.bfloat16)
+
 # What a model may ask of its attention besides what is computed here; it runs padded then.
 _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "position_bias")
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where texts lie among packed tokens: ``runs`` as :attr:`Pack.runs`, or on CUDA ``bounds`` int32 [texts + 1].
+    """Where texts lie among packed tokens: ``runs`` as :attr:`Pack.runs`, or for the flash kernel ``bounds`` int32 [texts + 1].
 
     ``longest``: tokens of the longest text, or more.
     """
@@ -37,13 +43,9 @@ class Segments:
     bounds: Tensor | None = None
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> Segments:
-        """Where the pack's texts lie, in the form that the device wants."""
-        if device.type != "cuda":
-            return cls(pack.longest, runs=tuple(pack.runs))
-        bounds = torch.zeros(len(pack) + 1, dtype=torch.int32)
-        bounds[1:] = torch.from_numpy(pack.ends)
-        return cls(pack.longest, bounds=bounds.to(device))
+    def of(cls, pack: Pack) -> Segments:
+        """The runs of a pack."""
+        return cls(pack.longest, runs=tuple(pack.runs))
 
 
 def attend(
@@ -94,7 +96,7 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: 
     for start in range(0, length, window):
         stop = min(start + window, length)
         first, last = max(0, start - window + 1), stop if causal else min(length, stop + window - 1)
-        away = torch.arange(start, stop)[:, None] - torch.arange(first, last)
+        away = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, last, device=q.device)
         seen = away.abs() < window
         if causal:
             seen &= away >= 0
@@ -105,14 +107,19 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float, window: 
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float, reach: tuple[int, int]
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - only where CUDA is
+    from torch.nn.attention import varlen  # noqa: PLC0415 - only where CUDA is
 
-    grouped = query.shape[1] != key.shape[1]
-    attended: Any = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=reach, enable_gqa=grouped
-    )
-    out: Tensor = attended
+    options: dict[str, Any] = {"scale": scale, "window_size": reach}
+    # Torch 2.11 has no such word, and gives the kernel what it gets; the kernel groups by itself.
+    if query.shape[1] != key.shape[1] and _has_gqa(varlen.varlen_attn):
+        options["enable_gqa"] = True
+    out: Tensor = varlen.varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
     return out
+
+
+@functools.cache
+def _has_gqa(varlen_attn: Any) -> bool:
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _from_transformers(

@@ -6,7 +6,9 @@ error quotes an id. Not thread-safe: one thread calls ``encode``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,24 +16,27 @@ from torch import Tensor
 
 from workers import log
 from workers.encoder.device import device_of, dtypes_of, has_cuda
+from workers.encoder.faults import give_back, is_out_of_memory, require_device
 from workers.encoder.forward import Forward, PaddedForward, Pooled
 from workers.encoder.head import Head
 from workers.encoder.layout import Layout
 from workers.encoder.loading import load
+from workers.encoder.modules import in_one_line
 from workers.encoder.packing import Pack, packs
+from workers.encoder.samples import Samples
+from workers.encoder.soundness import TOLERANCE, require_sound
 from workers.encoder.ways import fastest, least_cosine, vectors_of
-from workers.errors import EnvironmentFault, RetryableError
+from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.records import Batch, type_vectors
 
 __all__ = ["Encoder", "Stats", "has_cuda"]
 
 _logger = log.get(__name__)
 
-# How far a text's vector may move with its company, or with the way it is computed (1 − cosine). float32 moves by 1e-12,
-# bfloat16 by 1e-4, measured; a broken mask or window moves it by 1e-2 and more.
-_TOLERANCE = {torch.float32: 1e-9, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 # bfloat16 is taken only where its vectors have at least this cosine to float32's.
 _GATE = 0.999
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,11 @@ class Encoder:
         self._device = device_of(device)
         self._budget = max_batch_tokens
         self._skip = 0 if layout.include_prompt else prompt_tokens
-        self._dtype, self._forward = self._choose(dtypes_of(dtype, self._device, layout), padded)
+        if self._device.type == "cuda":
+            # Torch 2.15 would take cuDNN's attention for some shapes, and plan anew for each; what is tried at the start is
+            # the flash kernel, which is one for all.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        self._dtype, self._forward, self._samples = self._choose(dtypes_of(dtype, self._device, layout), padded)
         self._stats = Stats()
 
     @property
@@ -131,34 +140,29 @@ class Encoder:
         Raises:
             ValueError: a dim that the model does not have, or a batch that is not one of its tokenizer's.
             RetryableError: a text needs more memory than there is, alone.
+            DeviceLost: the GPU is of no more use to this process.
         """
         width = self.dim if dim is None else dim
         if not 1 <= width <= self.dim:
             raise ValueError(f"dim {width} is not between 1 and {self.dim}")
         self._check(batch)
-        vectors = np.empty((len(batch), width), np.float32)
-        # On a GPU each pass is only begun here, so that the next one is prepared meanwhile.
-        done = [part for pack in packs(batch, self._budget, padded=self.padded) for part in self._run(pack, width)]
-        if done:
-            vectors[np.concatenate([pack.rows for pack, _ in done])] = (
-                torch.cat([part for _, part in done]).cpu().numpy()
-            )
-        computed = sum(pack.longest * len(pack) if self.padded else len(pack.ids) for pack, _ in done)
-        now = self._stats
-        self._stats = Stats(now.tokens + batch.tokens, now.padding + computed - batch.tokens, now.halved)
-        return vectors
+        return self._surely(lambda: self._encode(batch, width))
 
     def warm_up(self) -> None:
         """Run the largest batches that the budget allows, so that a lack of memory shows now.
 
         Raises:
             EnvironmentFault: the device has too little memory for ``max_batch_tokens``.
+            DeviceLost: the GPU is of no more use to this process.
         """
+        self._surely(self._warm_up)
+
+    def _warm_up(self) -> None:
         longest = min(self._layout.max_tokens, self._budget)
         # The longest texts ask for the most attention memory, short ones for the most rows. The limit is the longest text
         # alone, which may be above the budget.
         for length in sorted({longest, min(16, longest), self._layout.max_tokens}):
-            if self._try(self._pack([length] * max(1, self._budget // length)), self.dim) is None:
+            if self._try(self._samples.pack([length] * max(1, self._budget // length)), self.dim) is None:
                 raise EnvironmentFault(
                     f"{self.device} has too little memory for pool.max_batch_tokens {self._budget}; lower it"
                 )
@@ -168,68 +172,45 @@ class Encoder:
 
         Raises:
             EnvironmentFault: a vector is not finite, not of unit length, or depends on its company.
+            DeviceLost: the GPU is of no more use to this process.
         """
         shortest = self._skip + 3
         lengths = [min(length, self._layout.max_tokens) for length in (shortest, shortest + 14, 64, 160)]
-        pack = self._pack([max(1, length) for length in lengths])
-        together = vectors_of(self._forward, [pack], self.dim)
-        alone = vectors_of(self._forward, pack.alone(), self.dim)
-        if not (np.isfinite(together).all() and np.isfinite(alone).all()):
-            raise EnvironmentFault(
-                f"self-test: {self._layout.folder} gives vectors that are not finite in {self.dtype}; "
-                "try model.dtype: float32"
-            )
-        if (worst := np.abs(np.linalg.norm(together, axis=1) - 1).max()) > 1e-5:
-            raise EnvironmentFault(
-                f"self-test: {self._layout.folder} gives vectors that are {worst:.1e} off unit length"
-            )
-        if (worst := 1 - least_cosine(together, alone)) > _TOLERANCE[self._dtype]:
-            raise EnvironmentFault(
-                f"self-test: a text's vector depends on its batch (1 - cosine is {worst:.1e} in {self.dtype}, "
-                f"allowed {_TOLERANCE[self._dtype]:.0e}); the model mixes texts, or this version of torch runs it wrongly"
-            )
+        pack = self._samples.pack([max(1, length) for length in lengths])
+        together, alone = self._surely(
+            lambda: [vectors_of(self._forward, parts, self.dim) for parts in ([pack], pack.alone())]
+        )
+        require_sound(together, alone, self._layout.folder, self._dtype)
 
     # ---- choices
 
-    def _choose(self, dtypes: tuple[torch.dtype, ...], padded: bool) -> tuple[torch.dtype, Forward]:
+    def _choose(self, dtypes: tuple[torch.dtype, ...], padded: bool) -> tuple[torch.dtype, Forward, Samples]:
         """The first dtype, unless its vectors are too far from those of the second."""
-        forward = self._open(dtypes[0], padded)
+        forward, samples = self._open(dtypes[0], padded)
         if len(dtypes) == 1:
-            return dtypes[0], forward
-        pack = self._pack(self._sample_lengths())
-        exact = vectors_of(self._open(dtypes[1], padded=True), pack.alone(), self.dim)
+            return dtypes[0], forward, samples
+        pack = samples.telling()
+        exact = vectors_of(self._open(dtypes[1], padded=True)[0], pack.alone(), self.dim)
         cosine = least_cosine(vectors_of(forward, [pack], self.dim), exact)
         if cosine >= _GATE:
-            return dtypes[0], forward
+            return dtypes[0], forward, samples
         _logger.warning(
             "not precise enough %s",
             log.fields(folder=self._layout.folder, dtype=dtypes[0], cosine=cosine, gate=_GATE, taken=dtypes[1]),
         )
-        return dtypes[1], self._open(dtypes[1], padded)
+        return dtypes[1], *self._open(dtypes[1], padded)
 
-    def _open(self, dtype: torch.dtype, padded: bool) -> Forward:
-        """The model in ``dtype``, computed in the fastest way that is right."""
+    def _open(self, dtype: torch.dtype, padded: bool) -> tuple[Forward, Samples]:
+        """The model in ``dtype``, computed in the fastest way that is right, and texts to try it with."""
         model = load(self._layout, dtype).to(self._device)
-        self._vocabulary = int(model.config.vocab_size)
-        self._window = getattr(model.config, "sliding_window", None)
+        window = getattr(model.config, "sliding_window", None)
+        samples = Samples(int(model.config.vocab_size), window, self._skip, self._layout.max_tokens)
         pooled = Pooled(self._layout.pooling, self._skip, Head(self._layout.head, self._device))
         if padded:
-            return PaddedForward(model, pooled)
-        sample = self._pack(self._sample_lengths())
-        return fastest(model, pooled, sample, self.dim, _TOLERANCE[dtype])
-
-    def _sample_lengths(self) -> list[int]:
-        """Lengths of made-up texts that a wrong mask, window or position shows in."""
-        lengths = [3, 17, 64, 160]
-        if self._window is not None:
-            lengths.append(2 * self._window + 9)
-        return sorted({min(self._skip + length, self._layout.max_tokens) for length in lengths}, reverse=True)
-
-    def _pack(self, lengths: list[int]) -> Pack:
-        """Made-up texts of these lengths."""
-        random = np.random.default_rng(0)
-        texts = [random.integers(0, self._vocabulary, length, dtype=np.int32) for length in lengths]
-        return packs(Batch.of(texts), sum(lengths))[0]
+            return PaddedForward(model, pooled), samples
+        way = fastest(model, pooled, samples.telling(), self.dim, TOLERANCE[dtype])
+        # None: its layers were replaced on the way, and are right only as they came.
+        return (way, samples) if way is not None else self._open(dtype, padded=True)
 
     # ---- computing
 
@@ -241,8 +222,43 @@ class Encoder:
             raise ValueError("the batch's lengths do not match its ids")
         if int(batch.lengths.max()) > self._layout.max_tokens:
             raise ValueError(f"a text is longer than the model's {self._layout.max_tokens} tokens")
-        if int(batch.ids.min()) < 0 or int(batch.ids.max()) >= self._vocabulary:
+        if int(batch.ids.min()) < 0 or int(batch.ids.max()) >= self._samples.vocabulary:
             raise ValueError("a token id is outside the model's vocabulary: another tokenizer made it")
+
+    def _surely(self, compute: Callable[[], _T]) -> _T:
+        """What ``compute`` returns; where the way of computing is what fails, texts are padded from then on."""
+        try:
+            return compute()
+        except StreamEmbedderError:
+            raise
+        except Exception as error:
+            require_device(self._device, error)
+            if self.padded or is_out_of_memory(error):
+                raise
+            why = in_one_line(error)
+        # Outside the handler: the error holds the tensors of the pass.
+        failed = self._forward
+        failed.forget()
+        self._forward, _ = self._open(self._dtype, padded=True)
+        try:
+            found = compute()
+        except Exception as error:
+            require_device(self._device, error)
+            self._forward = failed  # which was not to blame
+            raise
+        _logger.warning("padded from now on %s", log.fields(way=failed.name, error=why))
+        return found
+
+    def _encode(self, batch: Batch, dim: int) -> type_vectors:
+        vectors = np.empty((len(batch), dim), np.float32)
+        # Recorded passes are only begun here, so that the next one is prepared meanwhile.
+        done = [part for pack in packs(batch, self._budget, padded=self.padded) for part in self._run(pack, dim)]
+        for pack, part in done:
+            vectors[pack.rows] = part.cpu().numpy()
+        computed = sum(self._forward.cost(pack) for pack, _ in done)
+        now = self._stats
+        self._stats = Stats(now.tokens + batch.tokens, now.padding + computed - batch.tokens, now.halved)
+        return vectors
 
     def _run(self, pack: Pack, dim: int) -> list[tuple[Pack, Tensor]]:
         """The pack's vectors; in halves, and smaller packs from now on, when memory runs out."""
@@ -264,12 +280,10 @@ class Encoder:
         """The pack's vectors, or None when there is too little memory for them."""
         try:
             return self._forward(pack, dim)
-        except torch.OutOfMemoryError:
-            pass
-        except RuntimeError as error:
-            if "not enough memory" not in str(error):  # what a CPU allocation that fails says
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
         # Outside the handler: the error holds the tensors that took the memory.
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._forward.forget()
+        give_back(self._device)
         return None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workers.encoder import attention
 from workers.encoder.attention import Segments
-from workers.encoder.head import Head
+from workers.encoder.head import Head, normalise
 from workers.encoder.packing import Pack
 from workers.encoder.pooling import pool, pool_packed
 
@@ -29,13 +29,22 @@ type_hidden = Callable[[Tensor, Tensor, Segments], Tensor]
 
 
 class Forward(Protocol):
-    """A model with its head. ``padded``: whether a pack costs its longest text's tokens times its texts."""
+    """A model with its head. ``padded``: whether packs should hold texts of like length."""
 
-    name: str
     padded: bool
+
+    @property
+    def name(self) -> str:
+        """Such as ``padded``."""
 
     def __call__(self, pack: Pack, dim: int) -> Tensor:
         """Vectors of a pack's texts: float32 [texts, dim], rows of unit length, NaN where there is no direction."""
+
+    def cost(self, pack: Pack) -> int:
+        """How many tokens a pass over the pack computes."""
+
+    def forget(self) -> None:
+        """Give back what is kept of earlier passes; it is made anew when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +57,12 @@ class Pooled:
 
     def __call__(self, hidden: Tensor, texts: Tensor, positions: Tensor, lengths: Tensor, dim: int) -> Tensor:
         """Vectors float32 [texts, dim]; arguments as :func:`workers.encoder.pooling.pool_packed`."""
+        return normalise(self.whole(hidden, texts, positions, lengths)[:, :dim])
+
+    def whole(self, hidden: Tensor, texts: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+        """The same before they are cut and normalised: float32 [texts, width]."""
         pooled = pool_packed(hidden.to(torch.float32), texts, positions, lengths, self.modes, self.prompt_tokens)
-        return self.head(pooled, dim)
+        return self.head.project(pooled)
 
 
 class PaddedForward:
@@ -74,9 +87,16 @@ class PaddedForward:
         hidden = self._model(input_ids=ids, attention_mask=real.to(torch.int64)).last_hidden_state.to(torch.float32)
         return self._pooled.head(pool(hidden, real, self._pooled.modes, self._pooled.prompt_tokens), dim)
 
+    def cost(self, pack: Pack) -> int:
+        """Its longest text's tokens times its texts."""
+        return pack.longest * len(pack)
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
 
 class PackedForward:
-    """Texts side by side."""
+    """Texts side by side; those of one length attend in one call of torch's own attention."""
 
     padded = False
 
@@ -91,8 +111,15 @@ class PackedForward:
         """Vectors of a pack's texts."""
         arrays = (pack.ids.astype(np.int64), pack.texts, pack.positions, pack.lengths.astype(np.int64))
         ids, texts, positions, lengths = (torch.from_numpy(array).to(self._device) for array in arrays)
-        hidden = self._hidden(ids, positions, Segments.of(pack, self._device))
+        hidden = self._hidden(ids, positions, Segments.of(pack))
         return self._pooled(hidden, texts, positions, lengths, dim)
+
+    def cost(self, pack: Pack) -> int:
+        """Its tokens."""
+        return len(pack.ids)
+
+    def forget(self) -> None:
+        """Nothing is kept."""
 
 
 class PackedModel:

@@ -38,10 +38,14 @@ class Head:
         Returns:
             float32 [texts, dim], rows of unit length. A row without a direction (zero or not finite) is NaN throughout.
         """
+        return normalise(self.project(pooled)[:, :dim])
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """The layers alone: float [texts, width] → float32 [texts, the last layer's width], of any length."""
         vectors = pooled.to(torch.float32)
         for layer in self._layers:
             vectors = layer(vectors)
-        return normalise(vectors[:, :dim])
+        return vectors
 
 
 def normalise(vectors: Tensor) -> Tensor:

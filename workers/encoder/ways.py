@@ -6,7 +6,8 @@ suits; each way is tried, and held against the padded one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,60 +16,76 @@ import numpy.typing as npt
 import torch
 
 from workers import log
+from workers.encoder.attention import FLASH
+from workers.encoder.faults import require_device
 from workers.encoder.forward import Forward, PackedForward, PackedModel, PaddedForward, Pooled
 from workers.encoder.gemma import Gemma
 from workers.encoder.graphs import GraphedForward
 from workers.encoder.linear import reorder
+from workers.encoder.modules import in_one_line
 from workers.encoder.packing import Pack
 
 _logger = log.get(__name__)
 
 
-def fastest(model: Any, pooled: Pooled, sample: Pack, dim: int, tolerance: float) -> Forward:
-    """The first way whose vectors of the sample's texts, packed, are those of each text alone and unpacked.
+def fastest(model: Any, pooled: Pooled, sample: Pack, dim: int, tolerance: float) -> Forward | None:
+    """The first way whose vectors of the sample's texts, together, are those of each text alone in the model as it came.
 
     Args:
-        model: on its device.
+        model: on its device; it may be changed on the way.
         pooled: what makes vectors of its hidden states.
         sample: texts that a wrong mask, window or position shows in.
         dim: of the vectors that are compared.
         tolerance: how far 1 − cosine may be from 0.
+
+    Returns:
+        None where not even the plainest does, so that only the model as it came is right.
+
+    Raises:
+        DeviceLost: by a way that was tried.
     """
-    plain = PaddedForward(model, pooled)
-    expected = vectors_of(plain, sample.alone(), dim)
-    for way in ways(model, pooled):
+    expected = vectors_of(PaddedForward(model, pooled), sample.alone(), dim)
+    device: torch.device = model.device
+    # On a GPU each of them is worth much.
+    level = logging.WARNING if device.type == "cuda" else logging.INFO
+    for name, made in ways(model, pooled):
         try:
+            way = made(name)
             cosine = least_cosine(vectors_of(way, [sample], dim), expected)
         except Exception as error:  # noqa: BLE001 - whatever a model does not like about it, the plain way is there
-            _logger.info("passed over %s", log.fields(way=way.name, error=type(error).__name__))
+            require_device(device, error)
+            _logger.log(level, "passed over %s", log.fields(way=name, error=in_one_line(error)))
             continue
         if 1 - cosine <= tolerance:
             return way
-        _logger.info("passed over %s", log.fields(way=way.name, cosine=cosine))
-    return plain
+        _logger.log(level, "passed over %s", log.fields(way=name, cosine=cosine))
+    return None
 
 
-def ways(model: Any, pooled: Pooled) -> Iterator[Forward]:
-    """Packed forward passes that may suit the model and its device, the fastest first.
+def ways(model: Any, pooled: Pooled) -> Iterator[tuple[str, Callable[[str], Forward]]]:
+    """Ways that may suit the model and its device, by name, the fastest first, the plainest last; each is made when asked.
 
-    On a CPU the model's own linear layers are reordered on the way, which serves the padded forward pass as well.
+    joined: by our own code, some of its layers' weights side by side; library: by transformers' code.
     """
     device: torch.device = model.device
     gemma = model.config.model_type == "gemma3_text"
-    if device.type == "cuda":
+    if device.type == "cuda" and model.dtype in FLASH:
+        recorded = partial(GraphedForward, pooled=pooled, device=device)
         if gemma:
-            # Each part of a layer is compiled once, for any number of tokens, and serves all layers.
-            fused = Gemma(model, partial(torch.compile, dynamic=True, fullgraph=True))
-            yield GraphedForward("packed, compiled, in graphs", fused, pooled, device)
-            joined = Gemma(model)
-            yield GraphedForward("packed, in graphs", joined, pooled, device)
-            yield PackedForward("packed", joined, pooled, device)
-        yield GraphedForward("packed, in graphs", PackedModel(model), pooled, device)
-    else:
-        if gemma:
-            yield PackedForward("packed", Gemma(model), pooled, device)
-        reorder(model)
-    yield PackedForward("packed", PackedModel(model), pooled, device)
+            yield "packed, joined, compiled", lambda name: recorded(name, Gemma(model, compiled))
+            yield "packed, joined", lambda name: recorded(name, Gemma(model))
+        yield "packed, library", lambda name: recorded(name, PackedModel(model))
+    # Elsewhere, and where flash attention does not run, each length of texts attends in a call of its own.
+    if gemma:
+        yield "packed, joined", lambda name: PackedForward(name, Gemma(model), pooled, device)
+    reorder(model)  # only on a CPU; the model's own layers, which serve both of the following
+    yield "packed, library", lambda name: PackedForward(name, PackedModel(model), pooled, device)
+    yield "padded", lambda _: PaddedForward(model, pooled)
+
+
+def compiled(function: Any) -> Any:
+    """A function made one kernel where it can be, for any number of tokens; in this process alone, not in dozens beside it."""
+    return torch.compile(function, dynamic=True, fullgraph=True, options={"compile_threads": 1})
 
 
 @torch.inference_mode()

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 def plan(lengths: Sequence[int], max_batch_tokens: int, call_tokens: int) -> list[list[int]]:
     """Sort a window of texts by length, longest first, and cut it into calls of whole forward passes.
 
-    The encoder cuts a call into the same passes again, for they follow from the lengths and the budget alone. A pass costs
-    its tokens; a text above the budget is a pass and a call of its own.
+    An encoder that packs its texts cuts a call into the same passes again, for they follow from the lengths and the budget
+    alone; one that pads them, or has run out of memory, makes smaller ones. A pass costs its tokens; a text above the budget
+    is a pass and a call of its own.
 
     Args:
         lengths: tokens per text, each at least 1.

@@ -1,0 +1,47 @@
+"""A replica ends when its GPU is lost: as an answer, the error would count against the texts."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from pipelines import stream
+from workers import metrics
+from workers.errors import DeviceLost, RetryableError
+from workers.records import Batch
+
+
+class Ended(BaseException):
+    """In place of the process's end."""
+
+
+class Failing:
+    """An encoder that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.stats = type("Stats", (), {"tokens": 0, "padding": 0, "halved": 0})
+
+    def encode(self, batch: Batch, dim: int) -> None:
+        raise self.error
+
+
+def replica(error: Exception) -> stream.Encoder:
+    made = object.__new__(stream.Encoder)  # Serve's part, without a model
+    made._encoder, made._dim, made._meter = Failing(error), 4, metrics.Metrics()  # type: ignore[assignment]
+    return made
+
+
+def test_a_lost_device_ends_the_replica(monkeypatch, caplog):
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    batch = Batch.of([np.ones(3, np.int32)])
+    with pytest.raises(Ended, match="1"):
+        replica(DeviceLost("cuda is lost to this process"))._forward(batch)
+    assert 'replica ends error="cuda is lost to this process"' in caplog.text
+    with pytest.raises(RetryableError):
+        replica(RetryableError("too little memory"))._forward(batch)
