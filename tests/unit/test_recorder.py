@@ -34,7 +34,7 @@ class Cuda:
     def __init__(self) -> None:
         self.current = self.default = Stream()
         self.devices: list[str] = []
-        self.graphs: list[tuple[Stream, object]] = []
+        self.taped: list[tuple[Stream, object]] = []
         self.synchronized = 0
         self.fails = False
 
@@ -55,7 +55,7 @@ class Cuda:
         yield
         if self.fails:
             raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
-        self.graphs.append((stream, pool))
+        self.taped.append((stream, pool))
         self.current = self.default
 
     def graph_pool_handle(self) -> object:
@@ -92,14 +92,14 @@ def test_all_recordings_of_an_owner_share_its_stream_and_its_memory(cuda):
     assert len(written) == 3 and isinstance(replay.__self__, Graph), "twice to prepare, then what is recorded"
     recorder.record(compute)
     other.record(compute)
-    (stream, memory), again, others = cuda.graphs
+    (stream, memory), again, others = cuda.taped
     assert again == (stream, memory) and others[0] is not stream and others[1] is not memory
     assert where == [*6 * [stream], *3 * [others[0]]] and set(cuda.devices) == {"cuda:1"}
     assert cuda.current is cuda.default and cuda.synchronized == 0
     recorder.forget()
     assert cuda.synchronized == 1
     recorder.record(compute)
-    assert cuda.graphs[-1][0] is stream and cuda.graphs[-1][1] is not memory
+    assert cuda.taped[-1][0] is stream and cuda.taped[-1][1] is not memory
 
 
 def test_a_recording_that_cannot_end_leaves_the_stream_as_it_was(cuda):
