@@ -366,6 +366,7 @@ def test_cuda_is_as_good_as_cpu(model, dtype):
     encoder.self_test()
     vectors = encoder.encode(batch).astype(np.float64)
     assert not encoder.padded and ("in graphs" in encoder.way) == (dtype == "bfloat16")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert (1 - (vectors * exact).sum(axis=1)).max() <= (1e-6 if dtype == "float32" else 3e-3)
     cut = exact[:, :16] / np.linalg.norm(exact[:, :16], axis=1, keepdims=True)
     assert (1 - (encoder.encode(batch, 16) * cut).sum(axis=1)).max() <= (1e-6 if dtype == "float32" else 1e-2)

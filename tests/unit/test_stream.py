@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines import stream
 from workers import metrics
 from workers.errors import DeviceLost, RetryableError
 from workers.records import Batch
@@ -28,12 +28,15 @@ class Failing:
         raise self.error
 
 
-def replica(error: Exception) -> stream.Encoder:
-    made = object.__new__(stream.Encoder)  # Serve's part, without a model
-    made._encoder, made._dim, made._meter = Failing(error), 4, metrics.Metrics()  # type: ignore[assignment]
+def replica(error: Exception) -> Any:
+    from pipelines.stream import Encoder
+
+    made: Any = object.__new__(Encoder)  # the replica without its model
+    made._encoder, made._dim, made._meter = Failing(error), 4, metrics.Metrics()
     return made
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, at import
 def test_a_lost_device_ends_the_replica(monkeypatch, caplog):
     def end(code: int) -> None:
         raise Ended(code)

@@ -113,7 +113,8 @@ def _flash(
     # Torch 2.11 has no such word, and gives the kernel what it gets; the kernel groups by itself.
     if query.shape[1] != key.shape[1] and _has_gqa(varlen.varlen_attn):
         options["enable_gqa"] = True
-    out: Tensor = varlen.varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    attended: Any = varlen.varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    out: Tensor = attended
     return out
 
 

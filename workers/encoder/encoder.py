@@ -113,12 +113,12 @@ class Encoder:
 
     @property
     def way(self) -> str:
-        """How it is computed, such as ``packed``."""
+        """How it is computed, such as ``packed, library``."""
         return self._forward.name
 
     @property
     def padded(self) -> bool:
-        """Whether texts are padded, because the model cannot take them packed."""
+        """Whether texts are padded, because the model cannot take them packed, or has failed on them."""
         return self._forward.padded
 
     @property

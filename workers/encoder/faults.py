@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def require_device(device: torch.device, error: BaseException) -> None:
+def require_device(device: torch.device, error: Exception) -> None:
     """Ask the device whether it still runs anything after an error.
 
     CUDA answers every call with the same error once a kernel has failed, until the process ends. The class of the error does

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workers.encoder import attention
 from workers.encoder.attention import Segments
-from workers.encoder.head import Head, normalise
+from workers.encoder.head import Head, cut
 from workers.encoder.packing import Pack
 from workers.encoder.pooling import pool, pool_packed
 
@@ -57,7 +57,7 @@ class Pooled:
 
     def __call__(self, hidden: Tensor, texts: Tensor, positions: Tensor, lengths: Tensor, dim: int) -> Tensor:
         """Vectors float32 [texts, dim]; arguments as :func:`workers.encoder.pooling.pool_packed`."""
-        return normalise(self.whole(hidden, texts, positions, lengths)[:, :dim])
+        return cut(self.whole(hidden, texts, positions, lengths), dim)
 
     def whole(self, hidden: Tensor, texts: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """The same before they are cut and normalised: float32 [texts, width]."""

@@ -23,7 +23,7 @@ from workers import log
 from workers.encoder.attention import Segments
 from workers.encoder.faults import is_out_of_memory, require_device
 from workers.encoder.forward import Pooled, type_hidden
-from workers.encoder.head import normalise
+from workers.encoder.head import cut
 from workers.encoder.modules import in_one_line
 from workers.encoder.packing import Pack
 from workers.encoder.recorder import Recorder
@@ -122,7 +122,7 @@ class GraphedForward:
             recorded.inputs.copy_(inputs, non_blocking=True)
             recorded.replay()
             vectors = recorded.vectors
-        return normalise(vectors[: len(pack), :dim])  # a tensor of its own: the next replay writes where this one did
+        return cut(vectors[: len(pack)], dim)  # which copies them: the next replay writes where this one did
 
     def cost(self, pack: Pack) -> int:
         """Tokens of the shape."""

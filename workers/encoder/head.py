@@ -38,7 +38,7 @@ class Head:
         Returns:
             float32 [texts, dim], rows of unit length. A row without a direction (zero or not finite) is NaN throughout.
         """
-        return normalise(self.project(pooled)[:, :dim])
+        return cut(self.project(pooled), dim)
 
     def project(self, pooled: Tensor) -> Tensor:
         """The layers alone: float [texts, width] → float32 [texts, the last layer's width], of any length."""
@@ -46,6 +46,11 @@ class Head:
         for layer in self._layers:
             vectors = layer(vectors)
         return vectors
+
+
+def cut(vectors: Tensor, dim: int) -> Tensor:
+    """Truncate rows to ``dim``, then normalise: [n, width] → float32 [n, dim], a tensor of its own."""
+    return normalise(vectors[:, :dim])
 
 
 def normalise(vectors: Tensor) -> Tensor:
