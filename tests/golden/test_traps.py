@@ -229,7 +229,7 @@ def test_no_forward_pass_is_above_the_budget(gemma, batch, monkeypatch, padded):
     passes: list[Pack] = []
 
     class Spy:
-        name, padded = forward.name, forward.padded
+        name, padded, cost = forward.name, forward.padded, staticmethod(forward.cost)
 
         def __call__(self, pack: Pack, dim: int) -> Any:
             passes.append(pack)
