@@ -63,6 +63,23 @@ COMMANDS = {
         "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
         "stream-embedder check -c pipeline.yaml",
     ),
+    "dead-letters list": Command(
+        "Say how many dead letters there are, by stage and class, and where the latest lie that wait. Neither values nor, "
+        "without --keys, keys are printed.",
+        "stream-embedder dead-letters list -c pipeline.yaml --stage text --since 2h",
+    ),
+    "dead-letters show": Command(
+        "Say all that is known of a dead letter. A PLACE is PARTITION/OFFSET of the dead-letter topic, as list prints it, or "
+        "TOPIC/PARTITION/OFFSET of the source. The key and the value are printed with --payload.",
+        "stream-embedder dead-letters show -c pipeline.yaml 0/12 --payload",
+        "PLACE",
+    ),
+    "dead-letters replay": Command(
+        "Send dead letters back to their source topics, byte for byte, each once. All that wait, or those that the options "
+        "and places name; what is left out waits on, for another replay.",
+        "stream-embedder dead-letters replay -c pipeline.yaml --class missing_field --dry-run",
+        "PLACE",
+    ),
     "config": Command(
         "Print the settings in force and where each came from, with secrets hidden.",
         "stream-embedder config -c pipeline.yaml --pool.max 4",
@@ -84,10 +101,12 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message} ({self.prog} --help says more)")
 
 
-def overview() -> str:
-    """The help of the whole program."""
+def overview(group: str = "") -> str:
+    """The help of the whole program, or of the commands that begin with ``group``."""
     about = {name: command.about for name, command in COMMANDS.items()} | STANDALONE
-    listed = "\n".join(f"  {name:<9} {text.partition('. ')[0].rstrip('.')}." for name, text in about.items())
+    about = {name: text for name, text in about.items() if name.startswith(group)}
+    width = max(map(len, about))
+    listed = "\n".join(f"  {name:<{width}} {text.partition('. ')[0].rstrip('.')}." for name, text in about.items())
     return (
         f"usage: {PROGRAM} COMMAND [-c FILE] [--section.field VALUE ...]\n\n"
         "Keeps a Kafka topic of embeddings in step with a stream of text.\n\n"
@@ -116,16 +135,46 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name == "calibrate":
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the output; default: the model's")
         parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")
+    if name in ("dead-letters list", "dead-letters replay"):
+        _add_filter(parser)
+    if name == "dead-letters list":
+        parser.add_argument("--last", type=_count, metavar="N", help="how many to print; default: 20, with --json all")
+        parser.add_argument("--replayed", action="store_true", help="those too that were replayed")
+        parser.add_argument("--keys", action="store_true", help="with the records' keys")
+        parser.add_argument("--json", action="store_true", help="a JSON object per dead letter, and no table")
+    if name == "dead-letters show":
+        parser.add_argument("--payload", action="store_true", help="print the key and the value too")
+        parser.add_argument("--out", type=Path, metavar="FILE", help="write the value to a file, byte for byte")
+    if name == "dead-letters replay":
+        parser.add_argument("--to", metavar="TOPIC", help="send them there instead; the partition goes by the key")
+        parser.add_argument("--limit", type=_positive, metavar="N", help="send so many at most")
+        parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
     if name == "demo":
         parser.add_argument("--rows", type=_positive, metavar="N", help="how many texts to embed")
         parser.add_argument("--query", action="append", default=[], metavar="TEXT", help="a question of your own")
     return parser
 
 
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    stages = ("decode", "text", "tokenize", "encode", "output")
+    parser.add_argument("--stage", action="append", default=[], choices=stages, help="of this stage; may be repeated")
+    parser.add_argument("--class", action="append", default=[], metavar="CLASS", help="of this class; may be repeated")
+    parser.add_argument(
+        "--topic", action="append", default=[], metavar="TOPIC", help="from this source topic; likewise"
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", help="of records since then: 2026-05-01T00:00:00Z, or 90m, 2h, 7d ago"
+    )
+
+
 def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up is needed, not {text!r}")
+    return _count(text, 1)
+
+
+def _count(text: str, least: int = 0) -> int:
+    number = int(text) if text.isdecimal() else -1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"a whole number from {least} up is needed, not {text!r}")
     return number
 
 

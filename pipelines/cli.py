@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,7 @@ from workers.errors import EnvironmentFault, SettingsError, StreamEmbedderError
 
 if TYPE_CHECKING:
     from pipelines.configure import Configured
+    from pipelines.dead_letters import Wanted
     from workers.settings import Settings
 
 INTERRUPTED = 130
@@ -90,6 +92,49 @@ def _require_texts(call: _Call, name: str) -> None:
         raise SettingsError(f"{name} needs texts: as arguments, or as JSON lines on standard input")
 
 
+def _list_dead_letters(call: _Call) -> int:
+    from pipelines.dead_letters_text import run_list
+
+    options = call.arguments.options
+    return run_list(
+        call.configured.settings,
+        _wanted(call),
+        last=options.last,
+        replayed=options.replayed,
+        keys=options.keys,
+        as_json=options.json,
+    )
+
+
+def _show_dead_letters(call: _Call) -> int:
+    from pipelines.dead_letters_text import run_show
+
+    options = call.arguments.options
+    return run_show(call.configured.settings, call.arguments.words, payload=options.payload, out=options.out)
+
+
+def _replay(call: _Call) -> int:
+    from pipelines.replay import run_replay
+
+    options = call.arguments.options
+    return run_replay(
+        call.configured.settings, _wanted(call), to=options.to, limit=options.limit, dry_run=options.dry_run
+    )
+
+
+def _wanted(call: _Call) -> Wanted:
+    from pipelines.dead_letters import Place, Wanted, parse_since
+
+    options = call.arguments.options
+    return Wanted(
+        stages=frozenset(options.stage),
+        classes=frozenset(getattr(options, "class")),
+        topics=frozenset(options.topic),
+        places=tuple(map(Place.parse, call.arguments.words)),
+        since_ms=None if options.since is None else parse_since(options.since, datetime.now(UTC)),
+    )
+
+
 def _demo(call: _Call) -> int:
     from pipelines.demo import run_demo
 
@@ -140,6 +185,9 @@ _RUN = {
     "encode": _encode,
     "calibrate": _calibrate,
     "check": _check,
+    "dead-letters list": _list_dead_letters,
+    "dead-letters show": _show_dead_letters,
+    "dead-letters replay": _replay,
     "config": _config,
     "demo": _demo,
 }
@@ -147,6 +195,8 @@ _RUN = {
 
 def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     name, rest = (words[0], words[1:]) if words else ("", [])
+    if name == "dead-letters" and rest and f"{name} {rest[0]}" in _RUN:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("-h", "--help", "--version"):
         print(_version() if name == "--version" else overview())
         return 0
@@ -154,6 +204,11 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
         from pipelines.bench.command import run_bench
 
         return run_bench(rest, environ)
+    if name == "dead-letters":
+        if {"-h", "--help"}.intersection(rest):
+            print(overview(name))
+            return 0
+        raise SettingsError(f"dead-letters needs one of list, show, replay ({PROGRAM} dead-letters --help says more)")
     if name not in _RUN:
         wrong = f"there is no command {name!r}" if name else "a command is needed"
         known = ", ".join([*_RUN, *STANDALONE])

@@ -21,12 +21,17 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import admin, bare_consumer, sentence
-from workers.records import TopicPartition
+from workers.records import Origin, Record, TopicPartition
 from workers.settings import KafkaSettings, SourceSettings
 
 # Kafka's default for max.message.bytes, used where we may not read a topic's configuration.
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 DEFAULT_TIMESTAMP_AFTER_MAX_MS = 3_600_000
+DEFAULT_TIMESTAMP_BEFORE_MAX_MS = 2**63 - 1
+
+# A transaction whose writer died is open until the broker times it out: 15 s for ours, looked at every 10 s; others' may
+# take a minute.
+OPEN_TRANSACTION_S = 75.0
 
 
 def create_topics(kafka: KafkaSettings, topics: Mapping[str, int], **configs: str) -> None:
@@ -48,7 +53,11 @@ def delete_topics(kafka: KafkaSettings, topics: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What decides whether a topic takes a record. Sizes in bytes of a record batch, times in milliseconds."""
+    """What decides whether a topic takes a record, and for how long it keeps it.
+
+    Sizes in bytes of a record batch, times in milliseconds; ``retention_ms`` is -1 where age deletes nothing, or where we
+    may not know. With ``log_append_time`` the broker dates the records.
+    """
 
     name: str
     partitions: int
@@ -56,6 +65,9 @@ class Topic:
     compacted: bool = False
     timestamp_after_max_ms: int = DEFAULT_TIMESTAMP_AFTER_MAX_MS
     operations: frozenset[str] = frozenset()
+    timestamp_before_max_ms: int = DEFAULT_TIMESTAMP_BEFORE_MAX_MS
+    log_append_time: bool = False
+    retention_ms: int = -1
 
 
 def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Topic]:
@@ -74,6 +86,11 @@ def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str,
             compacted="compact" in configs.get("cleanup.policy", ""),
             timestamp_after_max_ms=int(configs.get("message.timestamp.after.max.ms", DEFAULT_TIMESTAMP_AFTER_MAX_MS)),
             operations=frozenset(described.get("authorized_operations") or ()),
+            timestamp_before_max_ms=int(
+                configs.get("message.timestamp.before.max.ms", DEFAULT_TIMESTAMP_BEFORE_MAX_MS)
+            ),
+            log_append_time=configs.get("message.timestamp.type") == "LogAppendTime",
+            retention_ms=int(configs.get("retention.ms", -1)) if "delete" in configs.get("cleanup.policy", "") else -1,
         )
     return found
 
@@ -184,3 +201,75 @@ def latest_records(
         raise RetryableError(f"the latest records of topic {topic.name} cannot be read: {sentence(error)}") from error
     finally:
         consumer.close()
+
+
+def committed_records(
+    kafka: KafkaSettings,
+    topic: Topic,
+    *,
+    starts: Mapping[TopicPartition, int] | None = None,
+    ends: Mapping[TopicPartition, int] | None = None,
+    patience_s: float = OPEN_TRANSACTION_S,
+) -> Iterator[list[Record]]:
+    """A topic's committed records from its beginning to its end, a partition's share at a time and in its order.
+
+    ``starts``: read these partitions only, from these offsets on. ``ends``: read up to these, which waits for transactions
+    that are not decided; None: up to what is committed now.
+
+    Raises:
+        EnvironmentFault: we may not read the topic.
+        RetryableError: nothing more came for ``patience_s``, though there is more.
+    """
+    consumer = bare_consumer(kafka, auto_offset_reset="earliest", max_poll_records=1_000, fetch_max_bytes=16 << 20)
+    try:
+        partitions = [KafkaTopicPartition(*tp) for tp in starts or _partitions(topic)]
+        consumer.assign(partitions)
+        # This consumer is read_committed: its end of a partition lies before the first transaction that is open.
+        last = (
+            {tp: ends[TopicPartition(*tp)] for tp in partitions} if ends else consumer.end_offsets(partitions, 30_000)
+        )
+        first = consumer.beginning_offsets(partitions, 30_000)
+        begins = starts or {TopicPartition(*tp): offset for tp, offset in first.items()}
+        at = {tp: begins[TopicPartition(*tp)] for tp in partitions}
+        for tp in partitions:
+            consumer.seek(tp, at[tp])
+        deadline = Deadline(patience_s)
+        while True:
+            for tp in [tp for tp in at if at[tp] >= last[tp]]:
+                consumer.pause(tp)
+                del at[tp]
+            if not at:
+                return
+            for tp, raws in consumer.poll(250).items():
+                found = [_record(raw) for raw in raws if raw.offset < last[tp]]
+                if found:
+                    yield found
+            # A position also moves past what holds no record: transaction markers, and what was aborted or compacted.
+            reached = {tp: consumer.position(tp, 30_000) for tp in at}
+            if reached != at:
+                at, deadline = reached, Deadline(patience_s)
+            elif deadline.expired:
+                tp, offset = next(iter(at.items()))
+                raise RetryableError(
+                    f"{TopicPartition(*tp)} gave nothing from offset {offset} on for {patience_s:.0f} s, and it reaches to "
+                    f"{last[tp]}: its broker does not answer, or somebody's transaction is still open"
+                )
+    except kafka_errors.AuthorizationError as error:
+        user = kafka.sasl_username or "this client"
+        raise EnvironmentFault(
+            f"{user} may not read topic {topic.name}: grant Read on it (kafka-acls.sh --add)"
+        ) from error
+    except kafka_errors.KafkaError as error:
+        raise RetryableError(f"topic {topic.name} cannot be read: {sentence(error)}") from error
+    finally:
+        consumer.close()
+
+
+def _partitions(topic: Topic) -> list[TopicPartition]:
+    return [TopicPartition(topic.name, number) for number in range(topic.partitions)]
+
+
+def _record(raw: Any) -> Record:
+    timestamp = raw.timestamp if raw.timestamp is not None else -1
+    origin = Origin(raw.topic, raw.partition, raw.offset, 0)
+    return Record(origin, raw.key, raw.value, timestamp, tuple(raw.headers or ()))

@@ -65,7 +65,7 @@ def test_help_names_every_command():
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_each_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]):
-    assert cli.main([name, "--help"]) == 0
+    assert cli.main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert COMMANDS[name].example in text
     assert "--pool.max 4" in text
@@ -104,6 +104,20 @@ def test_config_shows_what_is_in_force_and_whence(tmp_path: Path):
         (["encode", "--precision", "int8_ranges", "text"], "precision int8_ranges needs ranges"),
         (["encode", "--ranges", "r.npz", "text"], "not float32; leave it out"),
         (["encode", "--precision", "binary", "--dim", "9", "text"], "dim (9) is not a multiple of 8"),
+        (["dead-letters"], "dead-letters needs one of list, show, replay"),
+        (["dead-letters", "walk"], "dead-letters needs one of list, show, replay"),
+        (["dead-letters", "list", "0/1"], "dead-letters list takes no argument such as '0/1'"),
+        (["dead-letters", "list", "--since", "yesterday"], "--since yesterday: write a timestamp"),
+        (["dead-letters", "list", "--since", "999999999w"], "--since 999999999w: write a timestamp"),
+        (["dead-letters", "list", "--stage", "text", "--stage", "tex"], "invalid choice"),
+        (["dead-letters", "list", "--last", "-1"], "a whole number from 0 up is needed"),
+        (["dead-letters", "show"], "show needs a place"),
+        (["dead-letters", "show", "0-12"], "'0-12' is no place of a dead letter"),
+        (["dead-letters", "replay", "0/1/2/3"], "is no place of a dead letter"),
+        (["dead-letters", "replay", "--limit", "0"], "a whole number from 1 up is needed"),
+        (["dead-letters", "replay"], "replay needs source.topics or source.pattern"),
+        (["dead-letters", "replay", "--to", "documents.dead"], "is dead_letter.topic itself"),
+        (["dead-letters", "replay", "--to", "v", "--outputs.0.topic", "v"], "texts do not belong among vectors"),
         (["calibrate", "text"], "required: --out"),
         (["calibrate", "--out", "ranges.txt", "text"], "--out ranges.txt: the file is an .npz"),
         (["calibrate", "--out", "/tmp/r.npz", "--dim", "385", "text"], "--dim (385) is larger than the 384 dimensions"),

@@ -205,6 +205,19 @@ class TransactionalSink(KafkaSink):
         except kafka_errors.KafkaError as error:
             raise CommitError(f"the transaction failed: {type(error).__name__} {error}") from error
 
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Write messages in a transaction of their own, which carries no offsets.
+
+        Raises:
+            CommitError: it failed, or its outcome is unknown.
+            RetryableError: a message was not taken; nothing of the transaction is visible.
+        """
+        self.write(messages)
+        try:
+            self._wait(self._producer._transaction_manager.begin_commit(), "the commit")
+        except kafka_errors.KafkaError as error:
+            raise CommitError(f"the transaction failed: {type(error).__name__} {error}") from error
+
     def _wait(self, result: Any, what: str) -> None:
         deadline = Deadline(WAIT_S)
         self._producer._sender.wakeup()
