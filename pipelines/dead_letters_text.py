@@ -75,13 +75,13 @@ def run_list(settings: Settings, wanted: Wanted, *, last: int | None, replayed: 
             heapq.heappop(latest)
     shown = [facts for _, _, facts in sorted(latest, key=lambda entry: entry[:2])]
     if as_json:
-        for facts in shown:
-            print(json.dumps(facts))
+        for line in shown:
+            print(json.dumps(line))
         return 0
     _print_counts(topic, counts)
     if shown:
         print(f"\nthe latest {len(shown):,} {'' if replayed else 'that wait'}".rstrip() + ", by their records' time:\n")
-        _print_columns([_COLUMNS, *(_line(facts) for facts in shown)])
+        _print_columns([_COLUMNS, *map(_line, shown)])
     return 0
 
 
@@ -137,7 +137,7 @@ def _line(facts: Mapping[str, Any]) -> tuple[str, ...]:
 def _print_counts(topic: DeadLetterTopic, counts: Mapping[tuple[str, str], _Count]) -> None:
     waiting = sum(count.waiting for count in counts.values())
     replayed = sum(count.replayed for count in counts.values())
-    others = f"; {topic.others:,} records there are no dead letters of this program" if topic.others else ""
+    others = f"; {topic.others:,} other records lie there" if topic.others else ""
     print(f"{topic.topic.name}: {waiting:,} dead letters wait, {replayed:,} were replayed{others}")
     if not counts:
         return

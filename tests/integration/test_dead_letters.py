@@ -378,7 +378,7 @@ def test_only_the_pipelines_own_topics_are_written_to(scene: Scene) -> None:
     assert code == 0
     assert out.startswith(f"replayed 3 dead letters of {scene.dead} (3 to {scene.documents})\n")
     assert "left  1 of topic another-teams, which this pipeline does not read: --to says where to send them" in out
-    assert "1 records there are no dead letters of this program" in scene.run("list")[1]
+    assert "; 1 other records lie there\n" in scene.run("list")[1]
     out = scene.run("replay", "--to", scene.documents)[1]
     assert f"note  1 are older than topic {scene.documents} keeps records (retention.ms)" in out
 
@@ -445,7 +445,6 @@ def test_what_is_wrong_is_one_sentence(scene: Scene, make_topic: Callable[..., s
         (["replay", "--dead_letter.topic", "nowhere"], 1, "topic nowhere does not exist"),
         (["replay", "--source.topics", "nowhere"], 1, "topic nowhere does not exist"),
         (["replay", "--to", "nowhere", "--dry-run"], 1, "topic nowhere does not exist"),
-        (["list", "--kafka.bootstrap_servers", "127.0.0.1:1"], 1, "no Kafka broker answers at 127.0.0.1:1"),
         (["show", "0/0", "--dead_letter.topic", empty], 1, f"topic {empty} holds no dead letter at 0/0"),
         (["show", "0/9999"], 1, f"topic {scene.dead} holds no dead letter at 0/9999"),
         (["show", "9/0"], 1, f"topic {scene.dead} has the partitions 0 to 1: there is no 9/0"),
