@@ -6,6 +6,7 @@ to a topic or a group.
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import numpy as np
 
 from pipelines import guard, identity
 from pipelines.model import Model
-from workers import kafka_client, kafka_topics, log
+from workers import kafka_client, kafka_rights, kafka_topics, log
 from workers.codecs import decoder_for, renderer_for
-from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
+from workers.errors import EnvironmentFault, RetryableError
+from workers.kafka_security import tls
 from workers.kafka_topics import Topic
 from workers.records import Document, Embedding, Origin, Record
 from workers.settings import KafkaOutput, Settings
@@ -27,6 +29,8 @@ LOG = log.get(__name__)
 OTHER_BYTES = 1024
 # What a dead letter adds to its source record: headers with origin, stage, class and message.
 DEAD_LETTER_BYTES = 4096
+# A client certificate that ends so soon is spoken of.
+SOON = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +102,18 @@ def examine(settings: Settings) -> Iterator[Finding]:
             sources = kafka_topics.source_topics(client, settings.source)
             written = [output.topic for output in settings.outputs] + [settings.dead_letter.topic]
             topics = kafka_topics.describe_topics(client, dict.fromkeys([*sources, *written]))
+            missing = [name for name in dict.fromkeys([*sources, *written]) if name not in topics]
+            hidden = kafka_topics.hidden_topics(client, missing)
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("broker", str(error))
         return
+    yield from _certificate(settings)
     try:
-        kafka_topics.probe_group(settings.kafka, settings.source.group)
+        kafka_rights.require_group(settings.kafka, settings.source.group)
         yield Finding(f"group {settings.source.group}")
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("group", str(error))
-    yield from _present(settings, sources, written, topics)
+    yield from _present(settings, sources, written, topics, hidden)
     yield from _rights(settings, sources, written, topics)
     if model is not None:
         yield from _sizes(settings, model, sources, topics)
@@ -116,29 +123,69 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield _fingerprints(settings, model)
 
 
-def _present(settings: Settings, sources: list[str], written: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
+def _certificate(settings: Settings) -> Iterator[Finding]:
+    kafka = settings.kafka
+    if kafka.ssl_hostname_unchecked_because is not None:
+        yield Finding(
+            f"brokers' names are not checked against their certificates: {kafka.ssl_hostname_unchecked_because}"
+        )
+    ends = tls.client_certificate_ends(kafka)
+    if ends is None:
+        return
+    left = ends - datetime.datetime.now(datetime.UTC)
+    if left < SOON:
+        yield Finding(
+            "client certificate",
+            f"this client's certificate expires in {left.total_seconds() / 3600:.0f} hours, on {ends:%Y-%m-%d %H:%M} UTC: "
+            "renew it",
+            may_never_happen=True,
+        )
+    else:
+        yield Finding(f"client certificate, valid until {ends:%Y-%m-%d}")
+
+
+def _present(
+    settings: Settings, sources: list[str], written: list[str], topics: dict[str, Topic], hidden: set[str]
+) -> Iterator[Finding]:
+    who = settings.kafka.who
     if not sources:
-        yield Finding("source", f"source.pattern {settings.source.pattern} matches no topic that this user may see")
+        yield Finding("source", f"source.pattern {settings.source.pattern} matches no topic that {who} may see")
     for name in dict.fromkeys([*sources, *written]):
-        if name in topics:
-            yield Finding(f"topic {name}: {topics[name].partitions} partitions")
+        if name in hidden:
+            operation = "Write" if name in written else "Read"
+            yield Finding(name, f"{who} may not see topic {name}, if there is one: {_grant(operation, name)}")
+        elif name in topics:
+            unknown = "" if topics[name].configs_known else "; its limits are hidden, and taken for Kafka's defaults"
+            yield Finding(f"topic {name}: {topics[name].partitions} partitions{unknown}")
         else:
             yield Finding(
                 name,
-                f"topic {name} does not exist, or this user may not see it: create it (kafka-topics.sh --create --topic "
-                f"{name}), or correct the settings",
+                f"topic {name} does not exist, or {who} may not see it: create it (kafka-topics.sh --create --topic {name}), "
+                "or correct the settings",
             )
 
 
 def _rights(settings: Settings, sources: list[str], written: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
-    for names, operation, verb in ((sources, "READ", "read"), (written, "WRITE", "write to")):
+    looked_at = [] if settings.delivery.allow_fingerprint_change else [output.topic for output in settings.outputs]
+    for names, operation, what, otherwise in (
+        (sources, "Read", "read topic {}", ""),
+        (written, "Write", "write to topic {}", ""),
+        (
+            looked_at,
+            "Read",
+            "read topic {}, whose latest vectors say which model made them",
+            ", or set delivery.allow_fingerprint_change: true",
+        ),
+    ):
         for name in dict.fromkeys(names):
             # A broker too old to say which operations are allowed says nothing.
-            if name in topics and topics[name].operations and operation not in topics[name].operations:
-                user = settings.kafka.sasl_username or "this client"
-                yield Finding(
-                    name, f"{user} may not {verb} topic {name}: grant {operation.title()} on it (kafka-acls.sh --add)"
-                )
+            if name in topics and topics[name].operations and operation.upper() not in topics[name].operations:
+                what_for = what.format(name)
+                yield Finding(name, f"{settings.kafka.who} may not {what_for}: {_grant(operation, name)}{otherwise}")
+
+
+def _grant(operation: str, topic: str) -> str:
+    return f"grant {operation} on it (kafka-acls.sh --add --operation {operation} --topic {topic})"
 
 
 def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
@@ -182,10 +229,11 @@ def _record_size(model: Model, output: KafkaOutput) -> int:
 def _transactions(settings: Settings) -> Iterator[Finding]:
     if settings.delivery.guarantee != "exactly_once":
         return
+    ids = [identity.slot(settings, number) for number in range(settings.readers.count)]
     try:
-        kafka_client.probe_transactions(settings.kafka, identity.slot(settings, "check"))
+        kafka_rights.require_transactions(settings.kafka, ids)
         yield Finding("transactions")
-    except StreamEmbedderError as error:
+    except (EnvironmentFault, RetryableError) as error:
         yield Finding("transactions", str(error))
 
 

@@ -64,6 +64,13 @@ def load(file: Path | None, flags: Sequence[tuple[str, str]], environ: Mapping[s
     merged: dict[type_path, _Given] = {}
     for given in (*_from_yaml(file), *_from_environ(environ, mistakes), *_from_flags(flags, mistakes)):
         for leaf in _leaves(given, mistakes):
+            if leaf.origin.startswith("--") and _is_secret(_find(leaf.path)):
+                # Whoever may list processes reads their arguments.
+                variable = ENV_PREFIX + "__".join(map(str, leaf.path)).upper()
+                mistakes.append(
+                    f"{_dotted(leaf.path)} is a secret, and not for the command line: put it into {variable}"
+                )
+                continue
             # What is given for a whole section or list replaces its parts, and a part takes the place of the whole.
             merged = {path: other for path, other in merged.items() if not _related(path, leaf.path)}
             merged[leaf.path] = leaf

@@ -30,7 +30,7 @@ from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
 from workers.pool import serve_pool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, type_vectors
-from workers.settings import Settings
+from workers.settings import KafkaSettings, Settings
 from workers.sinks.base import Sink
 from workers.sinks.kafka import IdempotentSink, TransactionalSink
 from workers.sources.kafka import KafkaSource
@@ -288,7 +288,8 @@ def build(settings: Settings) -> serve.Application:
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=settings.delivery.drain_timeout_s + 15,
     )
-    return reader.bind(settings, encoder.bind(settings))
+    # Encoders never speak to Kafka: what opens it does not go where they run.
+    return reader.bind(settings, encoder.bind(settings.model_copy(update={"kafka": KafkaSettings()})))
 
 
 def app(args: dict[str, str]) -> serve.Application:

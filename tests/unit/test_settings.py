@@ -125,10 +125,43 @@ def test_a_precision_needs_no_more_than_that(output: dict):
         ({"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", "sasl_username": "a"}, "sasl_password"),
         ({"sasl_mechanism": "PLAIN"}, "needs security_protocol"),
         ({"security_protocol": "SSL", "ssl_certfile": "a.pem"}, "needs both"),
+        ({"security_protocol": "SSL", "ssl_cert_pem": "-"}, "needs both"),
+        ({"security_protocol": "SSL", "ssl_cafile": "a.pem", "ssl_ca_pem": "-"}, "not both"),
+        ({"ssl_cafile": "a.pem"}, "ssl_cafile needs security_protocol SSL or SASL_SSL, not PLAINTEXT"),
+        ({"ssl_hostname_unchecked_because": "so"}, "needs security_protocol"),
+        ({"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "AWS_MSK_IAM"}, "needs security_protocol SASL_SSL"),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "GSSAPI", "sasl_username": "a"}, "takes no sasl_username"),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER"}, "needs oauth.token_url"),
+        ({"oauth": {"token_file": "t"}}, "needs sasl_mechanism OAUTHBEARER"),
+        ({"oauth": {"token_url": "http://idp.example/t"}}, "would travel unencrypted"),
+        ({"oauth": {"token_url": "idp.example"}}, "write the whole address"),
+        ({"oauth": {"token_url": "https://a:b@idp.example"}}, "without a user"),
+        ({"oauth": {"token_url": "https://idp.example"}}, "needs client_id and client_secret"),
+        ({"oauth": {"client_id": "a"}}, "a token needs token_url"),
+        ({"oauth": {"token_file": "t", "scope": "a"}}, "token_file needs no scope"),
+        ({"oauth": {"token_file": "t", "extensions": "auth=x"}}, "auth is taken"),
     ],
 )
 def test_a_connection_is_whole(kafka: dict, says: str):
     assert says in refused(kafka=kafka)
+
+
+def test_a_secret_is_in_nothing_that_is_shown():
+    canary = "c4n4ry"
+    kafka = {
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "OAUTHBEARER",
+        "oauth": {"token_url": "https://idp.example", "client_id": "me", "client_secret": canary},
+        **dict.fromkeys(("ssl_ca_pem", "ssl_cert_pem", "ssl_key_pem", "ssl_password"), canary),
+    }
+    settings = Settings(kafka=kafka)
+    assert settings.kafka.oauth.client_secret.get_secret_value() == canary
+    shown = (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump()))
+    assert not any(canary in text for text in shown)
+    with pytest.raises(ValidationError) as told:
+        Settings(kafka=kafka | {"sasl_password": canary})
+    assert canary not in str(told.value)
+    assert canary not in repr(told.value)
 
 
 def test_replicas():

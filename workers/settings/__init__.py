@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from workers.errors import SettingsError
 from workers.settings.base import Section, parse_bytes
-from workers.settings.kafka import KafkaSettings
+from workers.settings.kafka import KafkaSettings, OAuthSettings
 from workers.settings.model import DEFAULT_MODEL, ModelSettings
 from workers.settings.outputs import DeadLetterSettings, KafkaOutput, type_precision
 from workers.settings.running import DeliverySettings, LimitSettings, PoolSettings, RaySettings, ReaderSettings
@@ -29,6 +29,7 @@ __all__ = [
     "KafkaSettings",
     "LimitSettings",
     "ModelSettings",
+    "OAuthSettings",
     "PoolSettings",
     "RaySettings",
     "ReaderSettings",
@@ -46,7 +47,12 @@ class Settings(BaseSettings):
     """All settings of a pipeline. Sources, later ones win: YAML file, environment, flags."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        validate_default=True,
+        hide_input_in_errors=True,
     )
 
     model: ModelSettings = ModelSettings()

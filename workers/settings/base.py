@@ -30,4 +30,7 @@ def parse_bytes(value: object) -> object:
 class Section(BaseModel):
     """A part of the settings: immutable, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    # A section that is refused does not show its values: one of them may be a password.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
