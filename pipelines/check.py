@@ -119,7 +119,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _sizes(settings, model, sources, topics)
     if all(name in topics for name in written):
         yield from _transactions(settings)
-        if model is not None:
+        if model is not None and all(_allows(topics[output.topic], "Read") for output in settings.outputs):
             yield _fingerprints(settings, model)
 
 
@@ -178,10 +178,14 @@ def _rights(settings: Settings, sources: list[str], written: list[str], topics: 
         ),
     ):
         for name in dict.fromkeys(names):
-            # A broker too old to say which operations are allowed says nothing.
-            if name in topics and topics[name].operations and operation.upper() not in topics[name].operations:
+            if name in topics and not _allows(topics[name], operation):
                 what_for = what.format(name)
                 yield Finding(name, f"{settings.kafka.who} may not {what_for}: {_grant(operation, name)}{otherwise}")
+
+
+def _allows(topic: Topic, operation: str) -> bool:
+    """Whether a topic's rights hold one; a broker too old to say which there are says nothing."""
+    return not topic.operations or operation.upper() in topic.operations
 
 
 def _grant(operation: str, topic: str) -> str:

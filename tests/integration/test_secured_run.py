@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +223,8 @@ def test_mutual_tls_from_the_environment(
 
 
 @pytest.fixture(autouse=True)
-def unset(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the caller's own environment reaches a run."""
     for name in os.environ:
         if name.startswith(ENV):
             monkeypatch.delenv(name)
-    return lambda: None

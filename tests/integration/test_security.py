@@ -188,14 +188,6 @@ FAULTS: dict[str, tuple[type_fault, str]] = {
     ),
     "client certificate of a stranger": (stranger, "does not accept this client's certificate"),
     "expired client certificate": (expired, "the certificate expired on 20.*: renew it"),
-    "nobody there": (
-        lambda secured, _: secured.sasl(bootstrap_servers="127.0.0.1:1"),
-        "no Kafka broker answers at 127.0.0.1:1 .connection refused.",
-    ),
-    "no such host": (
-        lambda secured, _: secured.sasl(bootstrap_servers="no-such-host.invalid:1"),
-        "no Kafka broker answers at no-such-host.invalid:1 .its name is not known.",
-    ),
 }
 
 
@@ -218,8 +210,7 @@ def test_check_says_what_is_wrong(
     assert len(said.splitlines()) == 1, said
     assert "canary" not in said
     assert threading.active_count() <= threads, "a client that cannot start leaves nothing behind"
-    if fault not in ("nobody there", "no such host"):
-        assert time.monotonic() - began < 8, "who is refused for good does not wait"
+    assert time.monotonic() - began < 8, "who is refused for good does not wait"
 
 
 def test_run_says_it_too(secured: SecureBroker, model: Path, tmp_path: Path) -> None:
@@ -337,12 +328,14 @@ def test_what_check_asks_changes_nothing(secured: SecureBroker) -> None:
 # ---- while it runs
 
 
-def test_a_password_that_no_longer_opens_is_in_the_log(secured: SecureBroker, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_that_no_longer_opens_is_in_the_log(
+    secured: SecureBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client that was let in, and at its next authentication is not."""
     secured.add_user("leaver")
     kafka = KafkaSettings(**secured.sasl(sasl_username="leaver", sasl_password=secured.password))
     with kafka_client.admin(kafka) as client, caplog.at_level(logging.WARNING):
-        logging.getLogger("stream_embedder").propagate = True
+        monkeypatch.setattr(logging.getLogger("stream_embedder"), "propagate", True)
         secured.remove_user("leaver")
         end = time.monotonic() + 4 * REAUTH_MS / 1000
         while time.monotonic() < end and "connection refused" not in caplog.text:

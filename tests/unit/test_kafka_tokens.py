@@ -66,17 +66,19 @@ def test_a_token_is_kept_and_renewed_before_it_ends(endpoint: TokenEndpoint, tmp
 
 
 def test_an_endpoint_that_is_down_stops_nothing_while_the_token_lives(
-    endpoint: TokenEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    endpoint: TokenEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     source = EndpointTokens(settings(endpoint, tmp_path), clock)
     first = source.token()
     endpoint.status = 503
     clock.now += 0.9 * endpoint.life_s
-    logging.getLogger("stream_embedder").propagate = True
+    monkeypatch.setattr(logging.getLogger("stream_embedder"), "propagate", True)
     with caplog.at_level(logging.WARNING, "stream_embedder"):
         assert source.token() == first
         assert source.token() == first
+    assert "token not renewed" in caplog.text
+    assert SECRET not in caplog.text
     assert len(endpoint.forms) == 2, "after a failure it is left alone for a while"
     clock.now += tokens.PAUSE_S + 0.2 * endpoint.life_s
     with pytest.raises(EnvironmentFault, match="it answers 503 temporarily_unavailable"):

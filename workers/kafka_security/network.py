@@ -99,14 +99,16 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     def __init__(self, network: Network, net: NetworkSelector, **configs: Any) -> None:
         self._network = network
+        self._started = False
         super().__init__(net, **configs)
 
     def get_connection(self, node_id: Any, *args: Any, **kwargs: Any) -> Any:
         """As its parent's; ends the bootstrap when all its servers have refused us."""
-        if not self.bootstrapped and self._network.refused_by(
-            {node.node_id for node in self.cluster.bootstrap_brokers()}
-        ):
-            raise Refused
+        if not self._started:
+            self._started = self.bootstrapped
+            servers = {node.node_id for node in self.cluster.bootstrap_brokers()}
+            if not self._started and self._network.refused_by(servers):
+                raise Refused
         return super().get_connection(node_id, *args, **kwargs)
 
     async def _connect(self, node: Any, conn: Any, **kwargs: Any) -> None:
@@ -122,7 +124,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
             stage = Stage.GREETING
         else:
             stage = Stage.AUTHENTICATING if conn.sasl_enabled else Stage.GREETING
-        self._network.failed(node, stage, error, starting=not self.bootstrapped)
+        self._network.failed(node, stage, error, starting=not (self._started or self.bootstrapped))
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         sock = await create_connection(
@@ -133,14 +135,24 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         else:
             transport = KafkaTCPTransport(self._net, sock, host=node.host)
         deadline = timeout_at if timeout_at is not None else time.monotonic() + HANDSHAKE_S
-        timer = self._net.call_at(deadline, lambda: _hang_up(transport))
+        late: list[bool] = []
+
+        def hang_up() -> None:
+            late.append(True)
+            _hang_up(transport)
+
+        timer, failure = self._net.call_at(deadline, hang_up), None
         try:
             await transport.handshake()
         except (OSError, ValueError) as error:
-            transport.close()
-            raise kafka_errors.KafkaConnectionError(f"TLS handshake failed: {error}") from error
+            failure = error
         finally:
             self._net.cancel(timer)
+        if late or failure is not None:
+            transport.close()
+            if late:
+                raise kafka_errors.KafkaConnectionError("it does not answer to TLS in time")
+            raise kafka_errors.KafkaConnectionError(f"TLS handshake failed: {failure}") from failure
         receive = transport._sock_recv
 
         def keep_last_words() -> tuple[bytes, BaseException | None]:

@@ -153,7 +153,7 @@ def _silence(kafka: KafkaSettings, server: str, stage: Stage, error: BaseExcepti
     if stage is Stage.REACHING and isinstance(error.__cause__, ConnectionError):
         return _no_tls(kafka, server)  # TCP was there, and TLS ended it
     gibberish = isinstance(error, kafka_errors.KafkaProtocolError)
-    if gibberish or "disconnected" in str(error):
+    if gibberish or "disconnected" in str(error) or any(isinstance(part, ConnectionError) for part in error.args):
         if stage is Stage.GREETING and kafka.encrypted:
             return Refusal(
                 f"Kafka at {server} closes the connection as soon as TLS is set up. {_wants_certificate(server)}",
