@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 from pipelines.cli import main
 from tests.integration.pipeline import MARK, Pipeline, Reader, reading, value_of, wait_until
-from tests.secure_broker import REAUTH_MS, SecureBroker, secure_broker
+from tests.secure_broker import REAUTH_MS, SecureBroker
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client, kafka_topics
 from workers.settings import KafkaSettings
@@ -29,12 +30,6 @@ pytestmark = pytest.mark.timeout(300)
 
 RAY = Path(sys.executable).parent / "ray"
 ENV = "STREAM_EMBEDDER_KAFKA__"
-
-
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    with secure_broker(tmp_path_factory.mktemp("secured")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +149,14 @@ def shown_by_ray(dashboard: str) -> dict[str, bytes]:
         "/api/serve/applications/", "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1",
         "/api/v0/runtime_envs?detail=1", "/api/v0/objects?detail=1", "/nodes?view=details", "/logical/actors", "/api/jobs/",
     ):  # fmt: skip
-        with urllib.request.urlopen(dashboard + path, timeout=30) as answer:
-            found[path] = answer.read()
+        try:
+            with urllib.request.urlopen(dashboard + path, timeout=30) as answer:
+                found[path] = answer.read()
+        except (
+            urllib.error.HTTPError
+        ) as error:  # what an installation does not serve; the answer is looked at all the same
+            with error:
+                found[path] = error.read()
     return found
 
 
@@ -185,7 +186,7 @@ def test_scram_over_tls_on_a_cluster(
         assert pipeline.terminate(60) == 0, pipeline.tail()
         require_each_once(out, 250)
     log = pipeline.log.read_text()
-    assert not re.search(r"WARNING|ERROR|Traceback", log), log
+    assert not re.search(r"(WARNING|ERROR) stream_embedder|Traceback", log), log
     canary = secured.password.encode()
     assert b"stream-embedder" in shown["/api/serve/applications/"]
     assert b"Reader" in shown["/api/v0/actors?detail=1"], "the API shows what it is asked for"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kafka.errors import KafkaError
 
 from pipelines.cli import main
 from tests.certificates import DAY, Authority
-from tests.secure_broker import APP, ODD_NAME, REAUTH_MS, SecureBroker, secure_broker
+from tests.secure_broker import APP, ODD_NAME, REAUTH_MS, SecureBroker
 from tests.tiny_model import make_tiny_bert
 from tests.token_endpoint import TokenEndpoint, unsigned_token
 from workers import kafka_client, kafka_topics
@@ -30,14 +30,6 @@ from workers.errors import EnvironmentFault
 from workers.settings import KafkaSettings
 
 PASSWORD = "STREAM_EMBEDDER_KAFKA__SASL_PASSWORD"
-
-
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    with secure_broker(tmp_path_factory.mktemp("secured")) as made:
-        kafka_topics.create_topics(made.plain, {"in": 1, "out": 1})
-        kafka_topics.create_topics(made.plain, {"dead": 1}, **{"max.message.bytes": "2000000"})
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +62,7 @@ def test_a_certificate_opens_from_files_and_from_text(secured: SecureBroker, tmp
 
 
 def test_a_name_that_is_not_checked_for_a_reason(secured: SecureBroker) -> None:
-    assert described(secured.tls("ELSEWHERE", ssl_hostname_unchecked_because="a test")) == 0
+    assert described(secured.tls("ELSEWHERE", ssl_hostname_unchecked_because="a test")) == 2
 
 
 def test_a_token_from_a_file_opens(secured: SecureBroker, tmp_path: Path) -> None:
@@ -91,7 +83,7 @@ def test_tokens_and_sessions_are_renewed_under_load(secured: SecureBroker, tmp_p
 
     counting = Count(logging.INFO)
     logger.addHandler(counting)
-    with TokenEndpoint(tmp_path, secured.authority, client=APP, secret="canary", life_s=4) as endpoint:
+    with TokenEndpoint(tmp_path, secured.authority, client=APP, secret="canary", life_s=8) as endpoint:
         oauth = {"token_url": endpoint.url, "client_id": APP, "client_secret": "canary", "cafile": secured.cafile}
         kafka = KafkaSettings(**secured.sasl("OAUTHBEARER", oauth=oauth))
         producer = kafka_client.bare_producer(
@@ -107,7 +99,7 @@ def test_tokens_and_sessions_are_renewed_under_load(secured: SecureBroker, tmp_p
         finally:
             producer.close(timeout=2)
             logger.removeHandler(counting)
-        assert 3 <= len(endpoint.forms) <= 6
+        assert 2 <= len(endpoint.forms) <= 3
     assert authenticated >= 4
     with kafka_client.admin(secured.plain) as client:
         topics = kafka_topics.describe_topics(client, ["in"])
@@ -148,7 +140,7 @@ def expired(secured: SecureBroker, folder: Path) -> dict[str, Any]:
 
 def other_ca(secured: SecureBroker, folder: Path) -> dict[str, Any]:
     path = folder / "other.pem"
-    path.write_text(Authority().pem)
+    path.write_text(Authority("another").pem)
     return secured.sasl(ssl_cafile=path)
 
 
@@ -161,6 +153,10 @@ FAULTS: dict[str, tuple[type_fault, str]] = {
     "unknown user": (lambda secured, _: secured.sasl(sasl_username="nobody"), "authentication of user nobody"),
     "expired certificate": (lambda secured, _: secured.tls("EXPIRED"), "has expired: renew it on the broker"),
     "unknown CA": (other_ca, "signed by a CA that is not in kafka.ssl_cafile"),
+    "CA of the same name": (
+        lambda secured, _: secured.tls("TLS", ssl_cafile=None, ssl_ca_pem=Authority().pem),
+        "signed by a CA that is not in kafka.ssl_ca_pem",
+    ),
     "no CA": (
         lambda secured, _: secured.sasl(ssl_cafile=None),
         "a CA that this system does not know: set kafka.ssl_cafile",
@@ -233,8 +229,8 @@ def test_run_says_it_too(secured: SecureBroker, model: Path, tmp_path: Path) -> 
         started.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    for fault, process in zip(faults, started, strict=True):
-        said, _ = process.communicate(timeout=120)
+    said_by = [process.communicate(timeout=120)[0] for process in started]
+    for fault, process, said in zip(faults, started, said_by, strict=True):
         assert process.returncode == 1, said
         assert re.search(FAULTS[fault][1], said), said
         assert sum(line.startswith("stream-embedder:") for line in said.splitlines()) == 1, said

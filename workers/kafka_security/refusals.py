@@ -39,7 +39,7 @@ class Refusal:
 
 # OpenSSL's numbers for what it finds wrong with a certificate.
 _EXPIRED, _NOT_YET = 10, 9
-_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+_UNKNOWN_AUTHORITY = (7, 18, 19, 20, 21)  # 7: signed by one of the same name
 _OTHER_NAME = (62, 64)
 
 
@@ -58,7 +58,7 @@ def refusal(kafka: KafkaSettings, server: str, stage: Stage, error: BaseExceptio
         enabled = _words(error).partition("Enabled mechanisms: ")[2].strip("[]").replace("'", "")
         offers = f" (it offers {enabled})" if enabled else ""
         return Refusal(f"Kafka at {server} does not offer kafka.sasl_mechanism {kafka.sasl_mechanism}{offers}")
-    if isinstance(error, kafka_errors.IllegalSaslStateError):
+    if isinstance(error, kafka_errors.IllegalSaslStateError) and stage is Stage.AUTHENTICATING:
         without = "SSL" if kafka.encrypted else "PLAINTEXT"
         return Refusal(f"Kafka at {server} asks for no SASL there: set kafka.security_protocol: {without}")
     if stage is Stage.AUTHENTICATING and not isinstance(error, kafka_errors.KafkaError):

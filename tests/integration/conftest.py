@@ -1,0 +1,19 @@
+"""What integration tests share: a real broker that lets nobody in without a password, a token or a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.secure_broker import SecureBroker, secure_broker
+from workers import kafka_topics
+
+
+@pytest.fixture(scope="package")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
+    """With topics ``in``, ``out`` and ``dead``, which hold what tests leave in them."""
+    with secure_broker(tmp_path_factory.mktemp("secured")) as made:
+        kafka_topics.create_topics(made.plain, {"in": 1, "out": 1})
+        kafka_topics.create_topics(made.plain, {"dead": 1}, **{"max.message.bytes": "2000000"})
+        yield made
