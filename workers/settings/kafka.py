@@ -74,7 +74,7 @@ class OAuthSettings(Section):
                 raise ValueError(f"token_file needs no {stray[0]}: a token comes from a file or from an endpoint")
         elif self.token_url is not None and (self.client_id is None or self.client_secret is None):
             raise ValueError("token_url needs client_id and client_secret")
-        elif self.token_url is None and self.model_fields_set:
+        elif self.token_url is None and any(getattr(self, name) is not None for name in type(self).model_fields):
             raise ValueError("a token needs token_url, client_id and client_secret, or token_file")
         return self
 
