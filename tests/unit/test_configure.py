@@ -236,7 +236,7 @@ def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
     lines = [line for line in text.splitlines() if not line.endswith(":")]
     assert len(lines) == len(list(keys())) + 7  # the second output has seven settings
     assert len({line.rindex("  # ") for line in lines}) == 1
-    assert "  max: 4" + " " * 31 + "# --pool.max" in lines
+    assert "  max: 4" + " " * 32 + "# --pool.max" in lines
     assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)
 
 
