@@ -186,7 +186,6 @@ def require_topic(
     allowed = topics[name].operations
     # A broker too old to say which operations are allowed says nothing.
     if operation is not None and allowed and operation not in allowed:
-        user = kafka.sasl_username or "this client"
         raise EnvironmentFault(
-            f"{user} may not {verb} topic {name}: grant {operation.title()} on it (kafka-acls.sh --add)"
+            f"{kafka.who} may not {verb} topic {name}: grant {operation.title()} on it (kafka-acls.sh --add)"
         )

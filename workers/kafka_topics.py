@@ -19,7 +19,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 
 from workers.deadline import Deadline
-from workers.errors import RetryableError
+from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import admin, bare_consumer, sentence
 from workers.records import Origin, Record, TopicPartition
 from workers.settings import KafkaSettings, SourceSettings
@@ -248,9 +248,8 @@ def committed_records(
                     f"{last[tp]}: its broker does not answer, or somebody's transaction is still open"
                 )
     except kafka_errors.AuthorizationError as error:
-        user = kafka.sasl_username or "this client"
         raise EnvironmentFault(
-            f"{user} may not read topic {topic.name}: grant Read on it (kafka-acls.sh --add)"
+            f"{kafka.who} may not read topic {topic.name}: grant Read on it (kafka-acls.sh --add)"
         ) from error
     except kafka_errors.KafkaError as error:
         raise RetryableError(f"topic {topic.name} cannot be read: {sentence(error)}") from error
