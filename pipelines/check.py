@@ -15,13 +15,14 @@ import numpy as np
 
 from pipelines import guard, identity
 from pipelines.model import Model
+from pipelines.outputs import chain, position_key
 from workers import kafka_client, kafka_rights, kafka_topics, log
 from workers.codecs import decoder_for, renderer_for
-from workers.errors import EnvironmentFault, RetryableError
+from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.kafka_security import tls
 from workers.kafka_topics import Topic
-from workers.records import Document, Embedding, Origin, Record
-from workers.settings import KafkaOutput, Settings
+from workers.records import Document, Embedding, Origin, Record, TopicPartition
+from workers.settings import KafkaOutput, ParquetOutput, Settings
 
 LOG = log.get(__name__)
 
@@ -100,7 +101,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         with kafka_client.admin(settings.kafka) as client:
             yield Finding(f"broker {settings.kafka.bootstrap_servers}")
             sources = kafka_topics.source_topics(client, settings.source)
-            written = [output.topic for output in settings.outputs] + [settings.dead_letter.topic]
+            written = [*settings.output_topics, settings.dead_letter.topic]
             topics = kafka_topics.describe_topics(client, dict.fromkeys([*sources, *written]))
             missing = [name for name in dict.fromkeys([*sources, *written]) if name not in topics]
             hidden = kafka_topics.hidden_topics(client, missing)
@@ -119,8 +120,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _sizes(settings, model, sources, topics)
     if all(name in topics for name in written):
         yield from _transactions(settings)
-        if model is not None and all(_allows(topics[output.topic], "Read") for output in settings.outputs):
+        if model is not None and all(_allows(topics[name], "Read") for name in settings.output_topics):
             yield _fingerprints(settings, model)
+    if model is not None:
+        yield from _chains(settings, model, topics, sources)
 
 
 def _certificate(settings: Settings) -> Iterator[Finding]:
@@ -194,7 +197,7 @@ def _grant(operation: str, topic: str) -> str:
 
 def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
     for output in settings.outputs:
-        if output.topic not in topics:
+        if not isinstance(output, KafkaOutput) or output.topic not in topics:
             continue
         size, most = _record_size(model, output), topics[output.topic].max_message_bytes
         what = f"a vector of {model.dim(output)} dimensions as {output.format} takes about {size:,} bytes"
@@ -242,9 +245,35 @@ def _transactions(settings: Settings) -> Iterator[Finding]:
 
 
 def _fingerprints(settings: Settings, model: Model) -> Finding:
-    wanted = {output.topic: model.fingerprint_of(model.projection(output)) for output in settings.outputs}
+    wanted = {
+        output.topic: model.fingerprint_of(model.projection(output))
+        for output in settings.outputs
+        if isinstance(output, KafkaOutput)
+    }
     try:
         guard.refuse_other_fingerprints(settings, wanted)
     except (EnvironmentFault, RetryableError) as error:
         return Finding("fingerprint", str(error))
     return Finding("fingerprint " + ", ".join(f"{found} on {topic}" for topic, found in wanted.items()))
+
+
+def _chains(settings: Settings, model: Model, topics: dict[str, Topic], sources: list[str]) -> Iterator[Finding]:
+    """Whether each store lets us put only where nothing is, and whose the chains are that are there."""
+    partitions = [TopicPartition(name, n) for name in sources if name in topics for n in range(topics[name].partitions)]
+    for output in settings.outputs:
+        if not isinstance(output, ParquetOutput):
+            continue
+        found = chain(model, output)
+        try:
+            found.probe()
+            yield Finding(f"{output.uri} takes files")
+            with kafka_client.admin(settings.kafka) as client:
+                committed = kafka_topics.committed_positions(client, settings.source.group)
+            key = position_key(model, output)
+            for partition in partitions:
+                at = committed.get(partition)
+                found.find(partition, None if at is None else at.outputs.get(key))
+        except StreamEmbedderError as error:
+            yield Finding(output.uri, str(error))
+        else:
+            yield Finding(f"chains of {len(partitions)} partitions below {output.uri}")

@@ -122,7 +122,10 @@ def keys(number: str = "0") -> Iterator[tuple[str, FieldInfo]]:
     """Every setting by dotted key, in order; ``number`` stands for an item's place in a list of sections."""
 
     def walk(models: tuple[type[BaseModel], ...], above: str) -> Iterator[tuple[str, FieldInfo]]:
-        for name, field in ((name, field) for model in models for name, field in model.model_fields.items()):
+        fields: dict[str, FieldInfo] = {}
+        for model in models:  # kinds of one thing share fields
+            fields |= {name: field for name, field in model.model_fields.items() if name not in fields}
+        for name, field in fields.items():
             if inner := _models(field.annotation):
                 yield from walk(inner, f"{above}{name}.{number}." if _is_list(field.annotation) else f"{above}{name}.")
             else:
@@ -248,6 +251,8 @@ def _nest(settings: Mapping[type_path, _Given], mistakes: list[str]) -> dict[str
 _PHRASES = {
     "missing": "is missing",
     "tuple_type": "should be a list",
+    "extra_forbidden": "is not a setting of this kind of output",
+    "union_tag_invalid": "has a kind that is not one of kafka, parquet",
     "model_type": "is a section: write its settings below it, or as section.setting",
     "model_attributes_type": "is a section: write its settings below it, or as section.setting",
 }
@@ -256,6 +261,8 @@ _PHRASES = {
 def _sentence(detail: ErrorDetails, settings: Mapping[type_path, _Given]) -> str:
     """One mistake that pydantic found, in our words, with the origins of what it is about."""
     path, message, value = detail["loc"], detail["msg"], detail["input"]
+    if path[:1] == ("outputs",):  # pydantic puts the kind of output behind its number
+        path = path[:2] + path[3:]
     about = path[:-1] if detail["type"] == "missing" else path
     named = {about} if about else {tuple(key.split(".")) for key, _ in keys() if key in message}
     origins = sorted({given.origin for own, given in settings.items() if any(_related(own, key) for key in named)})

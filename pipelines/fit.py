@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from workers.encoder.layout import Layout, prompt_for
 from workers.errors import SettingsError
-from workers.settings import KafkaOutput, Settings
+from workers.settings import Settings, Vectors
 
 
 def against_model(settings: Settings, layout: Layout) -> None:
@@ -38,7 +38,7 @@ def against_model(settings: Settings, layout: Layout) -> None:
         raise SettingsError("\n".join(mistakes))
 
 
-def output_against_model(output: KafkaOutput, layout: Layout, name: str, above: str) -> list[str]:
+def output_against_model(output: Vectors, layout: Layout, name: str, above: str) -> list[str]:
     """What in an output the model called ``name`` contradicts; ``above`` stands before the settings' names."""
     if output.dim is not None and output.dim > layout.dim:
         return [f"{above}dim ({output.dim}) is larger than the {layout.dim} dimensions of {name}"]

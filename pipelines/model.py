@@ -18,7 +18,7 @@ from workers.encoder.hub import resolve, short_name
 from workers.encoder.layout import Layout, prompt_advice, prompt_for
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
-from workers.settings import KafkaOutput, Settings
+from workers.settings import Settings, Vectors
 
 if TYPE_CHECKING:
     from workers.encoder.encoder import Encoder
@@ -91,7 +91,7 @@ class Model:
         """Hash of the files that decide a vector, and of what the settings change in them."""
         return fingerprint.model_digest(self.folder, route=self.layout.route, sliding_window=self.layout.sliding_window)
 
-    def dim(self, output: KafkaOutput) -> int:
+    def dim(self, output: Vectors) -> int:
         """An output's dimensions."""
         return output.dim or self.layout.dim
 
@@ -100,7 +100,7 @@ class Model:
         """The most dimensions that any output wants: what encoders send back."""
         return max((self.dim(output) for output in self.settings.outputs), default=self.layout.dim)
 
-    def projection(self, output: KafkaOutput) -> Projection:
+    def projection(self, output: Vectors) -> Projection:
         """What an output makes of the model's vectors.
 
         Raises:

@@ -23,9 +23,10 @@ from ray.util import metrics as ray_metrics
 
 from pipelines import configure, guard, identity
 from pipelines.model import Model
+from pipelines.outputs import file_outlets, topic_outlets
 from workers import log, metrics
-from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
-from workers.codecs import decoder_for, renderer_for
+from workers.checkpoint import Checkpoint
+from workers.codecs import decoder_for
 from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
 from workers.pool import serve_pool
 from workers.reader import ReaderOptions, StreamReader
@@ -137,7 +138,7 @@ class Reader:
         self._meter = metrics.Metrics(RayExporter())
         self._counts = (max(1, settings.pool.min), settings.readers.count)
         model = Model.open(settings)
-        outlets = [_outlet(model, output) for output in settings.outputs]
+        outlets = topic_outlets(model)
         wanted = {outlet.topic: model.fingerprint_of(outlet.projection) for outlet in outlets}
         guard.refuse_other_fingerprints(settings, wanted)
         self._reader = self._build(model, outlets)
@@ -159,6 +160,7 @@ class Reader:
             meter=meter,
         )
         topics = [outlet.topic for outlet in outlets] + [settings.dead_letter.topic]
+        files = file_outlets(model, meter)
         sink: Sink
         if settings.delivery.guarantee == "exactly_once":
             sink = TransactionalSink(settings.kafka, topics, meter, transactional_id=self._slot)
@@ -175,7 +177,7 @@ class Reader:
         )
         dead = DeadLetterOutlet(
             settings.dead_letter.topic,
-            model.fingerprint_of(outlets[0].projection),
+            model.fingerprint_of(model.projection(settings.outputs[0])),
             settings.delivery.on_dead_letter == "tombstone",
         )
         return StreamReader(
@@ -191,7 +193,9 @@ class Reader:
                 linger_s=settings.pool.linger_ms / 1000,
             ),
             meter,
-            lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter),
+            lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter, files=files),
+            topics=[*(outlet.name for outlet in outlets), dead.name],
+            files=[outlet.output for outlet in files],
         )
 
     def _slot(self) -> str:
@@ -241,13 +245,6 @@ class Reader:
         """Serve's way to say that the replica goes: scale-down, update, deletion."""
         if hasattr(self, "_reader"):
             await self.drain()
-
-
-def _outlet(model: Model, output: Any) -> Outlet:
-    projection = model.projection(output)
-    fingerprint = model.fingerprint_of(projection)
-    renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint)
-    return Outlet(output.name, output.topic, projection, renderer)
 
 
 def gpus_per_replica(settings: Settings) -> float:

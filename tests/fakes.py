@@ -138,9 +138,12 @@ class FakeSource:
     def _assign(self, partition: TopicPartition, listener: SourceListener) -> int:
         self._epoch += 1
         self.epochs[partition] = self._epoch
-        position = self._group.positions.get(partition, Position(0))
-        listener.assigned(partition, self._epoch, position)
-        return position.offset
+        committed = self._group.positions.get(partition, Position(0))
+        while (position := listener.place(partition, self._epoch, committed)) is None and not self._stop.is_set():
+            time.sleep(self._poll_s)
+        if position is not None:
+            listener.assigned(partition, self._epoch, position)
+        return (position or committed).offset
 
     def _hand_over(self, step: Record, listener: SourceListener) -> None:
         epoch = self.epochs[step.origin.topic_partition]

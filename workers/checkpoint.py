@@ -1,7 +1,8 @@
 """One commit, as numbered steps. The order of the steps is the guarantee.
 
-Comes in: the ledger's completed prefixes. Goes out: outputs, dead letters and offsets, together. Never here: a wait for
-an encoder; nothing is written before its outcome is known.
+Comes in: the ledger's completed prefixes. Goes out: outputs, dead letters and offsets, together; rows to the outputs that are
+files, which follow in their own time. Never here: a wait for an encoder or for a file; nothing is written before its outcome
+is known.
 """
 
 from __future__ import annotations
@@ -9,48 +10,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
 
 from workers import log, metrics
-from workers.codecs.base import Renderer, type_vector
-from workers.codecs.dead_letter import render_dead_letter
-from workers.codecs.tombstone import render_tombstone
-from workers.encoder.quantize import Projection, has_direction
-from workers.errors import CommitError, PoisonError, RetryableError, StreamEmbedderError
-from workers.offsets import OffsetLedger, Prefix
-from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone
+from workers.errors import CommitError, StreamEmbedderError
+from workers.offsets import OffsetLedger
+from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet, Outlets, Rendered
+from workers.records import DeadLetter, Embedding, Settled, Tombstone, TopicPartition
 from workers.sinks.base import Sink
 from workers.sources.base import Source
 
 LOG = log.get(__name__)
 
-# For each output by name, its vector and scale of each row that has one.
-type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
-
 # A transaction of this many records costs 5 % of what one of a single record costs per record; more only adds latency.
 MOST_RECORDS = 2_000
 MEMBERSHIP_WAIT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outlet:
-    """One output: what is made of the vector, and how the result is written down."""
-
-    name: str
-    topic: str
-    projection: Projection
-    renderer: Renderer
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetterOutlet:
-    """Where refused records go; ``tombstone``: their older vectors are deleted from the outputs."""
-
-    topic: str
-    fingerprint: str
-    tombstone: bool
 
 
 class Checkpoint:
@@ -66,17 +39,18 @@ class Checkpoint:
         dead_letters: DeadLetterOutlet,
         meter: metrics.Metrics,
         failpoint: Callable[[str], None] = lambda _: None,
+        files: Sequence[FileOutlet] = (),
     ) -> None:
         """``failpoint`` is called with the name of each step's end; tests crash there."""
         self._ledger = ledger
         self._lock = lock
         self._source = source
         self._sink = sink
-        self._outlets = outlets
-        self._dead_letters = dead_letters
+        self._outlets = Outlets(outlets, files, dead_letters, sink.refuses)
         self._meter = meter
         self._failpoint = failpoint
-        self._names = [outlet.name for outlet in outlets] + [f"kafka:{dead_letters.topic}"]
+        self._files = files
+        self._attempt: list[Rendered] = []
 
     def open(self) -> None:
         """Connect the sink, as often as it takes; errors as :meth:`workers.sinks.base.Sink.open`."""
@@ -96,11 +70,12 @@ class Checkpoint:
         started = time.monotonic()
         # Step 1: the completed prefix of every partition.
         with self._lock:
-            prefixes = self._ledger.drain(MOST_RECORDS)
-        if not prefixes:
-            return 0
+            drained = self._ledger.drain(MOST_RECORDS)
+            if not drained and not self._ledger.untold:
+                return 0
         # Step 2: render, before anything is open. What cannot be written becomes a dead letter here.
-        prefixes, messages = self._render(prefixes)
+        self._attempt, messages = self._outlets.render(drained)
+        prefixes = [rendered.prefix for rendered in self._attempt]
         # Step 3: begin, write, flush; every record acknowledged.
         self._sink.write(messages)
         self._failpoint("written")
@@ -110,14 +85,20 @@ class Checkpoint:
         with self._lock:
             if not self._ledger.owns(prefixes):
                 raise CommitError("a partition was revoked while its outcomes were being written")
+            positions = self._ledger.positions(prefixes)
+        if not positions:
+            raise CommitError("what was to be committed is ours no longer")
         # Step 6: offsets and commit.
-        self._sink.commit({prefix.topic_partition: prefix.position(self._names) for prefix in prefixes}, membership)
+        self._sink.commit(positions, membership)
         self._failpoint("committed")
-        # Step 7: forget.
+        # Step 7: forget; what files hold is theirs now.
         with self._lock:
             for prefix in prefixes:
                 self._ledger.release(prefix)
+            self._ledger.told(positions)
             self._lock.notify_all()
+        for rendered in self._attempt:
+            self._hand_over(rendered, rendered.prefix.next_offset)
         settled = [entry for prefix in prefixes for entry in prefix.settled]
         self._count(settled)
         self._meter.observe(metrics.COMMIT_SECONDS, time.monotonic() - started)
@@ -138,103 +119,30 @@ class Checkpoint:
         # … and then the group's offsets say which way, because they were part of it.
         positions = self._source.committed(epochs)
         settled: list[Settled] = []
+        ends: dict[TopicPartition, int] = {}
         with self._lock:
             try:
                 for partition, position in positions.items():
-                    settled += self._ledger.resolve(partition, epochs[partition], position.offset)
+                    done = self._ledger.resolve(partition, epochs[partition], position)
+                    if done:
+                        settled += done
+                        ends[partition] = done[-1].record.origin.offset + 1
             except ValueError as error:
                 raise StreamEmbedderError(str(error)) from error
             self._lock.notify_all()
+        for rendered in self._attempt:
+            if (end := ends.get(rendered.prefix.topic_partition)) is not None:
+                self._hand_over(rendered, end)
+        self._attempt = []
         if settled:
             LOG.info("commit in doubt had happened %s", log.fields(records=len(settled)))
             self._count(settled)
 
-    def _render(self, prefixes: Sequence[Prefix]) -> tuple[list[Prefix], list[Message]]:
-        messages: list[Message] = []
-        rendered: list[Prefix] = []
-        for prefix in prefixes:
-            vectors = self._project(prefix)
-            settled: list[Settled] = []
-            for row, entry in enumerate(prefix.settled):
-                outcome, out = self._render_one(entry, row, vectors, prefix)
-                messages += [_placed(message, entry.record) for message in out]
-                settled.append(Settled(entry.record, outcome))
-            rendered.append(replace(prefix, settled=tuple(settled)))
-        return rendered, messages
-
-    def _project(self, prefix: Prefix) -> type_projected:
-        """What each output writes: all its vectors cut, normalised and quantised together."""
-        rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
-        if not rows:
-            return {outlet.name: {} for outlet in self._outlets}
-        full = np.stack([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
-        found: type_projected = {}
-        for outlet in self._outlets:
-            # A vector with nothing in its first dimensions is left out; the others go on without it.
-            sound = has_direction(full, outlet.projection.dim)
-            kept = [row for row, good in zip(rows, sound, strict=True) if good]
-            found[outlet.name] = dict(zip(kept, outlet.projection(full[sound]).rows(), strict=True))
-        return found
-
-    def _render_one(
-        self, entry: Settled, row: int, vectors: type_projected, prefix: Prefix
-    ) -> tuple[Outcome, list[Message]]:
-        record = entry.record
-        outcome = entry.outcome
-        offset = record.origin.offset
-        wanted = [outlet for outlet in self._outlets if offset >= prefix.already.get(outlet.name, 0)]
-        if isinstance(outcome, Embedding | Tombstone):
-            try:
-                return outcome, [
-                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(row))) for outlet in wanted
-                ]
-            except PoisonError as error:
-                outcome = DeadLetter(error.stage, error.reason, error.message)
-        out: list[Message] = []
-        if offset >= prefix.already.get(self._names[-1], 0):
-            dead = render_dead_letter(record, outcome, self._dead_letters.topic, self._dead_letters.fingerprint)
-            if (reason := self._sink.refuses(dead)) is not None:
-                mend = "raise its max.message.bytes" if reason == "too_large" else "set its cleanup.policy to delete"
-                raise RetryableError(
-                    f"the dead letter of {record.origin} does not fit into topic {dead.topic} ({reason}, {dead.size} bytes): "
-                    f"{mend}; until then this reader commits nothing"
-                )
-            out.append(dead)
-        if self._dead_letters.tombstone and record.key is not None:
-            out += self._deletes(record, wanted)
-        return outcome, out
-
-    def _deletes(self, record: Record, wanted: Sequence[Outlet]) -> list[Message]:
-        """Tombstones for a refused record's key, without the record's headers where they do not fit.
-
-        An output that does not take the key alone has never had a vector under it.
-        """
-        whole = [render_tombstone(record, outlet.topic) for outlet in wanted]
-        fitting = [one if self._sink.refuses(one) is None else replace(one, headers=()) for one in whole]
-        return [one for one in fitting if self._sink.refuses(one) is None]
-
-    def _message(
-        self, outlet: Outlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
-    ) -> Message:
-        if not isinstance(entry.outcome, Embedding):
-            return render_tombstone(entry.record, outlet.topic)
-        if projected is None:
-            raise PoisonError(
-                "output", "no_direction", f"the vector has no length in its first {outlet.projection.dim} dimensions"
-            )
-        return outlet.renderer.render(entry.record, entry.outcome, *projected)
-
-    def _checked(self, message: Message) -> Message:
-        reason = self._sink.refuses(message)
-        if reason == "too_large":
-            raise PoisonError(
-                "output", reason, f"the output record has {message.size} bytes, more than topic {message.topic} takes"
-            )
-        if reason is not None:
-            raise PoisonError(
-                "output", reason, f"topic {message.topic} is compacted, and takes no record without a key"
-            )
-        return message
+    def _hand_over(self, rendered: Rendered, end: int) -> None:
+        """Give the outputs of files what is committed of a prefix, its records below ``end``."""
+        prefix = rendered.prefix
+        for outlet, rows in zip(self._files, rendered.below(end), strict=True):
+            outlet.output.append(prefix.topic_partition, prefix.epoch, rows, end)
 
     def _count(self, settled: Sequence[Settled]) -> None:
         meter = self._meter
@@ -258,8 +166,3 @@ class Checkpoint:
                 meter.add(metrics.RECORDS_COMMITTED, count, outcome=kind)
         meter.add(metrics.TOKENS_COMMITTED, tokens)
         meter.add(metrics.TEXTS_TRUNCATED, truncated)
-
-
-def _placed(message: Message, record: Record) -> Message:
-    """A record without a key stays with its source partition's number, so that its order is kept."""
-    return message if message.key is not None else replace(message, partition=record.origin.partition)

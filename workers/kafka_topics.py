@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,8 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import admin, bare_consumer, sentence
-from workers.records import Origin, Record, TopicPartition
+from workers.offsets import read_position
+from workers.records import Origin, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, SourceSettings
 
 # Kafka's default for max.message.bytes, used where we may not read a topic's configuration.
@@ -32,6 +35,7 @@ DEFAULT_TIMESTAMP_BEFORE_MAX_MS = 2**63 - 1
 # A transaction whose writer died is open until the broker times it out: 15 s for ours, looked at every 10 s; others' may
 # take a minute.
 OPEN_TRANSACTION_S = 75.0
+TOPIC_ID_S = 5.0
 
 
 def create_topics(kafka: KafkaSettings, topics: Mapping[str, int], **configs: str) -> None:
@@ -113,6 +117,34 @@ def _topic_configs(client: KafkaAdminClient, name: str) -> dict[str, str]:
     return {key: entry["value"] for key, entry in described.items() if entry["value"] is not None}
 
 
+class TopicIds:
+    """Kafka's own ids of topics, which one that is made anew under an old name does not share. For any number of threads."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[float, str]] = {}
+
+    def __call__(self, topic: str) -> str:
+        """The id, in hex; an answer is good for some seconds, in which many partitions may want it.
+
+        Raises:
+            RetryableError: the brokers do not know the topic now.
+            EnvironmentFault: no broker answers.
+        """
+        with self._lock:
+            at, known = self._known.get(topic, (-TOPIC_ID_S, ""))
+            if time.monotonic() - at < TOPIC_ID_S:
+                return known
+            with admin(self._kafka) as client:
+                described = next(iter(client.describe_topics([topic])), None)
+            if described is None or described["error_code"] != 0:
+                raise RetryableError(f"the brokers do not know topic {topic} at the moment")
+            known = uuid.UUID(str(described["topic_id"])).hex
+            self._known[topic] = time.monotonic(), known
+            return known
+
+
 def end_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[TopicPartition, int]:
     """The offset after each partition's last record, uncommitted ones included."""
     return _offsets(client, topics, OffsetSpec.LATEST)
@@ -131,7 +163,14 @@ def _offsets(client: KafkaAdminClient, topics: Mapping[str, Topic], spec: Offset
 
 
 def committed_offsets(client: KafkaAdminClient, group: str, patience_s: float = 10.0) -> dict[TopicPartition, int]:
-    """What a group has committed, by partition; empty for a group that is not there.
+    """What a group has committed, by partition; see :func:`committed_positions`."""
+    return {tp: position.offset for tp, position in committed_positions(client, group, patience_s).items()}
+
+
+def committed_positions(
+    client: KafkaAdminClient, group: str, patience_s: float = 10.0
+) -> dict[TopicPartition, Position]:
+    """What a group has committed, with each output's own position; empty for a group that is not there.
 
     A fresh broker needs a moment to make its offsets topic: that is waited for, ``patience_s`` at most.
     """
@@ -146,7 +185,11 @@ def committed_offsets(client: KafkaAdminClient, group: str, patience_s: float = 
                 raise
             time.sleep(0.2)
         else:
-            return {TopicPartition(*tp): entry.offset for tp, entry in found.items() if entry.offset >= 0}
+            return {
+                TopicPartition(*tp): read_position(entry.offset, entry.metadata)
+                for tp, entry in found.items()
+                if entry.offset >= 0
+            }
 
 
 def source_topics(client: KafkaAdminClient, source: SourceSettings) -> list[str]:

@@ -79,6 +79,14 @@ ENCODER_HALVED = Metric(
 )
 MODEL_LOAD_SECONDS = Metric("model_load_seconds", "gauge", "Duration of loading, warming and testing the model.")
 
+FILES_PUT = Metric("files_put_total", "counter", "Files that an output has added to its chains.", ("output",))
+FILE_BYTES_PUT = Metric("file_bytes_put_total", "counter", "Bytes of those files.", ("output",))
+FILES_LOST = Metric(
+    "files_lost_total", "counter", "Files dropped because another reader had put theirs first.", ("output",)
+)
+FILE_PUTS_FAILED = Metric("file_puts_failed_total", "counter", "Attempts to put a file that failed.", ("output",))
+FILE_BYTES_WAITING = Metric("file_bytes_waiting", "gauge", "Bytes of rows that wait for their file.", ("output",))
+
 type_exporter = Callable[[Metric, float, dict[str, str]], None]
 
 

@@ -43,8 +43,11 @@ _REFUSED = {
 }
 
 
-def why(error: Exception, scheme: str) -> str:
-    """Our own sentence for what obstore says, of which only the store's error code and the endpoint are repeated."""
+def why(error: Exception, scheme: str, doing: str = "list or read") -> str:
+    """Our own sentence for what obstore says, of which only the store's error code and the endpoint are repeated.
+
+    ``doing``: what was tried, such as "list or read".
+    """
     said = str(error)
     code = found[1] if (found := re.search(r"<Code>(\w{1,60})</Code>", said)) else ""
     status = found[1] if (found := re.search(r"non-2xx status code: (\d{3})", said)) else ""
@@ -65,7 +68,12 @@ def why(error: Exception, scheme: str) -> str:
         return f"the store refuses the credentials ({code or status or 'malformed'}): {credentials}"
     if status == "403" or isinstance(error, PermissionError) or "os error 13" in said:
         right = "this user" if scheme == "file" else "these credentials"
-        return f"{right} may not list or read it ({code or status or 'permission denied'}): grant both"
+        rights = "all of it" if "," in doing else "both"
+        return f"{right} may not {doing} it ({code or status or 'permission denied'}): grant {rights}"
+    if status == "501" or isinstance(error, NotImplementedError) or code == "NotImplemented":
+        return "the store cannot put an object on the condition that none is there, which exactly once needs"
+    if "os error 28" in said or code in {"QuotaExceeded", "InsufficientCapacity"} or status == "507":
+        return "the store is full: make room"
     if "path segment" in said:
         return "an object there has no plain path (an empty part, . or .., or a control character in it): rename it"
     if isinstance(error, FileNotFoundError):

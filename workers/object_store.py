@@ -1,7 +1,8 @@
 """Objects under a prefix of a store: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure, or a folder.
 
-Comes in: a URI. Goes out: what lies under it, and its bytes; a fault is one sentence. Never here: credentials, which the
-obstore package finds where each store's own tools look, or a store's own message (an Azure URL may hold a signature).
+Comes in: a URI, and bytes to put where nothing is. Goes out: what lies under it, and its bytes; a fault is one sentence.
+Never here: credentials, which the obstore package finds where each store's own tools look, or a store's own message (an
+Azure URL may hold a signature).
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ _CLIENT: ClientConfig = {
     "read_timeout": timedelta(seconds=10),
     "timeout": timedelta(minutes=10),
 }
+# Who writes waits for an answer that comes when the last byte is there, and asks again himself.
+_WRITING_CLIENT: ClientConfig = {**_CLIENT, "read_timeout": timedelta(minutes=2), "timeout": timedelta(minutes=2)}
+_WRITING_RETRY: RetryConfig = {**_RETRY, "max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
@@ -134,23 +138,25 @@ class StoredObject:
 
 
 class ObjectStore:
-    """A location, to be listed and read by any number of threads. Nothing is asked of the store before that.
+    """A location, to be listed, read and added to by any number of threads. Nothing is asked of the store before that.
 
     Every method raises EnvironmentFault: no such bucket, no right, wrong credentials or region, out of reach for 20 s or more.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, *, writing: bool = False) -> None:
+        """``writing``: make a folder that is not there, and leave trying again to the caller."""
         self.location = location
-        with _faults(location):
-            self._store: Any = _open(location)
+        self._doing = "list, read or write" if writing else "list or read"
+        with self._faults():
+            self._store: Any = _open(location, writing=writing)
 
     def listing(self, most: int) -> list[StoredObject]:
         """What lies under the prefix, in order; refused where it is more than ``most``."""
         import obstore  # noqa: PLC0415 - only who names a store pays for the import
 
-        above = "" if self.location.scheme == "file" or not self.location.prefix else f"{self.location.prefix}/"
+        above = self._above
         found: list[StoredObject] = []
-        with _faults(self.location):
+        with self._faults():
             for chunk in obstore.list(self._store, above or None, chunk_size=1000):
                 found += [_object(meta, meta["path"].removeprefix(above)) for meta in chunk]
                 if len(found) > most:
@@ -163,11 +169,8 @@ class ObjectStore:
         """Bytes ``start`` to ``end`` (exclusive) of an object that was listed, if it is still the same."""
         import obstore  # noqa: PLC0415
 
-        whole = wanted.path
-        if self.location.scheme != "file" and self.location.prefix:
-            whole = f"{self.location.prefix}/{whole}"
-        with _faults(self.location):
-            answer = obstore.get(self._store, whole, options={"range": (start, end)})
+        with self._faults():
+            answer = obstore.get(self._store, self._above + wanted.path, options={"range": (start, end)})
             now, data = _object(answer.meta, wanted.path), memoryview(answer.bytes())
         if (now.size, now.version) != (wanted.size, wanted.version):
             raise EnvironmentFault(
@@ -177,8 +180,65 @@ class ObjectStore:
             raise EnvironmentFault(f"{self.location}: {wanted.path} was cut short on its way; try again")
         return data
 
+    def names(self, folder: str, after: str = "") -> list[str]:
+        """The names of the objects right in a folder below the prefix, in order, those that sort after ``after``."""
+        import obstore  # noqa: PLC0415
 
-def _open(location: Location) -> Any:
+        above = f"{self._above}{folder}/"
+        with self._faults():
+            listing = obstore.list(self._store, above, offset=above + after if after else None, chunk_size=1000)
+            paths = [meta["path"].removeprefix(above) for chunk in listing for meta in chunk]
+        return sorted(path for path in paths if "/" not in path)
+
+    def tail(self, path: str, most: int) -> bytes:
+        """The last bytes of an object, ``most`` of them at most."""
+        import obstore  # noqa: PLC0415
+
+        with self._faults():
+            size = obstore.head(self._store, self._above + path)["size"]
+            whole = obstore.get(self._store, self._above + path, options={"range": (max(0, size - most), size)})
+            return bytes(whole.bytes())
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Put an object where nothing is, whole or not at all; whether it was put.
+
+        False may also mean that an earlier attempt succeeded whose answer was lost: look at what is there.
+        """
+        import obstore  # noqa: PLC0415
+        from obstore.exceptions import AlreadyExistsError  # noqa: PLC0415
+
+        with self._faults():
+            try:
+                # In one request: parts are put together without the condition.
+                obstore.put(self._store, self._above + path, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def remove(self, path: str) -> None:
+        """Remove an object; one that is not there is none."""
+        import obstore  # noqa: PLC0415
+
+        with self._faults(), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, self._above + path)
+
+    @property
+    def _above(self) -> str:
+        """What goes before a path below the prefix; a folder's store starts there itself."""
+        return "" if self.location.scheme == "file" or not self.location.prefix else f"{self.location.prefix}/"
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except EnvironmentFault:
+            raise
+        except Exception as error:  # noqa: BLE001 - obstore raises its own, OSError and ValueError
+            said = why(error, self.location.scheme, self._doing)
+            raise EnvironmentFault(f"{self.location}: {said}") from None
+
+
+def _open(location: Location, *, writing: bool) -> Any:
     try:
         from obstore import store  # noqa: PLC0415
     except ImportError:
@@ -186,30 +246,21 @@ def _open(location: Location) -> Any:
     for name in _ENDPOINTS.get(location.scheme, ()):  # obstore reads these, and breaks down over one without a scheme
         if name in os.environ and not re.match(r"https?://\w", os.environ[name]):
             raise EnvironmentFault(f"{name} is set, and does not start with https:// or http://: correct or unset it")
+    client, retry = (_WRITING_CLIENT, _WRITING_RETRY) if writing else (_CLIENT, _RETRY)
     match location.scheme:
         case "s3":
-            return store.S3Store(location.bucket, client_options=_CLIENT, retry_config=_RETRY)
+            return store.S3Store(location.bucket, client_options=client, retry_config=retry)
         case "gs":
-            return store.GCSStore(location.bucket, client_options=_CLIENT, retry_config=_RETRY)
+            return store.GCSStore(location.bucket, client_options=client, retry_config=retry)
         case "file":
-            if not Path(location.prefix).is_dir():
+            if not writing and not Path(location.prefix).is_dir():
                 raise EnvironmentFault(f"{location}: there is no such folder")
-            return store.LocalStore(location.prefix)
+            return store.LocalStore(location.prefix, mkdir=writing)
         case _:
             uri = f"{location.scheme}://{location.bucket}"
-            return store.AzureStore.from_url(uri, client_options=_CLIENT, retry_config=_RETRY)
+            return store.AzureStore.from_url(uri, client_options=client, retry_config=retry)
 
 
 def _object(meta: Any, path: str) -> StoredObject:
     tag = (meta["e_tag"] or "").removeprefix("W/").strip('"')
     return StoredObject(path, meta["size"], tag, meta["last_modified"])
-
-
-@contextlib.contextmanager
-def _faults(location: Location) -> Iterator[None]:
-    try:
-        yield
-    except EnvironmentFault:
-        raise
-    except Exception as error:  # noqa: BLE001 - obstore raises its own, OSError and ValueError
-        raise EnvironmentFault(f"{location}: {why(error, location.scheme)}") from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.records import Origin, Outcome, Position, Record, Settled, TopicPartition
@@ -31,10 +31,6 @@ class Prefix:
     next_offset: int
     already: Mapping[str, int]
 
-    def position(self, outputs: Iterable[str]) -> Position:
-        """What to commit once this prefix has been written to ``outputs``."""
-        return Position(self.next_offset, {name: max(self.next_offset, self.already.get(name, 0)) for name in outputs})
-
 
 class _Entry:
     __slots__ = ("outcome", "record", "size")
@@ -46,12 +42,14 @@ class _Entry:
 
 
 class _Lane:
-    __slots__ = ("already", "entries", "epoch", "index", "next_offset")
+    __slots__ = ("already", "entries", "epoch", "files", "index", "next_offset", "released", "start", "told")
 
-    def __init__(self, epoch: int, position: Position) -> None:
+    def __init__(self, epoch: int, position: Position, files: Iterable[str]) -> None:
         self.epoch = epoch
         self.already = dict(position.outputs)
-        self.next_offset = position.offset
+        self.start = self.next_offset = self.released = position.offset
+        self.files = {name: self.already.get(name, position.offset) for name in files}
+        self.told: Mapping[str, int] = {}
         self.entries: deque[_Entry] = deque()
         self.index: dict[int, _Entry] = {}
 
@@ -63,7 +61,10 @@ class OffsetLedger:
     refused, so that results for a partition that was lost, and perhaps regained, can never be written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, topics: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+        """Names of the outputs: ``topics`` move on with a commit, ``files`` each in its own time (:meth:`advance`)."""
+        self._topics = tuple(topics)
+        self._files = tuple(files)
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._records = 0
         self._bytes = 0
@@ -87,7 +88,13 @@ class OffsetLedger:
     def assign(self, partition: TopicPartition, epoch: int, position: Position) -> None:
         """Start a partition at ``position``; whatever an earlier epoch left is dropped."""
         self.revoke([partition])
-        self._lanes[partition] = _Lane(epoch, position)
+        self._lanes[partition] = _Lane(epoch, position, self._files)
+
+    def skip(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        """Go on at ``offset``, because what comes before it is gone from the source; outputs stay where they are."""
+        lane = self._lanes[partition]
+        outputs = lane.already | lane.files
+        self.assign(partition, epoch, Position(offset, outputs))
 
     def revoke(self, partitions: Iterable[TopicPartition]) -> int:
         """Give partitions up; returns how many records in flight went with them. Unknown partitions are ignored."""
@@ -159,6 +166,41 @@ class OffsetLedger:
                 prefixes.append(Prefix(partition, lane.epoch, tuple(settled), following, dict(lane.already)))
         return prefixes
 
+    def advance(self, partition: TopicPartition, epoch: int, name: str, offset: int) -> None:
+        """An output of files has all outcomes below ``offset``; of a past epoch, that is forgotten."""
+        lane = self._lanes.get(partition)
+        if lane is not None and lane.epoch == epoch:
+            lane.files[name] = max(lane.files[name], offset)
+
+    def chains(self, partition: TopicPartition) -> list[int]:
+        """How far each output of files has come, in their order."""
+        return list(self._lanes[partition].files.values())
+
+    @property
+    def untold(self) -> bool:
+        """Whether files have moved on since the last commit that said so."""
+        return any(lane.files != lane.told for lane in self._lanes.values())
+
+    def positions(self, prefixes: Iterable[Prefix]) -> dict[TopicPartition, Position]:
+        """What to commit once ``prefixes`` are in their topics, partitions whose files have moved on included.
+
+        The offset is where the output that is furthest behind goes on; each output's own position stands beside it.
+        """
+        following = {prefix.topic_partition: prefix.next_offset for prefix in prefixes}
+        found = {}
+        for partition, lane in self._lanes.items():
+            if partition in following or lane.files != lane.told:
+                offset = following.get(partition, lane.released)
+                outputs = {name: max(offset, lane.already.get(name, 0)) for name in self._topics} | lane.files
+                found[partition] = Position(min([offset, *lane.files.values()]), outputs)
+        return found
+
+    def told(self, positions: Mapping[TopicPartition, Position]) -> None:
+        """These positions are committed."""
+        for partition, position in positions.items():
+            if (lane := self._lanes.get(partition)) is not None:
+                lane.told = {name: position.outputs[name] for name in self._files}
+
     def owns(self, prefixes: Iterable[Prefix]) -> bool:
         """Whether every prefix belongs to the current assignment of its partition."""
         return all(
@@ -168,15 +210,24 @@ class OffsetLedger:
 
     def release(self, prefix: Prefix) -> None:
         """Forget a prefix that is committed. A prefix of a past epoch has gone already."""
-        self.resolve(prefix.topic_partition, prefix.epoch, prefix.next_offset)
+        self._release(prefix.topic_partition, prefix.epoch, prefix.next_offset)
 
-    def resolve(self, partition: TopicPartition, epoch: int, committed: int) -> list[Settled]:
-        """Forget what lies below the ``committed`` offset and return it: how a commit in doubt turns out.
+    def resolve(self, partition: TopicPartition, epoch: int, position: Position) -> list[Settled]:
+        """Forget what a commit in doubt turns out to have held, by the ``position`` that is committed; returns it.
 
         Raises:
-            ValueError: the committed offset lies beyond a record that has no outcome. Somebody else commits for the
+            ValueError: the topics have outcomes beyond a record that has none yet. Somebody else commits for the
                 partition; the caller must give it up and read it again.
         """
+        lane = self._lanes.get(partition)
+        if lane is None or lane.epoch != epoch:
+            return []
+        reached = min((position.outputs.get(name, position.offset) for name in self._topics), default=position.offset)
+        if reached <= min((lane.already.get(name, lane.start) for name in self._topics), default=lane.start):
+            return []  # the topics had this when the assignment began: it says nothing of the commit
+        return self._release(partition, epoch, reached)
+
+    def _release(self, partition: TopicPartition, epoch: int, committed: int) -> list[Settled]:
         lane = self._lanes.get(partition)
         if lane is None or lane.epoch != epoch:
             return []
@@ -190,6 +241,7 @@ class OffsetLedger:
                 )
             done.append(Settled(entry.record, entry.outcome))
         self._forget(lane, len(done))
+        lane.released = max(lane.released, committed)
         return done
 
     def _lane(self, origin: Origin) -> _Lane | None:

@@ -1,4 +1,4 @@
-"""The loop: poll → decode → tokenise → batch → submit → settle → checkpoint, in three threads.
+"""The loop: poll → decode → tokenise → batch → submit → settle → checkpoint, in threads of its own.
 
 Comes in: a source, a decoder, a tokenizer, a pool, a checkpoint. Goes out: committed outcomes. Never here: anything of
 Kafka's, Ray's or the model's own; the parts know that.
@@ -6,6 +6,7 @@ Kafka's, Ray's or the model's own; the parts know that.
 - The poll thread is the source's. It only hands records over, and asks whether there is room.
 - The work thread decodes, tokenises, sends calls, and settles what comes back.
 - The commit thread (the caller of :meth:`StreamReader.run`) writes what is complete.
+- Outputs that are files have a thread each, which puts them as they fill.
 
 They share the ledger under one lock, and hold it for memory operations only.
 """
@@ -15,26 +16,27 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from workers import log, metrics, outcomes
 from workers.checkpoint import MOST_RECORDS, Checkpoint
 from workers.codecs.base import Decoder
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
+from workers.intake import Intake
 from workers.offsets import OffsetLedger
 from workers.pool import Answer, EncoderPool, PoolClosed
-from workers.records import Origin, Outcome, Position, Record, TopicPartition
+from workers.records import Origin, Outcome, Record, TopicPartition
 from workers.settings import LimitSettings
+from workers.sinks.files import FileOutput
 from workers.sources.base import Source
 from workers.window import Call, Window
 
 LOG = log.get(__name__)
 
-# Records that are decoded and tokenised together: small enough that answers are settled in between.
-CHUNK = 256
 IDLE_S = 0.25
 STALL_S = 60.0
 
@@ -51,7 +53,7 @@ class ReaderOptions:
 
 
 class StreamReader:
-    """One member of the pipeline's consumer group. Also the source's listener."""
+    """One member of the pipeline's consumer group."""
 
     def __init__(
         self,
@@ -62,19 +64,25 @@ class StreamReader:
         options: ReaderOptions,
         meter: metrics.Metrics,
         checkpoint: Callable[[OffsetLedger, threading.Condition], Checkpoint],
+        *,
+        topics: Sequence[str] = (),
+        files: Sequence[FileOutput] = (),
     ) -> None:
-        """``checkpoint`` is made here, over the ledger and the lock that it shares with the loop."""
+        """``checkpoint`` is made here, over the ledger and the lock that it shares with the loop.
+
+        ``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs.
+        """
         self._source = source
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._pool = pool
         self._options = options
         self._meter = meter
-        self._lock = threading.Condition()
-        self._ledger = OffsetLedger()
+        self._intake = Intake(topics, files, options.limits, meter)
+        self._lock, self._ledger, self._inbox = self._intake.lock, self._intake.ledger, self._intake.inbox
+        self._files = tuple(files)
         self._checkpoint = checkpoint(self._ledger, self._lock)
         self._window = Window(options.max_batch_tokens, options.linger_s)
-        self._inbox: deque[Sequence[Record]] = deque()
         self._answers: deque[tuple[Call, Answer | None, float]] = deque()
         self._under_way = 0
         self._deadline = Deadline(0)
@@ -91,9 +99,10 @@ class StreamReader:
         Raises:
             StreamEmbedderError: what cannot be mended by trying again.
         """
+        loops = {"poll": lambda: self._source.run(self._intake), "work": self._work}
+        loops |= {output.name: partial(self._write_files, output) for output in self._files}
         threads = [
-            threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
-            for name, target in (("poll", lambda: self._source.run(self)), ("work", self._work))
+            threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True) for name, loop in loops.items()
         ]
         try:
             if self._retry(self._checkpoint.open, "sink not open"):
@@ -106,6 +115,9 @@ class StreamReader:
             self._stop.set()
             self._source.stop()
             self._pool.close()
+            self._intake.close()
+            for output in self._files:
+                output.stop()
             self._wake()
             for thread in threads:
                 if thread.ident is not None:
@@ -160,40 +172,6 @@ class StreamReader:
         with self._lock:
             self._lock.notify_all()
 
-    # ---- the source's listener: memory only
-
-    def assigned(self, partition: TopicPartition, epoch: int, position: Position) -> None:
-        """A partition is ours."""
-        with self._lock:
-            self._ledger.assign(partition, epoch, position)
-
-    def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
-        """Partitions are ours no longer; their records are given up."""
-        with self._lock:
-            dropped = self._ledger.revoke(partitions)
-            self._lock.notify_all()
-        if dropped:
-            self._meter.add(metrics.OUTCOMES_DROPPED, dropped, why="lost" if lost else "revoked")
-
-    def received(self, records: Sequence[Record]) -> None:
-        """Records of one partition, in order."""
-        with self._lock:
-            taken = [record for record in records if self._ledger.add(record)]
-            self._inbox.extend(taken[start : start + CHUNK] for start in range(0, len(taken), CHUNK))
-            self._lock.notify_all()
-            self._gauge()
-
-    def full(self) -> bool:
-        """Whether the limits are reached."""
-        limits = self._options.limits
-        with self._lock:
-            return self._ledger.records >= limits.records or self._ledger.bytes >= limits.bytes
-
-    def _gauge(self) -> None:
-        self._meter.set(metrics.IN_FLIGHT_RECORDS, self._ledger.records)
-        self._meter.set(metrics.IN_FLIGHT_BYTES, self._ledger.bytes)
-        self._meter.set(metrics.CALLS_IN_FLIGHT, self._under_way)
-
     # ---- work thread
 
     def _work(self) -> None:
@@ -235,7 +213,8 @@ class StreamReader:
                 return
             with self._lock:
                 self._under_way += 1
-                self._gauge()
+                self._intake.measure()
+            self._meter.set(metrics.CALLS_IN_FLIGHT, self._under_way)
             self._meter.observe(metrics.CALL_TOKENS, call.batch.tokens)
             self._send(call, time.monotonic())
 
@@ -258,6 +237,16 @@ class StreamReader:
         if dropped:
             self._meter.add(metrics.OUTCOMES_DROPPED, dropped, why="stale")
 
+    # ---- threads of the outputs that are files
+
+    def _write_files(self, output: FileOutput) -> None:
+        def progress(partition: TopicPartition, epoch: int, offset: int) -> None:
+            with self._lock:
+                self._ledger.advance(partition, epoch, output.key, offset)
+                self._lock.notify_all()
+
+        output.run(progress)
+
     # ---- commit thread
 
     def _commit_loop(self) -> None:
@@ -268,12 +257,20 @@ class StreamReader:
                 draining = self._draining.is_set()
                 finished = draining and (self._under_way == 0 or self._deadline.expired)
                 ready = self._ledger.ready(MOST_RECORDS)
-            if ready and (ready >= MOST_RECORDS or draining or time.monotonic() >= due):
+                untold = self._ledger.untold
+            if (ready or untold) and (ready >= MOST_RECORDS or draining or time.monotonic() >= due):
                 due = time.monotonic() + self._options.commit_interval_s
                 if not self._commit():
                     return
-            elif finished and not ready:
+            elif finished and not ready and not self._flush_files():
                 return
+
+    def _flush_files(self) -> bool:
+        """At the end of a drain: put what waits for its file; whether that leaves something to commit."""
+        for output in self._files:
+            output.flush(self._deadline.remaining())
+        with self._lock:
+            return self._ledger.untold
 
     def _commit(self) -> bool:
         """Commit once; False when it failed and there is no time left to find out how."""

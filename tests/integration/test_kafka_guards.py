@@ -92,6 +92,14 @@ class Member:
         self.owned[partition] = epoch
         self.placed[partition].append(position)
 
+    def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
+        """``look_ups`` is how often it has to be asked; then it starts ``back`` offsets earlier."""
+        self.look_ups -= 1
+        return None if self.look_ups >= 0 else Position(position.offset - self.back, position.outputs)
+
+    def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        self.assigned(partition, epoch, Position(offset))
+
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         for partition in partitions:
             self.owned.pop(partition, None)

@@ -11,10 +11,11 @@ import pytest
 
 from tests.fakes import DIM, TOPIC, FakeRenderer, FakeSink, FakeSource, Group, fake_vector, record
 from workers import metrics
-from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
+from workers.checkpoint import Checkpoint
 from workers.encoder.quantize import Projection, quantize
 from workers.errors import CommitError, RetryableError, StreamEmbedderError
 from workers.offsets import OffsetLedger
+from workers.outlets import DeadLetterOutlet, Outlet
 from workers.records import (
     DeadLetter,
     Document,
@@ -52,7 +53,7 @@ class Bench:
         self.group = Group()
         self.source = FakeSource(self.group)
         self.sink = sink(self.group)
-        self.ledger = OffsetLedger()
+        self.ledger = OffsetLedger([*(f"kafka:{topic}" for topic in outputs), f"kafka:{DEAD}"])
         self.lock = threading.Condition()
         self.meter = metrics.Metrics()
         self.steps: list[str] = []

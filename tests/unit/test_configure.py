@@ -234,7 +234,8 @@ kafka: {{security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: "o'n
 def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
     text = render(pipeline(YAML, [("pool.max", "4")]))
     lines = [line for line in text.splitlines() if not line.endswith(":")]
-    assert len(lines) == len(list(keys())) + 7  # the second output has seven settings
+    # The first output has none of the five settings that only files have; the second has seven.
+    assert len(lines) == len(list(keys())) - 5 + 7
     assert len({line.rindex("  # ") for line in lines}) == 1
     assert "  max: 4" + " " * 32 + "# --pool.max" in lines
     assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)
@@ -325,3 +326,37 @@ def test_what_the_model_agrees_with():
     model = {"max_tokens": 256, "prompt": "query"}
     against_model(Settings(model=model, outputs=[{"topic": "a", "dim": 384}, {"topic": "b"}]), Model())
     against_model(Settings(model={"max_tokens": 100}, pool={"max_batch_tokens": 100}), Model())
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("{kind: parkett, uri: 's3://b'}", "outputs.0 (pipeline.yaml) has a kind that is not one of kafka, parquet"),
+        ("{kind: parquet}", "outputs.0.uri (pipeline.yaml) is missing"),
+        (
+            "{kind: parquet, uri: 's3://b', topic: x}",
+            "outputs.0.topic (pipeline.yaml) is not a setting of this kind of",
+        ),
+        ("{kind: parquet, uri: lake}", "outputs.0.uri (pipeline.yaml): a URI starts with s3://, gs://, az://"),
+        ("{kind: parquet, uri: 's3://key:secret@b'}", "outputs.0.uri (pipeline.yaml): s3://bucket/prefix is all that"),
+        (
+            "{kind: parquet, uri: 's3://b', include: [offset]}",
+            "include names offset, which the output record uses itself",
+        ),
+        (
+            "{kind: parquet, uri: 's3://b', rotate: {rows: 0}}",
+            "outputs.0.rotate.rows (pipeline.yaml) should be greater",
+        ),
+        ("{kind: parquet, uri: 's3://b', rotate: {byte: 5}}", "did you mean outputs.0.rotate.bytes?"),
+    ],
+)
+def test_what_is_wrong_with_an_output_of_files_is_one_sentence(refused, output: str, sentence: str):
+    lines = refused(f"outputs: [{output}]")
+    assert any(sentence in line for line in lines)
+    assert not any("secret" in line for line in lines)
+
+
+def test_an_output_of_files_has_bytes_with_units_and_a_name(pipeline):
+    text = "outputs: [{kind: parquet, uri: 's3://b/p/', rotate: {bytes: 1MiB}}]"
+    (output,) = pipeline(text).settings.outputs
+    assert (output.name, output.uri, output.rotate.bytes) == ("parquet:s3://b/p", "s3://b/p", 1 << 20)

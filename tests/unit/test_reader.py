@@ -28,9 +28,10 @@ from tests.fakes import (
     type_step,
 )
 from workers import metrics, pool, reader
-from workers.checkpoint import Checkpoint, DeadLetterOutlet, Outlet
+from workers.checkpoint import Checkpoint
 from workers.encoder.quantize import Projection
 from workers.errors import StreamEmbedderError
+from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet
 from workers.pool import Failure, RetryingPool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, Message, Position, Record, Tokens, TopicPartition, type_vectors
@@ -61,8 +62,11 @@ class Stream:
         reject_overflow: bool = False,
         limits: LimitSettings | None = None,
         most_tokens: int = 64,
+        group: Group | None = None,
+        files: Callable[[metrics.Metrics], list[FileOutlet]] = lambda _: [],
+        at: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.group = Group()
+        self.group = group or Group()
         self.source = FakeSource(self.group, steps)
         self.sink = sink(self.group)
         self.meter = metrics.Metrics()
@@ -75,6 +79,8 @@ class Stream:
             meter=self.meter,
         )
         outlets = [Outlet(f"kafka:{OUT}", OUT, Projection(DIM), FakeRenderer(OUT))]
+        lakes = files(self.meter)
+        dead = DeadLetterOutlet(DEAD, "f", False)
         self.reader = StreamReader(
             self.source,
             FakeDecoder(),
@@ -89,8 +95,10 @@ class Stream:
             ),
             self.meter,
             lambda ledger, lock: Checkpoint(
-                ledger, lock, self.source, self.sink, outlets, DeadLetterOutlet(DEAD, "f", False), self.meter
+                ledger, lock, self.source, self.sink, outlets, dead, self.meter, at, files=lakes
             ),
+            topics=[f"kafka:{OUT}", f"kafka:{DEAD}"],
+            files=[lake.output for lake in lakes],
         )
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -497,7 +505,7 @@ def test_a_drain_while_the_sink_is_down_ends_in_bounded_time(stream: type_stream
     running.sink.script(down, "fail")
     if down == "open":
         running.sink.script("write", "fail")
-    running.reader.received(texts(5, start=10))  # as the poll thread would
+    running.reader._intake.received(texts(5, start=10))  # as the poll thread would
     started = time.monotonic()
     assert running.reader.drain(0.5)
     assert time.monotonic() - started < 5

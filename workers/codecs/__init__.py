@@ -6,14 +6,18 @@ Comes in: the settings' choice of format. Goes out: the codec for it. Never here
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from workers.codecs.base import Decoder, Renderer
 from workers.codecs.fingerprint import fingerprint_of
 from workers.codecs.template import Template
 from workers.errors import SettingsError
-from workers.settings import KafkaOutput, ModelSettings, Settings
+from workers.settings import KafkaOutput, ModelSettings, ParquetOutput, Settings
 
-__all__ = ["decoder_for", "fingerprint_of", "prompt_template", "renderer_for", "text_template"]
+if TYPE_CHECKING:
+    from workers.codecs.parquet import ParquetRenderer
+
+__all__ = ["decoder_for", "fingerprint_of", "prompt_template", "renderer_for", "rows_for", "text_template"]
 
 
 def decoder_for(settings: Settings) -> Decoder:
@@ -67,6 +71,13 @@ def renderer_for(output: KafkaOutput, *, dim: int, model: str, fingerprint: str)
             from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
 
             return BinaryRenderer(output.topic, dim, output.precision, model, fingerprint)
+
+
+def rows_for(output: ParquetOutput, *, dim: int, model: str, fingerprint: str) -> ParquetRenderer:
+    """What writes an output's rows and files; ``dim``, ``model`` and ``fingerprint`` as above."""
+    from workers.codecs.parquet import ParquetRenderer  # noqa: PLC0415 - only who writes files pays for pyarrow
+
+    return ParquetRenderer(dim, output.precision, model, fingerprint, output.include, output.compression)
 
 
 def text_template(settings: Settings) -> Template:

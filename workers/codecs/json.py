@@ -87,6 +87,19 @@ def _parse(text: str) -> Mapping[str, object]:
     return values
 
 
+def as_json(value: object) -> str:
+    """A value of a decoded record in JSON again, numbers with the digits that they came with.
+
+    Raises:
+        PoisonError: stage ``output``: it is nested too deeply.
+    """
+    try:
+        return _ENCODER.encode(value)
+    except (ValueError, RecursionError):
+        message = "an included field holds what JSON cannot: a number out of range, or too many levels"
+        raise PoisonError("output", "not_json", message) from None
+
+
 @dataclass(frozen=True, slots=True)
 class JsonRenderer:
     """Writes embeddings for people: an object, its vector a list of numbers."""

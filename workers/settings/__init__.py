@@ -16,7 +16,15 @@ from workers.errors import SettingsError
 from workers.settings.base import Section, parse_bytes
 from workers.settings.kafka import KafkaSettings, OAuthSettings
 from workers.settings.model import DEFAULT_MODEL, ModelSettings
-from workers.settings.outputs import DeadLetterSettings, KafkaOutput, type_precision
+from workers.settings.outputs import (
+    DeadLetterSettings,
+    KafkaOutput,
+    Output,
+    ParquetOutput,
+    Rotation,
+    Vectors,
+    type_precision,
+)
 from workers.settings.running import DeliverySettings, LimitSettings, PoolSettings, RaySettings, ReaderSettings
 from workers.settings.source import SourceSettings
 
@@ -30,12 +38,15 @@ __all__ = [
     "LimitSettings",
     "ModelSettings",
     "OAuthSettings",
+    "ParquetOutput",
     "PoolSettings",
     "RaySettings",
     "ReaderSettings",
+    "Rotation",
     "Section",
     "Settings",
     "SourceSettings",
+    "Vectors",
     "parse_bytes",
     "type_precision",
 ]
@@ -57,7 +68,7 @@ class Settings(BaseSettings):
 
     model: ModelSettings = ModelSettings()
     source: SourceSettings = SourceSettings()
-    outputs: tuple[KafkaOutput, ...] = ()
+    outputs: tuple[Output, ...] = ()
     dead_letter: DeadLetterSettings = DeadLetterSettings()
     delivery: DeliverySettings = DeliverySettings()
     limits: LimitSettings = LimitSettings()
@@ -95,17 +106,22 @@ class Settings(BaseSettings):
                 raise ValueError("outputs.include names fields, which source.format: text does not have; leave it out")
         names = [output.name for output in self.outputs]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two outputs write to {', '.join(sorted(twice))}; give each its own topic")
-        written = {output.topic for output in self.outputs} | {self.dead_letter.topic}
+            raise ValueError(f"two outputs write to {', '.join(sorted(twice))}; give each a place of its own")
+        written = {*self.output_topics, self.dead_letter.topic}
         if loop := written.intersection(self.source.topics):
             raise ValueError(f"{', '.join(sorted(loop))} is both read and written: the pipeline would feed itself")
         if self.source.pattern is not None:
             for topic in sorted(written):
                 if re.fullmatch(self.source.pattern, topic):
                     raise ValueError(f"source.pattern matches {topic}, which the pipeline writes: it would feed itself")
-        if self.dead_letter.topic in {output.topic for output in self.outputs}:
+        if self.dead_letter.topic in self.output_topics:
             raise ValueError(f"dead_letter.topic {self.dead_letter.topic} is also an output")
         return self
+
+    @property
+    def output_topics(self) -> list[str]:
+        """The topics that embeddings are written to."""
+        return [output.topic for output in self.outputs if isinstance(output, KafkaOutput)]
 
     def require_stream(self) -> None:
         """Check that the settings say what to read and where to write, which ``run`` and ``check`` need.

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from workers.settings.base import Section, type_count
+from workers.object_store import Location
+from workers.settings.base import Section, parse_bytes, type_count, type_seconds
 
 type_precision = Literal["float32", "float16", "int8", "int8_ranges", "uint8_ranges", "binary", "ubinary"]
 
+# What an output writes of its own beside the included fields.
+JSON_FIELDS = frozenset({"id", "embedding", "dim", "precision", "scale", "model", "fingerprint", "tokens", "truncated"})
+PARQUET_FIELDS = frozenset(
+    {
+        *("id", "embedding", "scale", "tokens", "truncated", "deleted", "fingerprint"),
+        *("topic", "partition", "offset", "timestamp", "key"),
+    }
+)
 
-class KafkaOutput(Section):
-    """Embeddings as records of a Kafka topic."""
 
-    kind: Literal["kafka"] = Field("kafka", description="Where the output goes.")
-    topic: str = Field(min_length=1, description="The topic that embeddings are written to.")
+class Vectors(Section):
+    """What every output says of its vectors."""
+
+    kind: Literal["kafka", "parquet"] = Field(
+        "kafka", description="Where the output goes: `kafka`, to a topic; `parquet`, to files."
+    )
     dim: type_count | None = Field(
         None, description="Dimensions: the vector is cut to these, then normalised (MRL). Default: the model's own."
     )
@@ -30,11 +41,9 @@ class KafkaOutput(Section):
         description="For `int8_ranges` and `uint8_ranges`: the file that `stream-embedder calibrate` writes, or an `.npy` of "
         "shape [2, dim]. Every reader's machine needs it at this path.",
     )
-    format: Literal["json", "binary"] = Field(
-        "json",
-        description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers.",
+    include: tuple[str, ...] = Field(
+        (), description="Source fields to repeat beside the vector (not with Kafka's format: binary)."
     )
-    include: tuple[str, ...] = Field((), description="Source fields to repeat beside the vector (json only).")
 
     @field_validator("include", mode="before")
     @classmethod
@@ -59,11 +68,25 @@ class KafkaOutput(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _include_fits(self) -> Self:
-        reserved = {"id", "embedding", "dim", "precision", "scale", "model", "fingerprint", "tokens", "truncated"}
+    def _require_free(self, reserved: frozenset[str]) -> None:
+        """Refuse included fields that the output writes under the same names itself."""
         if taken := reserved.intersection(self.include):
             raise ValueError(f"include names {', '.join(sorted(taken))}, which the output record uses itself")
+
+
+class KafkaOutput(Vectors):
+    """Embeddings as records of a Kafka topic."""
+
+    kind: Literal["kafka"] = Field("kafka", description=Vectors.model_fields["kind"].description)
+    topic: str = Field(min_length=1, description="The topic that embeddings are written to.")
+    format: Literal["json", "binary"] = Field(
+        "json",
+        description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers.",
+    )
+
+    @model_validator(mode="after")
+    def _include_fits(self) -> Self:
+        self._require_free(JSON_FIELDS)
         if self.include and self.format == "binary":
             raise ValueError("include needs format: json (a binary record has room for the vector alone)")
         return self
@@ -72,6 +95,60 @@ class KafkaOutput(Section):
     def name(self) -> str:
         """What the output is called in positions, metrics and messages."""
         return f"kafka:{self.topic}"
+
+
+class Rotation(Section):
+    """When a file of a partition is full; whatever comes first."""
+
+    bytes: type_count = Field(128 << 20, description="Bytes of its rows in memory (`128MiB`), before compression.")
+    rows: type_count = Field(100_000, description="Its rows.")
+    seconds: type_seconds = Field(300.0, description="Seconds since its first row: how old a row may get unseen.")
+
+    @field_validator("bytes", mode="before")
+    @classmethod
+    def _units(cls, value: object) -> object:
+        return parse_bytes(value)
+
+
+class ParquetOutput(Vectors):
+    """Embeddings as Parquet files below a URI."""
+
+    kind: Literal["parquet"] = Field("parquet", description=Vectors.model_fields["kind"].description)
+    uri: str = Field(
+        min_length=1,
+        description="Where the files go: `s3://bucket/prefix`, `gs://…`, `az://…`, `abfss://…`, or a folder as "
+        "`file:///folder`.",
+    )
+    rotate: Rotation = Rotation()
+    compression: Literal["zstd", "snappy", "lz4", "none"] = Field(
+        "zstd", description="Compression of the files' columns."
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _a_location(cls, value: str) -> str:
+        return str(Location.parse(value))
+
+    @model_validator(mode="after")
+    def _include_fits(self) -> Self:
+        self._require_free(PARQUET_FIELDS)
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the output is called in positions, metrics and messages."""
+        return f"parquet:{self.uri}"
+
+
+def _kind(given: object) -> str:
+    """Which output is meant: the one that says nothing is Kafka's."""
+    kind = given.get("kind", "kafka") if isinstance(given, dict) else getattr(given, "kind", "kafka")
+    return kind if isinstance(kind, str) else ""
+
+
+Output = Annotated[
+    Annotated[KafkaOutput, Tag("kafka")] | Annotated[ParquetOutput, Tag("parquet")], Discriminator(_kind)
+]
 
 
 class DeadLetterSettings(Section):

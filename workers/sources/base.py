@@ -17,6 +17,12 @@ class SourceListener(Protocol):
     def assigned(self, partition: TopicPartition, epoch: int, position: Position) -> None:
         """A partition is ours from ``position`` on; its records will carry ``epoch``."""
 
+    def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
+        """Where to start a partition of which ``position`` is committed; None: not known yet, ask again soon."""
+
+    def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        """A partition goes on at ``offset``, under a new epoch: what comes before it is gone from the source."""
+
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         """Partitions are ours no longer: what is in flight for them must not be written. Called on any thread."""
 

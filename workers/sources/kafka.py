@@ -56,6 +56,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epoch = 0
         self._epochs: dict[TopicPartition, int] = {}
         self._unplaced: dict[TopicPartition, int] = {}
+        self._committed: dict[tuple[TopicPartition, int], Position] = {}
         self._commits: dict[TopicPartition, Position] = {}
         self._commit_failure: BaseException | None = None
         self._quiet = threading.Event()
@@ -136,10 +137,12 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         full = self._quiet.is_set() or self._listener.full()
         assigned = self._consumer.assignment()
         paused = self._consumer.paused()
-        if full and assigned != paused:
-            self._consumer.pause(*(assigned - paused))
-        elif not full and paused:
-            self._consumer.resume(*paused)
+        with self._lock:
+            waiting = assigned if full else {tp for tp in assigned if TopicPartition(*tp) in self._unplaced}
+        if waiting - paused:
+            self._consumer.pause(*(waiting - paused))
+        if paused - waiting:
+            self._consumer.resume(*(paused - waiting))
         self._meter.set(metrics.PARTITIONS_PAUSED, len(assigned) if full else 0)
 
     # ---- assignment
@@ -182,28 +185,41 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             unplaced = dict(self._unplaced)
         if not unplaced:
             return
-        found = self.committed(unplaced)
-        missing = [partition for partition in unplaced if partition not in found]
-        started = self._member.start_positions(missing) if missing else {}
-        if started and self._settings.start != "earliest":
-            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
-            # move it to the moment of the restart, and lose what came between. A commit that fails is tried again, because
-            # nothing is placed before it.
-            self._consumer.commit(
-                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
-            )
+        self._look_up(unplaced)
         for partition, epoch in unplaced.items():
-            position = found.get(partition) or started[partition]
-            self._consumer.seek(KafkaTopicPartition(*partition), position.offset)
+            assert self._listener is not None
+            committed = self._committed[partition, epoch]
+            position = self._listener.place(partition, epoch, committed)
+            self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)
+            if position is None:
+                continue  # it is paused, and asked about again after the next poll
             with self._lock:
                 if self._unplaced.get(partition) != epoch:
                     continue
                 del self._unplaced[partition]
                 count = len(self._epochs)
-                assert self._listener is not None
                 self._listener.assigned(partition, epoch, position)
             self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
             LOG.info("assigned %s", log.fields(partition=partition, offset=position.offset))
+
+    def _look_up(self, unplaced: Mapping[TopicPartition, int]) -> None:
+        """Know of each of these assignments what is committed, else where the start policy puts it, and commit that."""
+        self._committed = {key: at for key, at in self._committed.items() if unplaced.get(key[0]) == key[1]}
+        asked = {partition: epoch for partition, epoch in unplaced.items() if (partition, epoch) not in self._committed}
+        if not asked:
+            return
+        found = self.committed(asked)
+        missing = [partition for partition in asked if partition not in found]
+        started = self._member.start_positions(missing) if missing else {}
+        if started:
+            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
+            # move it to the moment of the restart, and lose what came between. "earliest" moves too, as the source forgets
+            # old records. A commit that fails is tried again, because nothing is placed before it.
+            self._consumer.commit(
+                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
+            )
+        for partition, epoch in asked.items():
+            self._committed[partition, epoch] = found.get(partition) or started[partition]
 
     def _out_of_range(self, error: BaseException) -> None:
         """The log no longer has what comes next: go on with the oldest record, and say what is gone."""
@@ -232,8 +248,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                     continue  # revoked meanwhile
                 self._epoch += 1
                 self._epochs[partition] = epoch = self._epoch
-                self._listener.revoked([partition], lost=False)
-                self._listener.assigned(partition, epoch, Position(target))
+                self._listener.skipped(partition, epoch, target)
 
     # ---- other threads
 

@@ -1,0 +1,195 @@
+"""Embeddings as rows of Parquet files, which any engine reads.
+
+Comes in: records and their outcomes. Goes out: rows, batches of them, a file's bytes; and the notes in a file's footer. Never
+here: where files go, or what a chain of them means.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.codecs.base import id_of, type_vector
+from workers.codecs.json import as_json
+from workers.errors import PoisonError
+from workers.records import Embedding, Record
+
+_MAGIC = b"PAR1"
+_NOTES = "stream-embedder."
+_TYPES = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "int8_ranges": pa.int8(),
+    "uint8_ranges": pa.uint8(),
+    "binary": pa.int8(),
+    "ubinary": pa.uint8(),
+}
+
+
+class Row(NamedTuple):
+    """One row, its vector in the output's precision; ``embedding`` None where a key is deleted."""
+
+    id: str
+    embedding: type_vector | None
+    scale: np.float32 | None
+    tokens: int
+    truncated: bool
+    record: Record
+    include: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class ParquetRenderer:
+    """Writes embeddings, and deletions, as rows.
+
+    Columns: ``id``; ``embedding``, a fixed-size list of ``dim`` components (an eighth of it where bits are packed), null in a
+    deletion; ``scale`` with precision int8 alone; ``tokens``; ``truncated``; ``deleted``; ``fingerprint``; ``topic``,
+    ``partition``, ``offset``, ``timestamp`` and ``key`` of the source's record; and the included fields, as text: a string
+    as it is, anything else in JSON.
+    """
+
+    dim: int
+    precision: str
+    model: str
+    fingerprint: str
+    include: tuple[str, ...] = ()
+    compression: str = "zstd"
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of every file."""
+        width = self.dim // 8 if self.precision in ("binary", "ubinary") else self.dim
+        return pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("embedding", pa.list_(pa.field("element", _TYPES[self.precision], nullable=False), width)),
+                *([pa.field("scale", pa.float32())] if self.precision == "int8" else []),
+                pa.field("tokens", pa.int32(), nullable=False),
+                pa.field("truncated", pa.bool_(), nullable=False),
+                pa.field("deleted", pa.bool_(), nullable=False),
+                pa.field("fingerprint", pa.string(), nullable=False),
+                pa.field("topic", pa.string(), nullable=False),
+                pa.field("partition", pa.int32(), nullable=False),
+                pa.field("offset", pa.int64(), nullable=False),
+                pa.field("timestamp", pa.timestamp("ms", "UTC")),
+                pa.field("key", pa.binary()),
+                *(pa.field(name, pa.string()) for name in self.include),
+            ]
+        )
+
+    def row(self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None) -> Row:
+        """The row of an embedding; ``vector`` [dim], or [dim / 8] where bits are packed, in the output's type.
+
+        Raises:
+            PoisonError: stage ``output``: the id or an included field is something that no text can hold.
+        """
+        document = embedding.document
+        fields = tuple(_text(document.fields.get(name)) for name in self.include)
+        for text in (document.id, *fields):
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError:
+                message = "the id or an included field holds half of a surrogate pair, which is no character"
+                raise PoisonError("output", "lone_surrogate", message) from None
+        return Row(document.id, vector, scale, embedding.tokens, embedding.truncated, record, fields)
+
+    def deletion(self, record: Record) -> Row:
+        """The row that says: what had this record's key is gone."""
+        return Row(id_of(record), None, None, 0, False, record, (None,) * len(self.include))
+
+    def batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
+        """The rows as columns."""
+        schema = self.schema
+        origins = [row.record.origin for row in rows]
+        columns = {
+            "id": [row.id for row in rows],
+            "embedding": self._vectors(rows),
+            "tokens": [row.tokens for row in rows],
+            "truncated": [row.truncated for row in rows],
+            "deleted": [row.embedding is None for row in rows],
+            "fingerprint": [self.fingerprint] * len(rows),
+            "topic": [origin.topic for origin in origins],
+            "partition": [origin.partition for origin in origins],
+            "offset": [origin.offset for origin in origins],
+            "timestamp": [None if row.record.timestamp_ms < 0 else row.record.timestamp_ms for row in rows],
+            "key": [row.record.key for row in rows],
+        }
+        if self.precision == "int8":
+            columns["scale"] = [row.scale for row in rows]
+        for number, name in enumerate(self.include):
+            columns[name] = [row.include[number] for row in rows]
+        return pa.RecordBatch.from_arrays(
+            [
+                values if isinstance(values := columns[field.name], pa.Array) else pa.array(values, field.type)
+                for field in schema
+            ],
+            schema=schema,
+        )
+
+    def after(self, batch: pa.RecordBatch, offset: int) -> pa.RecordBatch:
+        """The rows of source offsets from ``offset`` on; a batch's rows are in their order."""
+        return batch.slice(int(np.searchsorted(batch.column("offset").to_numpy(), offset)))
+
+    def _vectors(self, rows: Sequence[Row]) -> pa.Array:
+        wanted = self.schema.field("embedding").type
+        width = wanted.list_size
+        values = np.zeros((len(rows), width), wanted.value_type.to_pandas_dtype())
+        for number, row in enumerate(rows):
+            if row.embedding is not None:
+                values[number] = row.embedding
+        absent = pa.array([row.embedding is None for row in rows], pa.bool_())
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=wanted, mask=absent)
+
+    def file(self, batches: Sequence[pa.RecordBatch], notes: Mapping[str, str]) -> bytes:
+        """A file of these batches, none is one without rows; ``notes`` stand in its footer, beside what it holds."""
+        about = {"model": self.model, "fingerprint": self.fingerprint}
+        about |= {"dim": str(self.dim), "precision": self.precision, **notes}
+        metadata = {_NOTES + name: value for name, value in about.items()}
+        table = pa.Table.from_batches(batches, self.schema).replace_schema_metadata(metadata)
+        sink = io.BytesIO()
+        pq.write_table(
+            table,
+            sink,
+            compression=self.compression,
+            # Vectors do not repeat; what does, repeats in every row.
+            use_dictionary=["fingerprint", "topic", "partition"],
+            store_schema=True,
+        )
+        return sink.getvalue()
+
+
+def read_notes(tail: bytes) -> dict[str, str] | None:
+    """The notes of a file's footer, by its last bytes; None when there are more of them than ``tail`` holds.
+
+    Raises:
+        ValueError: it is no Parquet file.
+    """
+    if len(tail) < 12 or tail[-4:] != _MAGIC:
+        raise ValueError("not a Parquet file")
+    (length,) = struct.unpack("<I", tail[-8:-4])
+    if length + 8 > len(tail):
+        return None
+    try:
+        # A reader wants the file's first bytes too; the footer is all that it goes on to read.
+        metadata: Any = pq.read_metadata(io.BytesIO(_MAGIC + tail[-length - 8 :]))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError("not a Parquet file") from error
+    found = metadata.metadata or {}
+    return {
+        name.decode()[len(_NOTES) :]: value.decode("utf-8", "replace")
+        for name, value in found.items()
+        if name.startswith(_NOTES.encode())
+    }
+
+
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else as_json(value)

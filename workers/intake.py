@@ -1,0 +1,89 @@
+"""What the source hands over, and how much of it is held: records, and the partitions that they belong to.
+
+Comes in: assignments and records, from the poll thread and the client's own. Goes out: chunks of records, in order; the ledger
+and the outputs of files always agree on which partitions are ours. Never here: I/O, or a wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from workers import metrics
+from workers.offsets import OffsetLedger
+from workers.placing import Placing
+from workers.records import Position, Record, TopicPartition
+from workers.settings import LimitSettings
+from workers.sinks.files import FileOutput
+
+# Records that are decoded and tokenised together: small enough that answers are settled in between.
+CHUNK = 256
+
+
+class Intake:
+    """The source's listener. ``lock`` guards ``ledger`` and ``inbox``, and is notified when either changes."""
+
+    def __init__(
+        self, topics: Sequence[str], files: Sequence[FileOutput], limits: LimitSettings, meter: metrics.Metrics
+    ) -> None:
+        """``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs."""
+        self.lock = threading.Condition()
+        self.ledger = OffsetLedger(topics, [output.key for output in files])
+        self.inbox: deque[Sequence[Record]] = deque()
+        self._files = tuple(files)
+        self._placing = Placing(topics, files)
+        self._limits = limits
+        self._meter = meter
+
+    def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
+        """Where a partition starts, once every output has said how far it is."""
+        return self._placing.place(partition, epoch, position)
+
+    def assigned(self, partition: TopicPartition, epoch: int, position: Position) -> None:
+        """A partition is ours."""
+        with self.lock:
+            self.ledger.assign(partition, epoch, position)
+            for output in self._files:
+                output.assign(partition, epoch, position.outputs[output.key])
+
+    def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        """A partition goes on further ahead; chains of files stay where they are, their next file reaches over the gap."""
+        with self.lock:
+            self.ledger.skip(partition, epoch, offset)
+            for output, position in zip(self._files, self.ledger.chains(partition), strict=True):
+                output.assign(partition, epoch, position)
+
+    def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
+        """Partitions are ours no longer; their records are given up."""
+        with self.lock:
+            dropped = self.ledger.revoke(partitions)
+            for output in self._files:
+                output.revoke(partitions)
+            self.lock.notify_all()
+        if dropped:
+            self._meter.add(metrics.OUTCOMES_DROPPED, dropped, why="lost" if lost else "revoked")
+
+    def received(self, records: Sequence[Record]) -> None:
+        """Records of one partition, in order."""
+        with self.lock:
+            taken = [record for record in records if self.ledger.add(record)]
+            self.inbox.extend(taken[start : start + CHUNK] for start in range(0, len(taken), CHUNK))
+            self.lock.notify_all()
+            self.measure()
+
+    def full(self) -> bool:
+        """Whether the limits are reached."""
+        limits = self._limits
+        with self.lock:
+            held = self.ledger.bytes + sum(output.bytes for output in self._files)
+            return self.ledger.records >= limits.records or held >= limits.bytes
+
+    def close(self) -> None:
+        """Look no more chains up."""
+        self._placing.close()
+
+    def measure(self) -> None:
+        """Say how much is held; under the lock."""
+        self._meter.set(metrics.IN_FLIGHT_RECORDS, self.ledger.records)
+        self._meter.set(metrics.IN_FLIGHT_BYTES, self.ledger.bytes)

@@ -1,0 +1,227 @@
+"""Outlets: what each output makes of an outcome, and whether it can take it.
+
+Comes in: settled records. Goes out: messages for topics, rows for files, and the outcomes as they turn out: what one output
+cannot take is a dead letter for all. Never here: a broker, a store, or the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from workers.codecs.base import Renderer, type_vector
+from workers.codecs.dead_letter import render_dead_letter
+from workers.codecs.tombstone import render_tombstone
+from workers.encoder.quantize import Projection, has_direction
+from workers.errors import PoisonError, RetryableError
+from workers.offsets import Prefix
+from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone
+from workers.sinks.files import FileOutput
+
+# For each output by name, its vector and scale of each row that has one.
+type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
+
+
+class RowRenderer(Protocol):
+    """Writes outcomes down as rows."""
+
+    def row(self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None) -> object:
+        """The row of an embedding, ``vector`` in the output's precision.
+
+        Raises:
+            PoisonError: stage ``output``: it cannot be written.
+        """
+
+    def deletion(self, record: Record) -> object:
+        """The row that says: what had this record's key is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutlet:
+    """One output of files: what is made of the vector, how it is written down, and who gathers the rows."""
+
+    projection: Projection
+    renderer: RowRenderer
+    output: FileOutput
+
+    @property
+    def name(self) -> str:
+        """The output's name."""
+        return self.output.name
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """One output to a topic: what is made of the vector, and how the result is written down."""
+
+    name: str
+    topic: str
+    projection: Projection
+    renderer: Renderer
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterOutlet:
+    """Where refused records go; ``tombstone``: their older vectors are deleted from the outputs."""
+
+    topic: str
+    fingerprint: str
+    tombstone: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called in positions."""
+        return f"kafka:{self.topic}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prefix with its last outcomes, and the rows of each output of files, with the source's offsets."""
+
+    prefix: Prefix
+    rows: tuple[list[tuple[int, object]], ...]
+
+    def below(self, offset: int) -> list[list[object]]:
+        """The rows of each output whose source offsets are below ``offset``."""
+        return [[row for at, row in rows if at < offset] for rows in self.rows]
+
+
+class Outlets:
+    """All outputs of a pipeline, and its dead letters."""
+
+    def __init__(
+        self,
+        topics: Sequence[Outlet],
+        files: Sequence[FileOutlet],
+        dead_letters: DeadLetterOutlet,
+        refuses: Callable[[Message], str | None],
+    ) -> None:
+        """``refuses``: why a topic would refuse a message for good, as :meth:`workers.sinks.base.Sink.refuses`."""
+        self._topics = topics
+        self._files = files
+        self._dead_letters = dead_letters
+        self._refuses = refuses
+
+    def render(self, prefixes: Sequence[Prefix]) -> tuple[list[Rendered], list[Message]]:
+        """What is written of prefixes: rows by prefix, and the messages of all.
+
+        Raises:
+            RetryableError: a dead letter does not fit into its topic.
+        """
+        messages: list[Message] = []
+        rendered: list[Rendered] = []
+        for prefix in prefixes:
+            vectors = self._project(prefix)
+            settled: list[Settled] = []
+            rows: tuple[list[tuple[int, object]], ...] = tuple([] for _ in self._files)
+            for number, entry in enumerate(prefix.settled):
+                outcome, out, made = self._render_one(entry, number, vectors, prefix)
+                messages += [_placed(message, entry.record) for message in out]
+                for column, row in zip(rows, made, strict=False):
+                    column.append((entry.record.origin.offset, row))
+                settled.append(Settled(entry.record, outcome))
+            rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows))
+        return rendered, messages
+
+    def _project(self, prefix: Prefix) -> type_projected:
+        """What each output writes: all its vectors cut, normalised and quantised together."""
+        outlets: tuple[Outlet | FileOutlet, ...] = (*self._topics, *self._files)
+        rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
+        if not rows:
+            return {outlet.name: {} for outlet in outlets}
+        full = np.stack([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
+        found: type_projected = {}
+        for outlet in outlets:
+            # A vector with nothing in its first dimensions is left out; the others go on without it.
+            sound = has_direction(full, outlet.projection.dim)
+            kept = [row for row, good in zip(rows, sound, strict=True) if good]
+            found[outlet.name] = dict(zip(kept, outlet.projection(full[sound]).rows(), strict=True))
+        return found
+
+    def _render_one(
+        self, entry: Settled, number: int, vectors: type_projected, prefix: Prefix
+    ) -> tuple[Outcome, list[Message], list[object]]:
+        """The outcome as it turns out, the messages of the topics, and a row for each output of files, or none for all."""
+        record = entry.record
+        outcome = entry.outcome
+        offset = record.origin.offset
+        wanted = [outlet for outlet in self._topics if offset >= prefix.already.get(outlet.name, 0)]
+        if isinstance(outcome, Embedding | Tombstone):
+            try:
+                out = [
+                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(number))) for outlet in wanted
+                ]
+                return (
+                    outcome,
+                    out,
+                    [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files],
+                )
+            except PoisonError as error:
+                outcome = DeadLetter(error.stage, error.reason, error.message)
+        out = []
+        if offset >= prefix.already.get(self._dead_letters.name, 0):
+            dead = render_dead_letter(record, outcome, self._dead_letters.topic, self._dead_letters.fingerprint)
+            if (reason := self._refuses(dead)) is not None:
+                mend = "raise its max.message.bytes" if reason == "too_large" else "set its cleanup.policy to delete"
+                raise RetryableError(
+                    f"the dead letter of {record.origin} does not fit into topic {dead.topic} ({reason}, {dead.size} bytes): "
+                    f"{mend}; until then this reader commits nothing"
+                )
+            out.append(dead)
+        if self._dead_letters.tombstone and record.key is not None:
+            out += self._deletes(record, wanted)
+            return outcome, out, [outlet.renderer.deletion(record) for outlet in self._files]
+        return outcome, out, []
+
+    def _deletes(self, record: Record, wanted: Sequence[Outlet]) -> list[Message]:
+        """Tombstones for a refused record's key, without the record's headers where they do not fit.
+
+        An output that does not take the key alone has never had a vector under it.
+        """
+        whole = [render_tombstone(record, outlet.topic) for outlet in wanted]
+        fitting = [one if self._refuses(one) is None else replace(one, headers=()) for one in whole]
+        return [one for one in fitting if self._refuses(one) is None]
+
+    def _row(
+        self, outlet: FileOutlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
+    ) -> object:
+        if not isinstance(entry.outcome, Embedding):
+            return outlet.renderer.deletion(entry.record)
+        return outlet.renderer.row(entry.record, entry.outcome, *_required(projected, outlet.projection))
+
+    def _message(
+        self, outlet: Outlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
+    ) -> Message:
+        if not isinstance(entry.outcome, Embedding):
+            return render_tombstone(entry.record, outlet.topic)
+        return outlet.renderer.render(entry.record, entry.outcome, *_required(projected, outlet.projection))
+
+    def _checked(self, message: Message) -> Message:
+        reason = self._refuses(message)
+        if reason == "too_large":
+            raise PoisonError(
+                "output", reason, f"the output record has {message.size} bytes, more than topic {message.topic} takes"
+            )
+        if reason is not None:
+            raise PoisonError(
+                "output", reason, f"topic {message.topic} is compacted, and takes no record without a key"
+            )
+        return message
+
+
+def _required(
+    projected: tuple[type_vector, np.float32 | None] | None, projection: Projection
+) -> tuple[type_vector, np.float32 | None]:
+    if projected is None:
+        raise PoisonError(
+            "output", "no_direction", f"the vector has no length in its first {projection.dim} dimensions"
+        )
+    return projected
+
+
+def _placed(message: Message, record: Record) -> Message:
+    """A record without a key stays with its source partition's number, so that its order is kept."""
+    return message if message.key is not None else replace(message, partition=record.origin.partition)
