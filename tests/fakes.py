@@ -122,6 +122,8 @@ class FakeSource:
             case Rebalance(partitions=partitions, back=back, lost=lost):
                 for partition in partitions:
                     self.epochs.pop(partition, None)
+                if not lost:
+                    listener.parting(partitions)
                 listener.revoked(partitions, lost=lost)
                 for partition in partitions if back else ():
                     start = self._assign(partition, listener)

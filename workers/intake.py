@@ -1,7 +1,7 @@
 """What the source hands over, and how much of it is held: records, and the partitions that they belong to.
 
 Comes in: assignments and records, from the poll thread and the client's own. Goes out: chunks of records, in order; the ledger
-and the outputs of files always agree on which partitions are ours. Never here: I/O, or a wait.
+and the outputs of files always agree on which partitions are ours. Never here: I/O, or a wait, but for files of partitions that go.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from workers import metrics
+from workers.deadline import Deadline
 from workers.offsets import OffsetLedger
 from workers.placing import Placing
 from workers.records import Position, Record, TopicPartition
@@ -19,6 +20,8 @@ from workers.sinks.files import FileOutput
 
 # Records that are decoded and tokenised together: small enough that answers are settled in between.
 CHUNK = 256
+# The client's I/O thread waits so long for files of partitions that go; its heartbeats wait too, and have 10 s.
+PARTING_S = 3.0
 
 
 class Intake:
@@ -53,6 +56,12 @@ class Intake:
             self.ledger.skip(partition, epoch, offset)
             for output, position in zip(self._files, self.ledger.chains(partition), strict=True):
                 output.assign(partition, epoch, position)
+
+    def parting(self, partitions: Iterable[TopicPartition]) -> None:
+        """Put the files of partitions that go: what waits for its file would have to be embedded again."""
+        deadline = Deadline(PARTING_S)
+        for output in self._files:
+            output.flush(deadline.remaining(), partitions)
 
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         """Partitions are ours no longer; their records are given up."""

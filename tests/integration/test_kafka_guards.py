@@ -71,6 +71,7 @@ class Member:
             group_instance_id=more.pop("instance", None),
             meter=self.meter,
         )
+        self.look_ups, self.back = more.pop("look_ups", 0), more.pop("back", 0)
         assert not more
         self.owned: dict[TopicPartition, int] = {}
         self.placed: dict[TopicPartition, list[Position]] = defaultdict(list)
@@ -96,6 +97,9 @@ class Member:
         """``look_ups`` is how often it has to be asked; then it starts ``back`` offsets earlier."""
         self.look_ups -= 1
         return None if self.look_ups >= 0 else Position(position.offset - self.back, position.outputs)
+
+    def parting(self, partitions: Iterable[TopicPartition]) -> None:
+        assert all(partition in self.owned for partition in partitions)
 
     def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
         self.assigned(partition, epoch, Position(offset))
@@ -438,6 +442,25 @@ def test_a_static_member_is_removed_when_it_stops(
 
 
 # ---- where reading starts
+
+
+def test_a_partition_is_not_read_before_its_place_is_known(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """Files know better than the group how far they are, and a store takes its time to say so."""
+    topic, group = make_topic(1), unique_name()
+    partition = TopicPartition(topic, 0)
+    produce(broker.settings, topic, 10)
+    first = join(broker.settings, group, [topic])
+    wait_for(lambda: len(first.records) == 10, "the records")
+    first.source.commit({partition: Position(8, {"kafka:out": 9})})
+    first.stop()
+    late = join(broker.settings, group, [topic], look_ups=5, back=3)
+    wait_for(lambda: len(late.records) == 5, "the records from its place on")
+    assert late.look_ups == -1, "asked until it was known"
+    assert [position.offset for position in late.placed[partition]] == [5]
+    assert late.placed[partition][0].outputs == {"kafka:out": 9}
+    assert late.offsets(partition) == [5, 6, 7, 8, 9]
 
 
 def test_latest_means_the_first_start_and_a_restart_loses_nothing(

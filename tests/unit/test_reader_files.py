@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import DIM, FakeSink, Group, Pause, Rebalance, type_step
 from tests.unit.test_files import failing
 from tests.unit.test_reader import DEAD, OUT, P0, Stream, text, texts
-from workers import metrics
+from workers import intake, metrics
 from workers.codecs.parquet import ParquetRenderer
 from workers.encoder.quantize import Projection
 from workers.outlets import FileOutlet
@@ -165,14 +165,40 @@ def test_a_chain_that_cannot_be_looked_up_is_waited_for(tmp_path: Path):
     assert lake.ids() == ids(records)
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_rebalance_gives_up_what_waits_and_it_is_read_again(tmp_path: Path, lost: bool):
+def test_a_partition_that_is_lost_takes_along_what_waits_and_it_is_read_again(tmp_path: Path):
     lake, records = Lake(tmp_path), texts(30)
     pause = Pause()
-    stream = lake.stream([*records, pause, Rebalance([P0], back=True, lost=lost)]).start()
+    stream = lake.stream([*records, pause, Rebalance([P0], back=True, lost=True)]).start()
     stream.wait_committed(30)
     pause.go.set()
     stream.wait(lambda: stream.meter.value(metrics.RECORDS_COMMITTED) == 60, "all are read and settled again")
+    assert lake.ids() == []
+    stream.finish()
+    assert lake.ids() == stream.values() == ids(records)
+
+
+def test_a_partition_that_is_revoked_leaves_its_files_behind(tmp_path: Path):
+    lake, records = Lake(tmp_path), texts(30)
+    pause = Pause()
+    stream = lake.stream([*records, pause, Rebalance([P0])]).start()
+    stream.wait_committed(30)
+    pause.go.set()
+    stream.wait(stream.source.handed_over.is_set)
+    assert lake.ids() == ids(records), "nobody has to embed them again"
+    stream.finish()
+
+
+def test_a_revocation_does_not_wait_long_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(intake, "PARTING_S", 0.2)
+    lake, records = Lake(tmp_path), texts(30)
+    pause = Pause()
+    stream = lake.stream([*records, pause, Rebalance([P0], back=True)]).start()
+    stream.wait_committed(30)
+    lake.chains["lake"].script = ["down"] * 10_000
+    pause.go.set()
+    stream.wait(lambda: not stream.source.epochs or stream.source.epochs[P0] == 2, "it is taken away")
+    lake.chains["lake"].script = []
+    stream.wait(lambda: stream.meter.value(metrics.RECORDS_COMMITTED) == 60)
     stream.finish()
     assert lake.ids() == stream.values() == ids(records)
 

@@ -198,3 +198,10 @@ def test_bytes_have_units(text: object, number: int):
 
 def test_bytes_of_an_unknown_unit():
     assert "such as 256MiB" in refused(limits={"bytes": "3 parsecs"})
+
+
+def test_outputs_whose_names_do_not_fit_beside_an_offset_are_refused():
+    many = [{"kind": "parquet", "uri": f"s3://bucket/{'x' * 300}/{n}"} for n in range(12)]
+    assert len(Settings(outputs=many[:10]).outputs) == 10
+    with pytest.raises(ValueError, match="use fewer, or shorter topics and uris"):
+        Settings(outputs=many)

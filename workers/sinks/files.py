@@ -3,8 +3,8 @@
 Comes in: rows that are due, in partition order. Goes out: files, and how far each partition's chain has come. Never here: a
 file's format, Kafka, or the ledger.
 
-Rows wait in memory, in columns. A partition that is given up takes its rows along: nobody has been told that they are done,
-so the next owner reads their records again. A store that does not answer is asked again for as long as it takes.
+Rows wait in memory, in columns. A partition that is lost takes its rows along: nobody has been told that they are done, so
+the next owner reads their records again. A store that does not answer is asked again for as long as it takes.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class _Lane:
         return sum(batch.nbytes for batch in self.batches)
 
     @property
+    def waits(self) -> bool:
+        return self.taken > self.position
+
+    @property
     def rows(self) -> int:
         return sum(batch.num_rows for batch in self.batches)
 
@@ -100,7 +104,7 @@ class FileOutput:
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._folders: dict[TopicPartition, str] = {}
         self._bytes = 0
-        self._hurry: Deadline | None = None
+        self._hurried: set[TopicPartition] = set()
         self._stop = False
 
     @property
@@ -134,6 +138,7 @@ class FileOutput:
         with self._lock:
             for partition in partitions:
                 self._lanes.pop(partition, None)
+                self._hurried.discard(partition)
             self._measure()
             self._lock.notify_all()
 
@@ -173,16 +178,18 @@ class FileOutput:
                 start, end, batches = lane.position, lane.taken, list(lane.batches)
             self._put(lane, start, end, batches, progress)
 
-    def flush(self, timeout_s: float) -> bool:
-        """Put what waits, however little; whether all of it was put within ``timeout_s``."""
+    def flush(self, timeout_s: float, partitions: Iterable[TopicPartition] | None = None) -> bool:
+        """Put what waits of these partitions, or of all, however little; whether it was put within ``timeout_s``."""
         deadline = Deadline(timeout_s)
         with self._lock:
-            self._hurry = deadline
+            wanted = set(self._lanes if partitions is None else partitions)
+            self._hurried |= wanted
             self._lock.notify_all()
-            while any(lane.taken > lane.position for lane in self._lanes.values()):
+            while any(lane.waits for partition, lane in self._lanes.items() if partition in wanted):
                 if self._stop or deadline.expired:
                     return False
                 self._lock.wait(max(0.01, deadline.remaining()))
+            self._hurried -= wanted
         return True
 
     def stop(self) -> None:
@@ -193,15 +200,12 @@ class FileOutput:
 
     def _due(self) -> _Lane | None:
         """The partition whose file is next, if one is; under the lock."""
-        waiting = [lane for lane in self._lanes.values() if lane.taken > lane.position]
-        if not waiting:
-            return None
-        largest = max(waiting, key=lambda lane: lane.bytes)
-        if self._hurry is not None or self._bytes > self._most:
-            return largest
+        waiting = [lane for lane in self._lanes.values() if lane.waits]
+        if waiting and self._bytes > self._most:
+            return max(waiting, key=lambda lane: lane.bytes)
         rotation, now = self._rotation, time.monotonic()
         for lane in waiting:
-            if lane.bytes >= rotation.bytes or lane.rows >= rotation.rows:
+            if lane.partition in self._hurried or lane.bytes >= rotation.bytes or lane.rows >= rotation.rows:
                 return lane
             if lane.since is not None and now - lane.since >= rotation.seconds:
                 return lane
@@ -237,7 +241,7 @@ class FileOutput:
             left = [self._format.after(batch, reached) for batch in lane.batches]
             lane.batches = [batch for batch in left if batch.num_rows]
             lane.position, lane.taken = reached, max(lane.taken, reached)
-            lane.since = time.monotonic() if lane.taken > reached else None
+            lane.since = time.monotonic() if lane.waits else None
             self._measure()
             self._lock.notify_all()
         progress(lane.partition, lane.epoch, reached)

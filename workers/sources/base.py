@@ -12,7 +12,7 @@ from workers.records import Position, Record, TopicPartition
 
 
 class SourceListener(Protocol):
-    """Who takes what the source reads. All calls are quick and never block on I/O."""
+    """Who takes what the source reads. All calls but :meth:`parting` are quick and never block on I/O."""
 
     def assigned(self, partition: TopicPartition, epoch: int, position: Position) -> None:
         """A partition is ours from ``position`` on; its records will carry ``epoch``."""
@@ -22,6 +22,9 @@ class SourceListener(Protocol):
 
     def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
         """A partition goes on at ``offset``, under a new epoch: what comes before it is gone from the source."""
+
+    def parting(self, partitions: Iterable[TopicPartition]) -> None:
+        """Partitions will be revoked next: what is nearly done may be finished, in a few seconds at most."""
 
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         """Partitions are ours no longer: what is in flight for them must not be written. Called on any thread."""

@@ -159,7 +159,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._meter.add(metrics.REBALANCES, kind="assigned")
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        """Called on the client's I/O thread: memory only. What is in flight is given up, the next owner reads it again."""
+        """Called on the client's I/O thread. What is in flight is given up, the next owner reads it again."""
+        assert self._listener is not None
+        self._listener.parting([TopicPartition(*tp) for tp in revoked])
         self._give_up(revoked, lost=False)
 
     def on_partitions_lost(self, lost: Iterable[Any]) -> None:
