@@ -28,6 +28,7 @@ from workers import log, metrics
 from workers.checkpoint import Checkpoint
 from workers.codecs import decoder_for
 from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
+from workers.outlets import DeadLetterOutlet, Outlet
 from workers.pool import serve_pool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, type_vectors
