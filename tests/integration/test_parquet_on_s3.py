@@ -17,11 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipelines.configure import load
+from pipelines.model import Model
+from pipelines.outputs import chain, file_outlets
 from tests.conftest import RunningBroker
 from tests.integration.pipeline import Pipeline, reading, value_of, wait_until
 from tests.integration.test_exactly_once import Feeder, Sent
 from tests.s3 import S3Server
 from tests.tiny_model import make_tiny_bert
+from workers import metrics
+from workers.records import TopicPartition
+from workers.settings import ParquetOutput
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -148,23 +154,25 @@ def test_check_says_in_one_sentence_what_keeps_files_from_being_put(
         assert time.monotonic() - began < 60
 
 
-def test_a_folder_that_another_group_writes_is_refused_before_anything_is_read(
-    broker: RunningBroker, settings: dict[str, Any], unique_name: Callable[[], str], tmp_path: Path
-) -> None:
-    settings["outputs"] = [{"kind": "parquet", "uri": (tmp_path / "lake").as_uri(), "rotate": {"rows": 1}}]
-    feeder = Feeder(broker.settings, settings["source"]["topics"][0], documents(8), per_second=1000)
-    feeder.run()
-    assert feeder.failure is None
-    with Pipeline(tmp_path, settings) as pipeline:
-        wait_until(lambda: len(list(tmp_path.rglob("lake/**/*.parquet"))) > 0, 90, pipeline.tail)
-        assert pipeline.terminate() == 0, pipeline.tail()
+def test_files_of_another_pipeline_are_named_with_what_they_are(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["outputs"] = [{"kind": "parquet", "uri": (tmp_path / "lake").as_uri()}]
+    source = settings["source"]
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    model = Model.open(load(config, [], {}).settings)
+    output = model.settings.outputs[0]
+    assert isinstance(output, ParquetOutput)
+    (outlet,) = file_outlets(model, metrics.Metrics())
+    theirs = chain(model, output)
+    folder = theirs.find(TopicPartition(source["topics"][0], 2), None).folder
+    theirs.put(theirs.file(folder, 0, 5, lambda notes: outlet.renderer.file([], notes)))
+
     assert check(settings, tmp_path, {}).returncode == 0
-    ours = settings["source"]["group"]
-    settings["source"]["group"] = unique_name()
+    ours, source["group"] = source["group"], "another"
     refused = check(settings, tmp_path, {})
     assert refused.returncode == 1
-    assert f"was written by group {ours}, and ours is {settings['source']['group']}" in refused.stderr
-    settings["source"]["group"] = ours
+    assert f"was written by group {ours}, and ours is another" in refused.stderr
+    source["group"] = ours
     settings["outputs"][0]["dim"] = 16
     refused = check(settings, tmp_path, {})
     assert refused.returncode == 1 and "holds vectors with fingerprint" in refused.stderr
