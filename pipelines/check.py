@@ -169,7 +169,7 @@ def _present(
 
 
 def _rights(settings: Settings, sources: list[str], written: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
-    looked_at = [] if settings.delivery.allow_fingerprint_change else [output.topic for output in settings.outputs]
+    looked_at = [] if settings.delivery.allow_fingerprint_change else settings.output_topics
     for names, operation, what, otherwise in (
         (sources, "Read", "read topic {}", ""),
         (written, "Write", "write to topic {}", ""),
