@@ -181,7 +181,7 @@ def test_a_partition_that_is_revoked_leaves_its_files_behind(tmp_path: Path):
     lake, records = Lake(tmp_path), texts(30)
     pause = Pause()
     stream = lake.stream([*records, pause, Rebalance([P0])]).start()
-    stream.wait_committed(30)
+    stream.wait(lambda: stream.meter.value(metrics.RECORDS_COMMITTED) == 30, "all rows are handed over")
     pause.go.set()
     stream.wait(stream.source.handed_over.is_set)
     assert lake.ids() == ids(records), "nobody has to embed them again"
@@ -193,7 +193,7 @@ def test_a_revocation_does_not_wait_long_for_a_store_that_is_away(tmp_path: Path
     lake, records = Lake(tmp_path), texts(30)
     pause = Pause()
     stream = lake.stream([*records, pause, Rebalance([P0], back=True)]).start()
-    stream.wait_committed(30)
+    stream.wait(lambda: stream.meter.value(metrics.RECORDS_COMMITTED) == 30, "all rows are handed over")
     lake.chains["lake"].script = ["down"] * 10_000
     pause.go.set()
     stream.wait(lambda: not stream.source.epochs or stream.source.epochs[P0] == 2, "it is taken away")
