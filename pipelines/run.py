@@ -100,7 +100,7 @@ def _cluster(settings: Settings) -> Iterator[None]:
 def _deploy(settings: Settings, stop: threading.Event) -> Any:
     """Start the application; returns the readers' handle when it runs or somebody wants to stop."""
     from ray import serve  # noqa: PLC0415
-    from ray.serve.schema import ApplicationStatus, LoggingConfig  # noqa: PLC0415
+    from ray.serve.schema import ApplicationStatus, DeploymentStatusTrigger, LoggingConfig  # noqa: PLC0415
 
     from pipelines import stream  # noqa: PLC0415
 
@@ -115,8 +115,13 @@ def _deploy(settings: Settings, stop: threading.Event) -> Any:
             continue
         if application.status == ApplicationStatus.RUNNING:
             break
-        # Unhealthy is not failed: a replica died while others started, and Serve replaces it.
-        if application.status == ApplicationStatus.DEPLOY_FAILED:
+        # A replica that died while others started is Serve's to replace, whatever Serve calls that; one that could not be
+        # built, three times over, is our failure.
+        triggers = {found.status_trigger for found in application.deployments.values()}
+        if (
+            application.status == ApplicationStatus.DEPLOY_FAILED
+            and DeploymentStatusTrigger.HEALTH_CHECK_FAILED not in triggers
+        ):
             said = " ".join([application.message, *(found.message for found in application.deployments.values())])
             raise EnvironmentFault(_reason(said))
     return readers

@@ -213,10 +213,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         found = self.committed(asked)
         missing = [partition for partition in asked if partition not in found]
         started = self._member.start_positions(missing) if missing else {}
-        if started:
+        if started and self._settings.start != "earliest":
             # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
-            # move it to the moment of the restart, and lose what came between. "earliest" moves too, as the source forgets
-            # old records. A commit that fails is tried again, because nothing is placed before it.
+            # move it to the moment of the restart, and lose what came between. A commit that fails is tried again, because
+            # nothing is placed before it.
             self._consumer.commit(
                 {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
             )
