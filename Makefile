@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 ROWS ?=
 QUERY ?=
 TEXTS ?=
+WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test soak lint format lock broker clean
@@ -35,8 +36,8 @@ demo: $(STAMP) ## real text through a real Kafka, then a search over it: make de
 bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: make bench TEXTS=200
 	@$(BIN)/stream-embedder bench encoder $(if $(TEXTS),--texts $(TEXTS) --rounds 1 --no-sweep)
 
-test: $(STAMP) ## all tests but the long ones
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak"
+test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 soak: $(STAMP) ## the long tests: faults for minutes
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
