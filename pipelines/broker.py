@@ -192,7 +192,10 @@ class Broker:
         if self.data_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="stream-embedder-broker-", ignore_cleanup_errors=True)
             self.data_dir = Path(self._temporary.name)
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"the broker's data cannot lie in {self.data_dir}: {error.strerror}") from error
         return self.data_dir.resolve()
 
     def _properties(self, folder: Path) -> dict[str, str]:
@@ -281,6 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=9092, help="where it listens, on loopback (default: 9092)")
     parser.add_argument("--data", type=Path, help="where its data live; by default a folder that goes with it")
     options = parser.parse_args(arguments)
+    if not 1 <= options.port <= 65_535:
+        parser.error(f"--port {options.port} is not a port: choose one from 1 to 65535")
     log.configure(logging.INFO)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -38,7 +38,7 @@ SOON = datetime.timedelta(days=7)
 class Finding:
     """One thing looked at: ``wrong`` is None, or the sentence that says what is wrong and what to do.
 
-    ``run`` starts in spite of what ``may_never_happen``, with a warning.
+    What ``may_never_happen`` is a warning, and ``run`` starts in spite of it.
     """
 
     subject: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def run_check(settings: Settings) -> int:
-    """Look at everything and print it; 0 when nothing is wrong, 1 otherwise.
+    """Look at everything and print it; 0 when nothing is wrong, 1 otherwise. What may never happen is a warning.
 
     Raises:
         SettingsError: the settings do not suit the model.
@@ -56,6 +56,8 @@ def run_check(settings: Settings) -> int:
     for finding in examine(settings):
         if finding.wrong is None:
             print(f"ok     {finding.subject}", flush=True)
+        elif finding.may_never_happen:
+            print(f"warn   {finding.wrong}", file=sys.stderr, flush=True)
         else:
             wrong += 1
             print(f"wrong  {finding.wrong}", file=sys.stderr, flush=True)
@@ -159,7 +161,8 @@ def _present(
             yield Finding(name, f"{who} may not see topic {name}, if there is one: {_grant(operation, name)}")
         elif name in topics:
             unknown = "" if topics[name].configs_known else "; its limits are hidden, and taken for Kafka's defaults"
-            yield Finding(f"topic {name}: {topics[name].partitions} partitions{unknown}")
+            aging = _aging(topics[name]) if name in written else ""
+            yield Finding(f"topic {name}: {topics[name].partitions} partitions{unknown}{aging}")
         else:
             yield Finding(
                 name,
@@ -218,6 +221,14 @@ def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[st
             f"may take {largest + DEAD_LETTER_BYTES:,}: what the source allows, and its headers; raise it",
             may_never_happen=True,
         )
+
+
+def _aging(topic: Topic) -> str:
+    """What a topic that deletes by age makes of records that keep an old source's timestamps."""
+    if topic.retention_ms < 0 or topic.log_append_time:
+        return ""
+    days = topic.retention_ms / 86_400_000
+    return f"; it deletes records {days:g} days after the timestamp of their source (retention.ms)"
 
 
 def _record_size(model: Model, output: KafkaOutput) -> int:

@@ -41,8 +41,9 @@ def run(settings: Settings) -> int:
         if stop.is_set():
             return 0
         live.say("starting Ray" if settings.ray.address is None else f"joining Ray at {settings.ray.address}")
-        with _cluster(settings):
-            _catch(stop)  # ray.init sets handlers of its own
+        with _cluster(settings, stop):
+            if stop.is_set():
+                return 0
             live.say("starting the readers and encoders")
             readers = _deploy(settings, stop)
             if not stop.is_set():
@@ -71,7 +72,7 @@ def _catch(stop: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(settings: Settings) -> Iterator[None]:
+def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray  # noqa: PLC0415 - heavy
@@ -83,6 +84,10 @@ def _cluster(settings: Settings) -> Iterator[None]:
         arguments |= {"address": settings.ray.address}
     try:
         ray.init(**arguments)
+        _catch(stop)  # ray.init sets handlers of its own …
+    except SystemExit:  # … which end the process while it starts
+        stop.set()
+        _catch(stop)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = settings.ray.address or "this machine"
         raise EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}") from error

@@ -70,6 +70,7 @@ class Intake:
             for output in self._files:
                 output.revoke(partitions)
             self.lock.notify_all()
+            self.measure()
         if dropped:
             self._meter.add(metrics.OUTCOMES_DROPPED, dropped, why="lost" if lost else "revoked")
 

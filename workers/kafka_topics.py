@@ -180,7 +180,11 @@ def committed_positions(
             found = client.list_group_offsets(group).get(group, {})
         except kafka_errors.GroupIdNotFoundError:
             return {}
-        except (kafka_errors.CoordinatorNotAvailableError, kafka_errors.CoordinatorLoadInProgressError):
+        except (
+            kafka_errors.CoordinatorNotAvailableError,
+            kafka_errors.CoordinatorLoadInProgressError,
+            kafka_errors.NotCoordinatorError,
+        ):
             if deadline.expired:
                 raise
             time.sleep(0.2)

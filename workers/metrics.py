@@ -68,7 +68,7 @@ REBALANCES = Metric("rebalances_total", "counter", "Assignments and revocations,
 OFFSETS_SKIPPED = Metric(
     "offsets_skipped_total", "counter", "Offsets that the source no longer had when their turn came (retention)."
 )
-TIMESTAMPS_CLAMPED = Metric("timestamps_clamped_total", "counter", "Records dated further ahead than the topic allows.")
+TIMESTAMPS_CLAMPED = Metric("timestamps_clamped_total", "counter", "Records dated further off than the topic allows.")
 LAST_COMMIT = Metric("last_commit_timestamp_seconds", "gauge", "Unix time of the last commit.")
 ENCODER_TOKENS = Metric("encoder_tokens_total", "counter", "Tokens that this encoder replica has embedded.")
 ENCODER_PADDING = Metric(

@@ -276,6 +276,8 @@ class StreamReader:
         """Commit once; False when it failed and there is no time left to find out how."""
         try:
             self._checkpoint.commit()
+            with self._lock:
+                self._intake.measure()
         except RetryableError as error:
             cause = type(error.__cause__ or error).__name__
             self._meter.add(metrics.COMMITS_FAILED, cause=cause)

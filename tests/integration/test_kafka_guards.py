@@ -204,8 +204,10 @@ def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition
 def open_sink(unique_name: type_name) -> Iterator[Callable[..., TransactionalSink]]:
     sinks: list[TransactionalSink] = []
 
-    def open_sink(kafka: KafkaSettings, *topics: str, meter: metrics.Metrics | None = None) -> TransactionalSink:
-        slot = unique_name()
+    def open_sink(
+        kafka: KafkaSettings, *topics: str, meter: metrics.Metrics | None = None, slot: str | None = None
+    ) -> TransactionalSink:
+        slot = slot or unique_name()
         sink = TransactionalSink(kafka, topics, meter or metrics.Metrics(), transactional_id=lambda: slot)
         sinks.append(sink)
         sink.open()
@@ -686,6 +688,32 @@ def test_a_timestamp_too_far_ahead_is_clamped_and_counted(
     assert second.timestamp == 1_700_000_000_000
     assert abs(third.timestamp - now) < 60_000, "one that is unknown becomes now"
     assert meter.value(metrics.TIMESTAMPS_CLAMPED) == 1
+
+
+def test_a_timestamp_too_far_back_is_clamped_and_counted(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    out = make_topic(message_timestamp_before_max_ms=60_000)
+    meter = metrics.Metrics()
+    sink = open_sink(broker.settings, out, meter=meter)
+    sink.write([message(out, timestamp_ms=1_700_000_000_000), message(out, timestamp_ms=int(time.time() * 1000))])
+    sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
+    first, second = read(broker.settings, out)
+    now = time.time() * 1000
+    assert now - 70_000 < first.timestamp < now - 50_000
+    assert abs(second.timestamp - now) < 30_000
+    assert meter.value(metrics.TIMESTAMPS_CLAMPED) == 1
+
+
+def test_who_is_fenced_says_by_whom_and_what_to_do(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink, unique_name: type_name
+):
+    out, shared = make_topic(), unique_name()
+    first = open_sink(broker.settings, out, slot=shared)
+    open_sink(broker.settings, out, slot=shared)
+    with pytest.raises(RetryableError, match=f"somebody else writes as {shared}: .* delivery.cluster of its own"):
+        first.write([message(out)])
+        first._wait(first._producer._transaction_manager.begin_commit(), "the commit")
 
 
 def test_what_kafka_allows_and_the_client_does_not_is_produced_all_the_same(

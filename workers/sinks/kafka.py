@@ -118,7 +118,11 @@ class KafkaSink:
                 if future.exception is not None:
                     raise future.exception
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
-            raise RetryableError(f"writing failed: {type(error).__name__} {error}") from error
+            raise RetryableError(f"writing failed: {self._said(error)}") from error
+
+    def _said(self, error: BaseException) -> str:
+        """What went wrong, in one line."""
+        return f"{type(error).__name__} {error}"
 
     def _begin(self) -> None:
         """Hook: what comes before the first record of a write."""
@@ -139,11 +143,12 @@ class KafkaSink:
     def _timestamp(self, message: Message, topic: Topic) -> int | None:
         if message.timestamp_ms < 0:
             return None
-        latest = int(time.time() * 1000) + topic.timestamp_after_max_ms - 1000
-        if message.timestamp_ms <= latest:
+        now = int(time.time() * 1000)
+        earliest, latest = now - topic.timestamp_before_max_ms + 1000, now + topic.timestamp_after_max_ms - 1000
+        if earliest <= message.timestamp_ms <= latest:
             return message.timestamp_ms
         self._meter.add(metrics.TIMESTAMPS_CLAMPED)
-        return latest
+        return max(0, min(max(earliest, message.timestamp_ms), latest))
 
     def abandon(self) -> None:
         """Make sure that nothing of this producer is sent any more."""
@@ -192,6 +197,14 @@ class TransactionalSink(KafkaSink):
     def _begin(self) -> None:
         self._producer.begin_transaction()
 
+    def _said(self, error: BaseException) -> str:
+        if isinstance(error, kafka_errors.ProducerFencedError | kafka_errors.InvalidProducerEpochError):
+            return (
+                f"somebody else writes as {self._transactional_id()}: a predecessor that has not ended yet, or a second "
+                "deployment on this host, which then needs a delivery.cluster of its own"
+            )
+        return super()._said(error)
+
     def commit(self, positions: Mapping[TopicPartition, Position], membership: object) -> None:
         """Send the offsets under ``membership`` and commit; neither is waited for longer than ten seconds."""
         offsets = {
@@ -203,7 +216,7 @@ class TransactionalSink(KafkaSink):
             self._wait(manager.send_offsets_to_transaction(offsets, membership), "the offsets")
             self._wait(manager.begin_commit(), "the commit")
         except kafka_errors.KafkaError as error:
-            raise CommitError(f"the transaction failed: {type(error).__name__} {error}") from error
+            raise CommitError(f"the transaction failed: {self._said(error)}") from error
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Write messages in a transaction of their own, which carries no offsets.
@@ -216,7 +229,7 @@ class TransactionalSink(KafkaSink):
         try:
             self._wait(self._producer._transaction_manager.begin_commit(), "the commit")
         except kafka_errors.KafkaError as error:
-            raise CommitError(f"the transaction failed: {type(error).__name__} {error}") from error
+            raise CommitError(f"the transaction failed: {self._said(error)}") from error
 
     def _wait(self, result: Any, what: str) -> None:
         deadline = Deadline(WAIT_S)
