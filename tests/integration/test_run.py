@@ -93,6 +93,20 @@ def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model:
         assert len(out.records) == done < 60_000
 
 
+@pytest.mark.parametrize("after_s", [0.5, 4.0])
+def test_sigterm_while_ray_starts(
+    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path, after_s: float
+) -> None:
+    """Ray has handlers of its own while it starts, which would end the process with 15."""
+    pipeline = Pipeline(tmp_path, base(broker, names, model))
+    with pipeline:
+        wait_until(lambda: "starting Ray" in pipeline.tail(), 60, pipeline.tail)
+        time.sleep(after_s)
+        assert pipeline.terminate(timeout=60) == 0, pipeline.tail()
+        assert "Traceback" not in pipeline.tail(200)
+        wait_until(lambda: not pipeline.parts(), 20, lambda: str(pipeline.parts()))
+
+
 def test_every_choice_that_is_not_the_default(
     broker: RunningBroker,
     names: dict[str, str],
