@@ -32,7 +32,7 @@ from workers.errors import EnvironmentFault
 from workers.records import type_vectors
 
 # Ours runs at what a pipeline has by default: pool.max_batch_tokens.
-BATCH_TOKENS_CPU, BATCH_TOKENS_CUDA = 2048, 16384
+BATCH_TOKENS_CPU, BATCH_TOKENS_CUDA = 4096, 16384
 LOAD_S = 900.0
 
 

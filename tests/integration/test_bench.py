@@ -48,7 +48,7 @@ def test_the_command_runs_where_neither_ray_nor_kafka_nor_the_settings_are(tmp_p
     assert not (tmp_path / "venvs").exists()  # what is here is not installed again
     found = json.loads((tmp_path / "out/encoder.json").read_text())
     assert [entry["name"] for entry in sorted(found["results"], key=lambda entry: -entry["ours"])] == [
-        "stream-embedder float32, 2,048 tokens",
+        "stream-embedder float32, 4,096 tokens",
         "sentence-transformers float32, batch 32",
     ]
     assert found["baseline"] == "sentence-transformers float32, batch 32"
@@ -167,7 +167,7 @@ def test_on_cuda_the_wall_decides_and_idle_time_is_measured(job: Job):
 def test_without_sentence_transformers_ours_in_float32_is_the_reference(job: Job):
     race = Race(job, 1, sweep=True, environ=os.environ)
     (result,) = race.run(entrants(Contender(OURS, "bfloat16")))
-    assert (result.label, race.reference, result.gpu_idle) == ("2,048 tokens", "stream-embedder float32", None)
+    assert (result.label, race.reference, result.gpu_idle) == ("4,096 tokens", "stream-embedder float32", None)
 
 
 def test_who_cannot_take_part_is_listed_with_the_reason(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -302,7 +302,7 @@ def test_a_text_that_needs_more_than_there_is_is_said(bert):
 def test_warm_up_says_what_to_lower(bert, error):
     encoder = load(bert)
     encoder._forward = Memory(encoder, 1000, error)
-    with pytest.raises(EnvironmentFault, match=r"too little memory for pool.max_batch_tokens 2048"):
+    with pytest.raises(EnvironmentFault, match=r"too little memory for pool.max_batch_tokens 4096"):
         encoder.warm_up()
 
 

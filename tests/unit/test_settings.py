@@ -43,7 +43,7 @@ def test_a_text_of_the_longest_length_must_fit_a_batch():
 
 
 def test_the_token_budget_depends_on_the_device_only_when_it_is_auto():
-    assert Settings().pool.batch_tokens(cuda=False) == 2048
+    assert Settings().pool.batch_tokens(cuda=False) == 4096
     assert Settings().pool.batch_tokens(cuda=True) == 16384
 
 

@@ -60,7 +60,7 @@ class Encoder:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        max_batch_tokens: int = 2048,
+        max_batch_tokens: int = 4096,
         prompt_tokens: int = 0,
         threads: int | None = None,
         padded: bool = False,

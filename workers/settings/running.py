@@ -68,7 +68,7 @@ class PoolSettings(Section):
     )
     cpus_per_replica: Annotated[float, Field(ge=0)] = Field(1.0, description="CPUs that Ray reserves per replica.")
     max_batch_tokens: type_count | Literal["auto"] = Field(
-        "auto", description="Token budget of one forward pass. `auto`: 2048 on CPU, 16384 on CUDA."
+        "auto", description="Token budget of one forward pass. `auto`: 4096 on CPU, 16384 on CUDA."
     )
     in_flight: type_count = Field(2, description="Calls under way per replica: one runs while the next waits.")
     linger_ms: Annotated[float, Field(ge=0)] = Field(
@@ -89,7 +89,7 @@ class PoolSettings(Section):
     def batch_tokens(self, *, cuda: bool) -> int:
         """``max_batch_tokens`` with ``auto`` resolved for the device."""
         if self.max_batch_tokens == "auto":
-            return 16_384 if cuda else 2_048
+            return 16_384 if cuda else 4_096
         return self.max_batch_tokens
 
 
