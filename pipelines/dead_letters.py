@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from workers import kafka_client, kafka_topics
+from workers import kafka_client, kafka_records, kafka_topics
 from workers.codecs.dead_letter import Refused, parse_dead_letter
 from workers.codecs.receipt import Receipts
 from workers.errors import EnvironmentFault, SettingsError
@@ -125,9 +125,9 @@ class DeadLetterTopic:
     def receipts(
         self, ends: Mapping[TopicPartition, int] | None = None, starts: Mapping[TopicPartition, int] | None = None
     ) -> Receipts:
-        """Which dead letters have been sent again; ``starts`` and ``ends`` as ``kafka_topics.committed_records`` has them."""
+        """Which dead letters have been sent again; ``starts`` and ``ends`` as ``kafka_records.committed_records`` has them."""
         found = Receipts()
-        for records in kafka_topics.committed_records(self._kafka, self.topic, starts=starts, ends=ends):
+        for records in kafka_records.committed_records(self._kafka, self.topic, starts=starts, ends=ends):
             for record in records:
                 found.add(record)
         return found
@@ -138,7 +138,7 @@ class DeadLetterTopic:
         """The dead letters, in order per partition; what else is in the topic is counted in ``others``."""
         self.others = 0
         receipts = Receipts()
-        for records in kafka_topics.committed_records(self._kafka, self.topic, starts=starts, ends=ends):
+        for records in kafka_records.committed_records(self._kafka, self.topic, starts=starts, ends=ends):
             for record in records:
                 refused = parse_dead_letter(record)
                 if refused is not None:

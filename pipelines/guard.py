@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workers import kafka_client, kafka_topics
+from workers import kafka_client, kafka_records, kafka_topics
 from workers.codecs import fingerprint_of
 from workers.errors import EnvironmentFault
 from workers.settings import Settings
@@ -36,7 +36,7 @@ def refuse_other_fingerprints(settings: Settings, wanted: Mapping[str, str]) -> 
 def latest_fingerprints(settings: Settings, topic: kafka_topics.Topic) -> dict[int, str]:
     """Partition → fingerprint of its latest record that has one; a partition without any is left out."""
     found: dict[int, str] = {}
-    for latest in kafka_topics.latest_records(settings.kafka, topic):
+    for latest in kafka_records.latest_records(settings.kafka, topic):
         for partition, records in latest.items():
             for record in reversed(records):
                 fingerprint = fingerprint_of(record.value, tuple(record.headers or ()))

@@ -21,7 +21,7 @@ from kafka import TopicPartition
 from pipelines import replay
 from pipelines.cli import main
 from tests.conftest import RunningBroker
-from workers import kafka_client, kafka_topics
+from workers import kafka_client, kafka_records, kafka_topics
 from workers.codecs.dead_letter import render_dead_letter
 from workers.errors import RetryableError
 from workers.metrics import Metrics
@@ -315,7 +315,7 @@ def test_a_receipt_behind_somebodys_open_transaction_is_waited_for(
         with kafka_client.admin(scene.kafka) as client:
             ends = kafka_topics.end_offsets(client, {topic.name: topic})
         with pytest.raises(RetryableError, match="somebody's transaction is still open"):
-            list(kafka_topics.committed_records(scene.kafka, topic, ends=ends, patience_s=1))
+            list(kafka_records.committed_records(scene.kafka, topic, ends=ends, patience_s=1))
         assert len(scene.listed()) == 4, "list does not wait: it shows what is committed"
         commit = threading.Timer(1.5, other._producer.commit_transaction)
         commit.start()

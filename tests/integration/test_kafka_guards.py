@@ -24,7 +24,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from pipelines.broker import Broker
 from pipelines.loopback import free_port
 from tests.conftest import RunningBroker
-from workers import kafka_client, kafka_topics, metrics
+from workers import kafka_client, kafka_records, kafka_topics, metrics
 from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.records import Message, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
@@ -749,7 +749,7 @@ def test_a_partition_number_is_kept_as_far_as_the_output_has_it(
     sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
     with kafka_client.admin(broker.settings) as client:
         topics = kafka_topics.describe_topics(client, [out])
-    last = next(kafka_topics.latest_records(broker.settings, topics[out]))
+    last = next(kafka_records.latest_records(broker.settings, topics[out]))
     assert {tp.partition: [r.value for r in found] for tp, found in last.items()} == {0: [], 1: [b"five", b"one"]}
 
 
@@ -876,7 +876,7 @@ def topic_of(kafka: KafkaSettings, name: str) -> kafka_topics.Topic:
 def last_values(kafka: KafkaSettings, name: str) -> list[dict[int, list[bytes]]]:
     return [
         {tp.partition: [record.value for record in found] for tp, found in depth.items()}
-        for depth in kafka_topics.latest_records(kafka, topic_of(kafka, name), depths=(3, 100))
+        for depth in kafka_records.latest_records(kafka, topic_of(kafka, name), depths=(3, 100))
     ]
 
 

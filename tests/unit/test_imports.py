@@ -19,7 +19,7 @@ ROWS = (
     ("settings", "metrics", "log", "fingerprint", "object_faults", "object_store"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
-        *("kafka_client", "kafka_rights", "kafka_security", "kafka_topics"),
+        *("kafka_client", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),
     ),
     ("checkpoint", "window", "outcomes", "outlets", "placing", "intake"),
     ("reader",),
@@ -35,6 +35,7 @@ EXCEPTIONS = {
     "workers.kafka_client": {"kafka_security"},
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
+    "workers.kafka_records": {"kafka_client", "kafka_topics"},
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
 HEAVY = {
@@ -55,6 +56,7 @@ HEAVY = {
         "workers.kafka_rights",
         "workers.kafka_security",
         "workers.kafka_topics",
+        "workers.kafka_records",
         "workers.sources.kafka",
         "workers.sources.kafka_member",
         "workers.sinks.kafka",
