@@ -83,23 +83,37 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     else:
         arguments |= {"address": settings.ray.address}
     try:
-        ray.init(**arguments)
+        try:
+            ray.init(**arguments)
+        except Exception as error:
+            # On a busy machine Ray gives up on its own processes too early, and says so in no class of its own.
+            if type(error) is not Exception or settings.ray.address is not None:
+                raise
+            LOG.warning("Ray did not start %s", log.fields(error=_first_line(error)))
+            ray.shutdown()
+            ray.init(**arguments)
         _catch(stop)  # ray.init sets handlers of its own …
     except SystemExit:  # … which end the process while it starts
         stop.set()
         _catch(stop)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = settings.ray.address or "this machine"
-        raise EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}") from error
+    except ConnectionError as error:
+        raise _no_ray(settings, error) from error
     except OSError as error:
         # Ray keeps its sockets in the temporary folder, and a socket's path has 107 bytes at most.
         raise EnvironmentFault(
             f"Ray cannot start on this machine: {_first_line(error)}; set RAY_TMPDIR to a short, writable folder such as /tmp"
         ) from error
+    except Exception as error:  # whatever Ray raises here, there is no Ray
+        raise _no_ray(settings, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_ray(settings: Settings, error: Exception) -> EnvironmentFault:
+    where = settings.ray.address or "this machine"
+    return EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}")
 
 
 def _deploy(settings: Settings, stop: threading.Event) -> Any:
