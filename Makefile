@@ -37,7 +37,7 @@ bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: mak
 	@$(BIN)/stream-embedder bench encoder $(if $(TEXTS),--texts $(TEXTS) --rounds 1 --no-sweep)
 
 test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --maxprocesses 4 --dist loadfile
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: $(STAMP) ## the long tests: faults for minutes
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
