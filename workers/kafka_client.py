@@ -14,7 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.serializer import Serializer
 
-from workers import kafka_security
+from workers import kafka_headers, kafka_security
 from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_security.network import Network
 from workers.settings import KafkaSettings
@@ -44,6 +44,7 @@ def connect(client: Callable[..., type_client], kafka: KafkaSettings, **more: An
     Raises:
         EnvironmentFault: no broker answers in ten seconds, or all refuse us; the sentence has the cause.
     """
+    kafka_headers.keep_all_names()
     network = Network(kafka)
     arguments = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],

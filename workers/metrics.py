@@ -68,6 +68,12 @@ REBALANCES = Metric("rebalances_total", "counter", "Assignments and revocations,
 OFFSETS_SKIPPED = Metric(
     "offsets_skipped_total", "counter", "Offsets that the source no longer had when their turn came (retention)."
 )
+BATCHES_UNREADABLE = Metric(
+    "batches_unreadable_total",
+    "counter",
+    "Attempts to read a batch that the Kafka client cannot parse; its partition waits, and is tried again.",
+    ("topic",),
+)
 TIMESTAMPS_CLAMPED = Metric("timestamps_clamped_total", "counter", "Records dated further off than the topic allows.")
 LAST_COMMIT = Metric("last_commit_timestamp_seconds", "gauge", "Unix time of the last commit.")
 ENCODER_TOKENS = Metric("encoder_tokens_total", "counter", "Tokens that this encoder replica has embedded.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
+import pickle
 import threading
 import time
 from collections import defaultdict
@@ -15,18 +16,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, codec
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.record.default_records import DefaultRecordBatch
 
 from pipelines.broker import Broker
 from pipelines.loopback import free_port
 from tests.conftest import RunningBroker
-from workers import kafka_client, kafka_records, kafka_topics, metrics
+from workers import kafka_client, kafka_headers, kafka_records, kafka_topics, metrics
+from workers.codecs.dead_letter import render_dead_letter
+from workers.codecs.tombstone import render_tombstone
 from workers.errors import CommitError, EnvironmentFault, RetryableError
-from workers.records import Message, Position, Record, TopicPartition
+from workers.records import DeadLetter, Message, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sinks.kafka import TransactionalSink
 from workers.sources import kafka_member as member_room
@@ -552,6 +556,243 @@ def test_a_rebalance_between_two_steps_of_a_turn_does_not_end_the_source(
         assert raised.wait(5)
         time.sleep(0.5)
     assert member.thread.is_alive()
+
+
+def test_latest_takes_the_end_once_and_partitions_that_are_added_are_read_whole(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    topic, group = make_topic(2), unique_name()
+    produce(broker.settings, topic, 5, partitions=2)
+    member = join(broker.settings, group, [topic], start="latest")
+    wait_for(lambda: len(member.owned) == 2, "the assignment")
+    assert {at.offset for places in member.placed.values() for at in places} == {5}
+    with kafka_client.admin(broker.settings) as client:
+        client.create_partitions({topic: 3})
+        wait_for(lambda: len(client.describe_topics([topic])[0]["partitions"]) == 3, "the partition")
+    producer = kafka_client.connect(KafkaProducer, broker.settings)
+    try:
+        wait_for(lambda: producer.partitions_for(topic) == {0, 1, 2}, "the producer to hear of it")
+        for n in range(4):
+            producer.send(topic, b"n%d" % n, partition=2)
+        producer.flush(10)
+    finally:
+        producer.close(timeout=5)
+    added = TopicPartition(topic, 2)
+    assert added not in member.owned, "premise: records are there before the reader hears of the partition"
+    member.source._consumer._cluster.request_update()
+    wait_for(lambda: len(member.records) == 4, "all of the new partition")
+    assert member.offsets(added) == [0, 1, 2, 3]
+    assert committed(broker.settings, group)[added] == 0
+    assert member_room.METADATA_MAX_AGE_MS <= 30_000
+    assert member.source._consumer.config["metadata_max_age_ms"] == member_room.METADATA_MAX_AGE_MS
+
+
+def test_latest_means_the_end_for_a_reader_that_is_late_to_the_first_start_too(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its siblings' commits must not make its partition look added: it would read the whole past."""
+    topic, group = make_topic(2), unique_name()
+    produce(broker.settings, topic, 5, partitions=2)
+    place, may = KafkaSource._place, set[KafkaSource]()
+    monkeypatch.setattr(KafkaSource, "_place", lambda source: place(source) if source in may else None)
+    members = [join(broker.settings, group, [topic], start="latest") for _ in range(2)]
+    wait_for(lambda: all(len(member.source._epochs) == 1 for member in members), "one partition each")
+    may.add(members[0].source)
+    wait_for(lambda: len(committed(broker.settings, group)) == 1, "the first one's commit")
+    time.sleep(1)
+    assert not members[0].owned, "it reads nothing before its sibling has its place"
+    may.add(members[1].source)
+    wait_for(lambda: all(member.owned for member in members), "both")
+    assert committed(broker.settings, group) == {TopicPartition(topic, n): 5 for n in range(2)}
+    assert [at.offset for member in members for places in member.placed.values() for at in places] == [5, 5]
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_topic_that_is_made_anew_is_read_whole(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join, start: str
+):
+    """The client goes on at the old topic's offset; the end would be no better."""
+    topic, group = make_topic(), unique_name()
+    partition = TopicPartition(topic, 0)
+    member = join(broker.settings, group, [topic], start=start)
+    wait_for(lambda: member.owned, "the assignment")
+    produce(broker.settings, topic, 9)
+    wait_for(lambda: len(member.records) == 9, "the old topic's records")
+    member.source.commit({partition: Position(9)})
+    wait_for(lambda: committed(broker.settings, group).get(partition) == 9, "the commit")
+    kafka_topics.delete_topics(broker.settings, [topic])
+    kafka_topics.create_topics(broker.settings, {topic: 1})
+    produce(broker.settings, topic, 4, start=100)
+    member.source._consumer._cluster.request_update()
+    wait_for(lambda: len(member.records) == 13, "all of the new topic's records")
+    assert [(r.origin.offset, r.value) for r in member.records[9:]] == [(n, b"v%d" % (100 + n)) for n in range(4)]
+
+
+# ---- batches that the client cannot read
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_every_codec_that_a_producer_may_use_is_read(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join, codec: str
+):
+    topic = make_topic()
+    values = [b"%d " % n * 50_000 for n in range(12)]
+    producer = kafka_client.connect(
+        KafkaProducer,
+        broker.settings,
+        compression_type=codec,
+        linger_ms=200,
+        batch_size=1 << 20,
+        max_request_size=8 << 20,
+    )
+    try:
+        for value in values:
+            producer.send(topic, value, headers=[("h", b"1")])
+        producer.flush(10)
+    finally:
+        producer.close(timeout=5)
+    member = join(broker.settings, unique_name(), [topic])
+    wait_for(lambda: len(member.records) == len(values), "the records")
+    assert [r.value for r in member.records] == values
+    assert member.meter.value(metrics.BATCHES_UNREADABLE) == 0
+
+
+def test_header_names_that_are_not_utf8_pass_through_byte_for_byte(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    topic, out = make_topic(), make_topic()
+    raw = b"caf\xe9 \xed\xa0\x80"
+    produce(broker.settings, topic, 1, headers=[("name-ü", b"0")])
+    produce(broker.settings, topic, 3, start=1, headers=[(Raw(raw), b"1"), ("name-ü", b"2")])
+    with monkeypatch.context() as patch:
+        patch.setattr(kafka_headers, "keep_all_names", lambda: None)
+        patch.setattr(DefaultRecordBatch, "_read_msg", kafka_headers._strict)
+        bare = kafka_client.bare_consumer(broker.settings, auto_offset_reset="earliest")
+        try:
+            bare.assign([KafkaTopicPartition(topic, 0)])
+            with pytest.raises(kafka_errors.CorruptRecordError):  # premise: the client drops the batch
+                wait_for(lambda: bare.poll(250) and False, "the error")
+        finally:
+            bare.close()
+
+    member = join(broker.settings, unique_name(), [topic])
+    wait_for(lambda: len(member.records) == 4, "the records")
+    assert [[(n.encode(), v) for n, v in r.headers] for r in member.records] == [
+        [("name-ü".encode(), b"0")],
+        *[[(raw, b"1"), ("name-ü".encode(), b"2")]] * 3,
+    ]
+    record = pickle.loads(pickle.dumps(member.records[-1]))
+    sink = open_sink(broker.settings, out)
+    messages = [
+        render_tombstone(record, out),
+        render_dead_letter(record, DeadLetter("decode", "invalid_json", "it is not JSON"), out, "f"),
+    ]
+    assert all(sink.refuses(written) is None for written in messages)
+    sink.write(messages)
+    sink.commit({TopicPartition(topic, 0): Position(4)}, member.source.membership(5.0))
+    for written in read(broker.settings, out):
+        assert written.headers[0][0].encode() == raw
+        assert written.headers[1][0] == "name-ü"
+
+
+class Raw(str):
+    """A header name that a producer of another language writes."""
+
+    def __new__(cls, raw: bytes) -> Raw:
+        name = super().__new__(cls, raw.decode("latin-1"))
+        name.raw = raw
+        return name
+
+    raw: bytes
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return self.raw
+
+
+def test_a_batch_that_cannot_be_read_holds_back_its_partition_alone_and_loses_nothing(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """The client keeps a batch that it cannot parse, and each later poll spins on it for ever."""
+    topic, group = make_topic(2), unique_name()
+    produce(broker.settings, topic, 3, partitions=2)
+    producer = kafka_client.connect(KafkaProducer, broker.settings, compression_type="gzip")
+    try:
+        producer.send(topic, b"v3", partition=0)
+        producer.flush(10)
+    finally:
+        producer.close(timeout=5)
+    produce(broker.settings, topic, 1, start=4)
+    monkeypatch.setattr(codec, "has_gzip", lambda: False)
+    caplog.set_level("ERROR", "stream_embedder")
+
+    def premise() -> threading.Thread:
+        bare = kafka_client.bare_consumer(broker.settings, auto_offset_reset="earliest", max_poll_records=2)
+        bare.assign([KafkaTopicPartition(topic, 0)])
+        with pytest.raises(kafka_errors.UnsupportedCodecError):
+            wait_for(lambda: bare.poll(250) and False, "the error")
+
+        def once_more() -> None:
+            bare.poll(250)
+            bare.close()
+
+        thread = threading.Thread(target=once_more, daemon=True)
+        thread.start()
+        thread.join(2)
+        assert thread.is_alive(), "premise: the next poll never returns"
+        bare._fetcher._next_partition_records.drain()  # lets it go
+        thread.join(5)
+        return thread
+
+    assert not premise().is_alive()
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: member.meter.value(metrics.BATCHES_UNREADABLE, topic=topic) >= 2, "a second attempt")
+    bad, good = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    assert member.offsets(bad) == [0, 1, 2]
+    produce(broker.settings, topic, 1, partitions=2, start=5)
+    wait_for(lambda: member.offsets(good) == [0, 1, 2, 3], "the other partition")
+    assert member.offsets(bad) == [0, 1, 2], "nothing is skipped"
+    assert time.monotonic() - member.source.last_poll < 5
+    assert member.source.membership(1.0)
+    lines = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert len(lines) == 1, "once in thirty seconds"
+    assert f"partition={bad} offset=3 attempts=1" in lines[0]
+    assert "UnsupportedCodecError" in lines[0]
+    assert "gzip" in lines[0]
+    monkeypatch.setattr(codec, "has_gzip", lambda: True)
+    wait_for(lambda: member.offsets(bad) == [0, 1, 2, 3, 4, 5], "the partition goes on as soon as it can be read", 60)
+
+
+def test_a_batch_whose_checksum_is_wrong_is_held_back_too(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    topic = make_topic()
+    produce(broker.settings, topic, 5)
+    validate = DefaultRecordBatch.validate_crc
+    monkeypatch.setattr(DefaultRecordBatch, "validate_crc", lambda batch: batch.base_offset != 2 and validate(batch))
+    member = join(broker.settings, unique_name(), [topic])
+    wait_for(lambda: member.meter.value(metrics.BATCHES_UNREADABLE) >= 2, "a second attempt")
+    assert [r.origin.offset for r in member.records] == [0, 1]
+    assert member.source.membership(1.0)
+    monkeypatch.setattr(DefaultRecordBatch, "validate_crc", validate)
+    wait_for(lambda: [r.origin.offset for r in member.records] == [0, 1, 2, 3, 4], "the rest")
 
 
 # ---- the sink (T3, T12, T13, T20)

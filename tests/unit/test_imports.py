@@ -19,7 +19,7 @@ ROWS = (
     ("settings", "metrics", "log", "fingerprint", "object_faults", "object_store"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
-        *("kafka_client", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),
+        *("kafka_client", "kafka_headers", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),
     ),
     ("checkpoint", "window", "outcomes", "outlets", "placing", "intake"),
     ("reader",),
@@ -31,8 +31,9 @@ SIBLINGS = ROWS[2]
 EXCEPTIONS = {
     "workers.sources.kafka": {"offsets"},  # the form of an offset's metadata
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
+    "workers.sources.kafka_holds": {"kafka_client"},  # how it words an error
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
-    "workers.kafka_client": {"kafka_security"},
+    "workers.kafka_client": {"kafka_headers", "kafka_security"},
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
     "workers.kafka_records": {"kafka_client", "kafka_topics"},
@@ -53,12 +54,15 @@ HEAVY = {
     "matplotlib": ("pipelines.bench.plot",),
     "kafka": (
         "workers.kafka_client",
+        "workers.kafka_headers",
         "workers.kafka_rights",
         "workers.kafka_security",
         "workers.kafka_topics",
         "workers.kafka_records",
         "workers.sources.kafka",
+        "workers.sources.kafka_holds",
         "workers.sources.kafka_member",
+        "workers.sources.kafka_start",
         "workers.sinks.kafka",
     ),
     "ray": ("workers.pool", "pipelines"),

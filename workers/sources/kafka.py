@@ -47,7 +47,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         """``group_instance_id`` makes the member static: it is removed from the group when :meth:`run` ends by a stop."""
         self._settings = source
         self._join: Callable[[], GroupMember] = lambda: GroupMember(
-            source, kafka, limits, client_id=client_id, group_instance_id=group_instance_id
+            source, kafka, limits, client_id=client_id, group_instance_id=group_instance_id, meter=meter
         )
         self._meter = meter
         self._joined: GroupMember | None = None
@@ -102,6 +102,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         assert self._listener is not None
         self.last_poll = time.monotonic()
         try:
+            self._renew()
             self._place()
             self._commit_soon()
             self._throttle()
@@ -139,6 +140,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         paused = self._consumer.paused()
         with self._lock:
             waiting = assigned if full else {tp for tp in assigned if TopicPartition(*tp) in self._unplaced}
+        waiting = waiting | (self._member.holds.now() & assigned)
         if waiting - paused:
             self._consumer.pause(*(waiting - paused))
         if paused - waiting:
@@ -181,6 +183,20 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._meter.add(metrics.REBALANCES, kind="lost" if lost else "revoked")
         self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
 
+    def _renew(self) -> None:
+        """What was read of a topic that was deleted meanwhile, and made anew, says nothing of the new one."""
+        assert self._listener is not None
+        if not (anew := self._member.starts.made_anew()):
+            return
+        with self._lock:
+            partitions = [partition for tp in anew if (partition := TopicPartition(*tp)) in self._epochs]
+            for partition in partitions:
+                self._epoch += 1
+                self._epochs[partition] = self._unplaced[partition] = self._epoch
+                self._commits.pop(partition, None)
+            self._listener.revoked(partitions, lost=True)
+        LOG.warning("topic made anew %s", log.fields(partitions=",".join(map(str, partitions))))
+
     def _place(self) -> None:
         """Give every newly assigned partition its position: what is committed, else what the start policy says."""
         with self._lock:
@@ -188,10 +204,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         if not unplaced:
             return
         self._look_up(unplaced)
+        early = self._member.starts.unfinished({partition.topic for partition in unplaced})
         for partition, epoch in unplaced.items():
             assert self._listener is not None
             committed = self._committed[partition, epoch]
-            position = self._listener.place(partition, epoch, committed)
+            position = None if partition.topic in early else self._listener.place(partition, epoch, committed)
             self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)
             if position is None:
                 continue  # it is paused, and asked about again after the next poll
@@ -212,20 +229,22 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         found = self.committed(asked)
         missing = [partition for partition in asked if partition not in found]
-        started = self._member.start_positions(missing) if missing else {}
+        started = self._member.starts.positions(missing) if missing else {}
         if started and self._settings.start != "earliest":
             # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
             # move it to the moment of the restart, and lose what came between. A commit that fails is tried again, because
             # nothing is placed before it.
             self._consumer.commit(
-                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, "", -1) for p, at in started.items()}, 5_000
+                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, note, -1) for p, (at, note) in started.items()},
+                5_000,
             )
         for partition, epoch in asked.items():
-            self._committed[partition, epoch] = found.get(partition) or started[partition]
+            self._committed[partition, epoch] = found.get(partition) or started[partition][0]
 
     def _out_of_range(self, error: BaseException) -> None:
         """The log no longer has what comes next: go on with the oldest record, and say what is gone."""
         assert self._listener is not None
+        self._renew()
         asked: Mapping[Any, int] = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
         for tp, offset in asked.items():
             partition = TopicPartition(*tp)

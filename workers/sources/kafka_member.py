@@ -1,7 +1,7 @@
 """A member of a Kafka consumer group: the client, and what it needs so that a group of it settles and stays fenced.
 
 Comes in: who joins what. Goes out: a polled consumer, the membership that fences a transaction, what is committed. Never
-here: which partitions are ours or where they start (``kafka``), or a loop.
+here: which partitions are ours (``kafka``) or where they start (``kafka_start``), or a loop.
 
 What the client needs, each with a test that fails without it:
 
@@ -9,7 +9,8 @@ What the client needs, each with a test that fails without it:
 - a join that outlives its poll is asked for again: one that a change of partitions began would else never be finished,
   while its heartbeats stay off, so the reader would sit there without partitions and without a word;
 - ``read_committed``, even where nobody writes transactions: only then does it wait for a predecessor's pending commit;
-- membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts.
+- membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts;
+- a batch that it cannot parse taken out of its hands (``kafka_holds``): its polls would spin on it and never return.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import MemberState
 
-from workers import kafka_client, log
+from workers import kafka_client, log, metrics
 from workers.deadline import Deadline
 from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.offsets import read_position
 from workers.records import Position, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
+from workers.sources.kafka_holds import Holds
+from workers.sources.kafka_start import Starts
 
 LOG = log.get(__name__)
 
@@ -41,6 +44,7 @@ POLL_MS = 250
 # The group waits this long for a stalled member before it goes on without it; the poll thread never stalls by design.
 MAX_POLL_INTERVAL_MS = 45_000
 SESSION_TIMEOUT_MS = 10_000
+METADATA_MAX_AGE_MS = 30_000
 # A member that is out of its group for longer says so now and then; joins take seconds, with many members half a minute.
 UNSETTLED_S = 30.0
 
@@ -56,6 +60,7 @@ class GroupMember:
         *,
         client_id: str,
         group_instance_id: str | None,
+        meter: metrics.Metrics,
     ) -> None:
         """Connect; :meth:`subscribe` joins.
 
@@ -83,9 +88,13 @@ class GroupMember:
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=2_000,
             request_timeout_ms=10_000,
+            # New partitions are heard of this soon, and not after five minutes.
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
             fetch_max_bytes=per_fetch,
             max_partition_fetch_bytes=min(4 << 20, per_fetch),
         )
+        self.holds = Holds(self.consumer, meter)
+        self.starts = Starts(self.consumer, source)
 
     def subscribe(self, listener: ConsumerRebalanceListener) -> None:
         """Say what to read, and who hears of assignments; the polls do the joining."""
@@ -150,20 +159,6 @@ class GroupMember:
             for tp, entry in found.items()
             if entry is not None and entry.offset >= 0
         }
-
-    def start_positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
-        """Where the start policy puts partitions of which nothing is committed; errors are kafka-python's."""
-        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
-        consumer, moment = self.consumer, self._source.start_timestamp_ms
-        if moment is not None:
-            at = consumer.offsets_for_times({tp: moment for tp in wanted})
-            ends = consumer.end_offsets(wanted)
-            offsets = {tp: at[tp].offset if at.get(tp) is not None else ends[tp] for tp in wanted}
-        elif self._source.start == "latest":
-            offsets = consumer.end_offsets(wanted)
-        else:
-            offsets = consumer.beginning_offsets(wanted)
-        return {TopicPartition(*tp): Position(offset) for tp, offset in offsets.items()}
 
     def forget_fetches(self) -> None:
         """Drop cached offset fetches, which would answer for an earlier assignment."""
