@@ -611,9 +611,10 @@ def test_latest_means_the_end_for_a_reader_that_is_late_to_the_first_start_too(
     assert [at.offset for member in members for places in member.placed.values() for at in places] == [5, 5]
 
 
+@pytest.mark.parametrize("seen", [True, False], ids=["seen_gone", "never_seen_gone"])
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 def test_a_topic_that_is_made_anew_is_read_whole(
-    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join, start: str
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join, start: str, seen: bool
 ):
     """The client goes on at the old topic's offset; the end would be no better."""
     topic, group = make_topic(), unique_name()
@@ -624,9 +625,16 @@ def test_a_topic_that_is_made_anew_is_read_whole(
     wait_for(lambda: len(member.records) == 9, "the old topic's records")
     member.source.commit({partition: Position(9)})
     wait_for(lambda: committed(broker.settings, group).get(partition) == 9, "the commit")
-    kafka_topics.delete_topics(broker.settings, [topic])
+    if seen:
+        kafka_topics.delete_topics(broker.settings, [topic])
+        wait_for(lambda: not member.owned, "the reader to see it gone")
+    member.hold.set()
+    assert member.held.wait(5)
+    if not seen:
+        kafka_topics.delete_topics(broker.settings, [topic])
     kafka_topics.create_topics(broker.settings, {topic: 1})
     produce(broker.settings, topic, 4, start=100)
+    member.hold.clear()
     member.source._consumer._cluster.request_update()
     wait_for(lambda: len(member.records) == 13, "all of the new topic's records")
     assert [(r.origin.offset, r.value) for r in member.records[9:]] == [(n, b"v%d" % (100 + n)) for n in range(4)]

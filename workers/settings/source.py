@@ -19,7 +19,8 @@ class SourceSettings(Section):
     group: str = Field("stream-embedder", min_length=1, description="Kafka consumer group.")
     start: str = Field(
         "earliest",
-        description="Where a partition without a committed offset starts: `earliest`, `latest`, or an ISO 8601 timestamp.",
+        description="Where a partition without a committed offset starts: `earliest`, `latest`, or an ISO 8601 timestamp. "
+        "After `latest`, partitions that are added later are read whole.",
     )
     format: Literal["json", "text"] = Field(
         "json", description="`json`: the value is a JSON object. `text`: the value is the text, in UTF-8."
