@@ -29,7 +29,7 @@ ROWS = (
 # The rooms of this row never import each other, but for these modules.
 SIBLINGS = ROWS[2]
 EXCEPTIONS = {
-    "workers.sources.kafka": {"offsets"},  # the form of an offset's metadata
+    "workers.sources.kafka_commits": {"offsets"},  # the form of an offset's metadata
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
     "workers.sources.kafka_holds": {"kafka_client"},  # how it words an error
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
@@ -60,6 +60,7 @@ HEAVY = {
         "workers.kafka_topics",
         "workers.kafka_records",
         "workers.sources.kafka",
+        "workers.sources.kafka_commits",
         "workers.sources.kafka_holds",
         "workers.sources.kafka_member",
         "workers.sources.kafka_start",

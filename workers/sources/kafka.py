@@ -22,10 +22,10 @@ from kafka.consumer.subscription_state import ConsumerRebalanceListener
 
 from workers import log, metrics
 from workers.errors import CommitError, EnvironmentFault, RetryableError
-from workers.offsets import write_position
 from workers.records import Origin, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sources.base import SourceListener
+from workers.sources.kafka_commits import OffsetCommits
 from workers.sources.kafka_member import GroupMember
 
 LOG = log.get(__name__)
@@ -57,8 +57,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epochs: dict[TopicPartition, int] = {}
         self._unplaced: dict[TopicPartition, int] = {}
         self._committed: dict[tuple[TopicPartition, int], Position] = {}
-        self._commits: dict[TopicPartition, Position] = {}
-        self._commit_failure: BaseException | None = None
+        self._commits = OffsetCommits()
         self._quiet = threading.Event()
         self._stop = threading.Event()
         self.last_poll = time.monotonic()
@@ -93,7 +92,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             self._member.subscribe(self)
             while not self._stop.is_set():
                 self._turn()
-            self._commit_last()
+            self._commits.last(self._consumer, self._owned())
         finally:
             self._member.leave()
 
@@ -104,7 +103,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             self._renew()
             self._place()
-            self._commit_soon()
+            self._commits.soon(self._consumer, self._owned())
             self._throttle()
             polled = self._member.poll()
         except kafka_errors.NoOffsetForPartitionError:
@@ -132,6 +131,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             self._meter.add(metrics.RECORDS_READ, len(found), topic=partition.topic)
             self._listener.received([_record(raw, epoch) for raw in found])
+
+    def _owned(self) -> set[TopicPartition]:
+        with self._lock:
+            return set(self._epochs)
 
     def _throttle(self) -> None:
         assert self._listener is not None
@@ -176,7 +179,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             for partition in partitions:
                 self._epochs.pop(partition, None)
                 self._unplaced.pop(partition, None)
-                self._commits.pop(partition, None)
+            self._commits.drop(partitions)
             count = len(self._epochs)
             assert self._listener is not None
             self._listener.revoked(partitions, lost=lost)
@@ -193,7 +196,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             for partition in partitions:
                 self._epoch += 1
                 self._epochs[partition] = self._unplaced[partition] = self._epoch
-                self._commits.pop(partition, None)
+            self._commits.drop(partitions)
             self._listener.revoked(partitions, lost=True)
         LOG.warning("topic made anew %s", log.fields(partitions=",".join(map(str, partitions))))
 
@@ -295,37 +298,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Have the poll thread commit ``positions`` between two polls; a refusal surfaces at the next call."""
-        with self._lock:
-            failure, self._commit_failure = self._commit_failure, None
-            self._commits.update(positions)
-        if failure is not None:
-            raise CommitError(f"the offset commit was refused: {failure}") from failure
-
-    def _take_commits(self) -> dict[Any, Any]:
-        with self._lock:
-            mine = {tp: position for tp, position in self._commits.items() if tp in self._epochs}
-            self._commits.clear()
-        return {
-            KafkaTopicPartition(*tp): OffsetAndMetadata(at.offset, write_position(at), -1) for tp, at in mine.items()
-        }
-
-    def _commit_soon(self) -> None:
-        offsets = self._take_commits()
-        if offsets:
-            self._consumer.commit_async(offsets, callback=self._committed_async)
-
-    def _committed_async(self, _offsets: object, response: object) -> None:
-        if isinstance(response, Exception):
-            with self._lock:
-                self._commit_failure = response
-
-    def _commit_last(self) -> None:
-        offsets = self._take_commits()
-        if offsets:
-            try:
-                self._consumer.commit(offsets, 3_000)
-            except kafka_errors.KafkaError as error:
-                LOG.warning("last commit failed %s", log.fields(error=type(error).__name__))
+        self._commits.add(positions)
 
 
 def _record(raw: Any, epoch: int) -> Record:
