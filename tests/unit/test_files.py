@@ -152,6 +152,19 @@ def test_a_successor_goes_on_where_the_chain_ends_without_a_hint_and_with_an_old
     assert running(tmp_path).assign(hint=6) == 6, "files that were moved elsewhere are not written again"
 
 
+def test_rows_that_are_read_again_for_another_output_are_not_put_again(tmp_path: Path, running):
+    lake = running(tmp_path)
+    lake.assign()
+    lake.output.append(P0, 1, rows(0, 1, 2), 3)
+    assert lake.output.flush(WAIT_S)
+    again = running(tmp_path)
+    assert again.assign() == 3
+    again.output.append(P0, 1, rows(0, 1), 2)
+    again.output.append(P0, 1, rows(2, 3, 4), 5)
+    assert again.output.flush(WAIT_S)
+    assert in_files(tmp_path) == [(0, n) for n in range(5)]
+
+
 def test_who_comes_second_drops_its_rows_and_follows(tmp_path: Path, running):
     zombie, owner = running(tmp_path), running(tmp_path)
     zombie.assign()

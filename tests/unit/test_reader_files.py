@@ -142,6 +142,22 @@ def test_outputs_that_are_files_do_not_wait_for_each_other(tmp_path: Path):
     assert lake.ids("slow") == lake.ids("quick") == ids(records)
 
 
+def test_outputs_that_are_at_different_places_when_all_dies_have_each_record_once(tmp_path: Path):
+    lake, records = Lake(tmp_path, "quick", "slow", rows=7), texts(50)
+    lake.chains["slow"].script = ["ok"] + ["down"] * 10_000
+    first = lake.stream(records[:40]).start()
+    first.wait_committed(40)
+    first.wait(lambda: len(lake.ids("quick")) > 0)
+    first.reader.stop()
+    assert first.ended() and lake.ids("slow") == []
+    lake.chains["slow"].script = []
+    second = lake.stream(records).start()
+    second.wait_committed(10)
+    second.finish()
+    assert lake.ids("slow") == lake.ids("quick") == ids(records)
+    assert first.values() + second.values() == ids(records)
+
+
 def test_a_store_that_is_away_pauses_reading_at_the_limit_and_nothing_is_lost(tmp_path: Path):
     lake, records = Lake(tmp_path, bytes=2000), texts(400)
     stream = lake.stream(records, limits=LimitSettings(records=50, bytes=20_000)).start()
