@@ -99,6 +99,10 @@ def test_imports_nothing_heavy():
         (None, 300, 512, "t5", 300),
         (None, 4096, 512, "t5", 4096),
         (None, int(1e30), None, "t5", 8192),  # no limit anywhere, and a token budget needs one
+        (10**9, 300, 512, "bert", 512),  # a number that says that there is no limit, whatever the tokenizer says
+        (10**25, None, 2048, "qwen3", 2048),
+        (10**12, None, None, "t5", 8192),
+        (2**20, None, 2048, "qwen3", 2**20),
         (1024, 512, 512, "gpt2", 512),  # a family that transformers is asked about
         (1024, 512, 512, "eurobert", 1024),  # rotary, as its configuration says
     ],
@@ -112,6 +116,13 @@ def test_max_tokens(folder, own, tokenizer, positions, model_type, expected):
     write(folder / "tokenizer_config.json", {} if tokenizer is None else {"model_max_length": tokenizer})
     write(folder / "sentence_bert_config.json", {} if own is None else {"max_seq_length": own})
     assert Layout.read(folder).max_tokens == expected
+
+
+@pytest.mark.parametrize("name", ["tokenizer_args", "processor_kwargs"])
+def test_what_the_tokenizer_is_told_wins_over_max_seq_length(folder, name):
+    for own, expected in ((64, 64), (4096, 4096), (10**30, 2048)):
+        write(folder / "sentence_bert_config.json", {"max_seq_length": 128, name: {"model_max_length": own}})
+        assert Layout.read(folder).max_tokens == expected
 
 
 @pytest.mark.parametrize(
@@ -184,7 +195,8 @@ def test_reads_what_a_newer_version_says_of_the_transformer(folder):
     arguments = {"transformer_task": "feature-extraction", "modality_config": plain, "query_length": None}
     limit = {"model_max_length": 77, "padding_side": "left"}
     write(folder / "sentence_bert_config.json", {**arguments, "processor_kwargs": limit})
-    assert Layout.read(folder).max_tokens == 77
+    layout = Layout.read(folder)
+    assert layout.max_tokens == 77 and layout.pads_left
 
 
 @pytest.fixture
@@ -247,6 +259,9 @@ def test_a_router_by_its_own_rules(router):
     parameters(router, default_route="query")
     rename(router, "document", "doc")
     assert Layout.read(router).route == "query"
+    parameters(router, default_route={})
+    with pytest.raises(SettingsError, match=r"say with model\.task"):
+        Layout.read(router)
     parameters(router, allow_empty_key=True)  # sentence-transformers would take the first, that of queries
     with pytest.raises(SettingsError, match=r"routes 'query', 'doc': say with model\.task"):
         Layout.read(router)
@@ -275,6 +290,9 @@ def test_an_older_router_is_called_asym(router):
             "leads out",
         ),
         ({"types": {"x": "evil.Thing"}, "structure": {"document": ["x"]}}, "code from outside"),
+        ({"types": {"1": "evil.Thing"}, "structure": {"document": [1]}}, "code from outside"),
+        ({"parameters": {"route_mappings": ["x"]}}, "route_mappings is not a table"),
+        ({"parameters": {"route_mappings": {"(" * 300: "x"}}}, "no pair of task and modality"),
         (
             {"types": {"x": "sentence_transformers.models.Router"}, "structure": {"document": ["x"]}},
             "Router in a Router",
@@ -424,6 +442,43 @@ REFUSED = {
         lambda f: write(f / "sentence_bert_config.json", {"tokenizer_name_or_path": "elsewhere"}),
         "tokenizer_name_or_path is not supported",
     ),
+    "type of no name": (lambda f: change(f / "config.json", model_type=["bert"]), "model_type should be a name"),
+    "default prompt of no name": (
+        lambda f: change(f / "config_sentence_transformers.json", default_prompt_name={}),
+        r"default_prompt_name is \{\}",
+    ),
+    "default prompt in a list": (
+        lambda f: change(f / "config_sentence_transformers.json", default_prompt_name=[]),
+        r"default_prompt_name is \[\]",
+    ),
+    "padding id": (
+        lambda f: change(f / "config.json", model_type="xlm-roberta", pad_token_id="x"),
+        "pad_token_id should be a row",
+    ),
+    "padding id past the positions": (
+        lambda f: change(f / "config.json", model_type="xlm-roberta", pad_token_id=4000),
+        "pad_token_id should be a row",
+    ),
+    **{
+        f"weight map {index}": (
+            lambda f, placed=placed: (
+                (f / "model.safetensors").unlink(),
+                write(f / "model.safetensors.index.json", {"weight_map": placed}),
+            ),
+            sentence,
+        )
+        for index, (placed, sentence) in enumerate(
+            [
+                ("x", "weight_map should name a file"),
+                ({"a": ["x"]}, "weight_map should name a file"),
+                (None, "weight_map should name a file"),
+                ({"a": "x" * 300}, "which its index names"),
+            ]
+        )
+    },
+    "deep json": (lambda f: (f / "config.json").write_text("[" * 100_000), r"cannot be read as JSON \(RecursionError"),
+    "long path": (lambda f: set_module(f, 1, path="p" * 300), "longer than a file system takes"),
+    "deep path": (lambda f: set_module(f, 1, path="p/" * 3000), "longer than a file system takes"),
     "not json": (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), "is missing"),
     "no folder": (shutil.rmtree, "no such model folder"),

@@ -254,6 +254,22 @@ def test_positions_are_seen_in_what_is_read(family, name, places):
             load(replace(layout, max_tokens=places + 1), torch.float32)
 
 
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "sentence_bert_config.json"])
+@pytest.mark.parametrize(("name", "moves"), [("distilbert", True), ("gpt2", True), ("opt", False), ("t5", False)])
+def test_padding_on_the_left_is_refused_where_it_moves_positions(family, name, moves, where):
+    folder = family(name)
+    path = folder / where
+    told = (
+        {"padding_side": "left"} if where == "tokenizer_config.json" else {"tokenizer_args": {"padding_side": "left"}}
+    )
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **told}))
+    if not moves:
+        loaded(folder)
+        return
+    with pytest.raises(EnvironmentFault, match=r"padding_side left moves .* depends on its batch"):
+        loaded(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"), [("vit", "does not run on 32 token ids alone"), ("bart", "no encoder of its own")]
 )

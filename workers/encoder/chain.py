@@ -18,6 +18,9 @@ KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout",
 _ROUTERS = ("Router", "Asym")  # the second is its older name
 # What a stream carries; the task that routes are asked for when the settings name none.
 _DOCUMENT = "document"
+# In bytes, of a file's name, and about that of a path below the model's own.
+_LONGEST_NAME = 255
+_LONGEST_PATH = 1024
 
 
 class Module(NamedTuple):
@@ -67,6 +70,11 @@ def _module(folder: Path, source: Path, type_name: str, path: str) -> Module:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path:
         raise EnvironmentFault(f"{source}: a module's path leads out of the model folder")
+    if (
+        any(len(part.encode(errors="surrogatepass")) > _LONGEST_NAME for part in parts.parts)
+        or len(path) > _LONGEST_PATH
+    ):
+        raise EnvironmentFault(f"{source}: a module's path is longer than a file system takes")
     return Module(kind, folder / parts)
 
 
@@ -82,7 +90,7 @@ def _routed(folder: Path, task: str | None) -> tuple[str, list[Module]]:
     ):
         raise EnvironmentFault(f"{path} does not say which modules its routes are made of")
     route = _route(path, structure, parameters, task)
-    steps = [_module(folder, path, str(types[name]), name) for name in structure[route]]
+    steps = [_module(folder, path, str(types[str(name)]), str(name)) for name in structure[route]]
     if any(step.kind == "Router" for step in steps):
         raise EnvironmentFault(f"{path}: a Router in a Router is not supported")
     return route, steps
@@ -90,7 +98,7 @@ def _routed(folder: Path, task: str | None) -> tuple[str, list[Module]]:
 
 def _route(path: Path, routes: Mapping[str, Any], parameters: Mapping[str, Any], task: str | None) -> str:
     """The route, found as sentence-transformers finds it; but where it would take the first of several, we ask."""
-    mappings = _mappings(path, parameters.get("route_mappings") or {})
+    mappings = _mappings(path, parameters.get("route_mappings"))
     for wanted in (_DOCUMENT, None) if task is None else (task,):
         for key in ((wanted, "text"), (wanted, None), (None, "text"), (None, None)):
             if mappings.get(key) in routes:
@@ -100,18 +108,21 @@ def _route(path: Path, routes: Mapping[str, Any], parameters: Mapping[str, Any],
                 return str(name)
     if task is not None:
         raise SettingsError(f"model.task is {task!r}; the model has routes {', '.join(map(repr, routes))}")
-    if (default := parameters.get("default_route")) in routes:
-        return str(default)
+    default = parameters.get("default_route")
+    if isinstance(default, str) and default in routes:
+        return default
     if len(routes) == 1:
         return next(iter(routes))
     raise SettingsError(f"the model has routes {', '.join(map(repr, routes))}: say with model.task which one to take")
 
 
-def _mappings(path: Path, written: Mapping[str, Any]) -> dict[tuple[Any, ...], str]:
+def _mappings(path: Path, written: Any) -> dict[tuple[Any, ...], str]:
     mappings = {}
-    for key, route in written.items():
+    if written is not None and not isinstance(written, dict):
+        raise EnvironmentFault(f"{path}: route_mappings is not a table")
+    for key, route in (written or {}).items():
         try:
             mappings[ast.literal_eval(key)] = str(route)
-        except (ValueError, SyntaxError, TypeError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             raise EnvironmentFault(f"{path}: route_mappings has a key that is no pair of task and modality") from None
     return mappings

@@ -44,7 +44,8 @@ class Layout:
     ``max_tokens`` counts special tokens and prompt. ``dim`` is the widest vector that the model gives: the head's output,
     or its own ``truncate_dim``. ``head`` runs after pooling, in order. ``normalize`` says whether the model itself ends in
     a Normalize module; the encoder normalises anyway. ``route`` is what was taken of a Router, ``sliding_window`` what was
-    given instead of the file's; ``bidirectional``: the files ask for attention in both directions.
+    given instead of the file's; ``bidirectional``: the files ask for attention in both directions. ``pads_left``: the
+    tokenizer pads short texts on the left, where sentence-transformers pads them.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Layout:
     route: str = ""
     sliding_window: int | None = None
     bidirectional: bool = False
+    pads_left: bool = False
 
     @classmethod
     def read(cls, folder: Path, *, task: str | None = None, sliding_window: int | None = None) -> Layout:
@@ -91,8 +93,8 @@ class Layout:
             raise EnvironmentFault(
                 f"{folder}: the modules are {' → '.join(kinds)}; supported is Transformer → Pooling → …"
             )
-        folder_ = chain[0].folder
-        transformer = Transformer.read(folder_, bare=bare, sliding_window=sliding_window)
+        transformer_folder = chain[0].folder
+        transformer = Transformer.read(transformer_folder, bare=bare, sliding_window=sliding_window)
         if bare:
             pooling: tuple[str, ...] = ("lasttoken" if transformer.last_token else "mean",)
             include_prompt = True
@@ -101,7 +103,7 @@ class Layout:
             pooling, include_prompt = read_pooling(chain[1].folder, transformer.hidden)
         if transformer.model_type == "gemma3_text" and not transformer.bidirectional and pooling != ("lasttoken",):
             raise EnvironmentFault(
-                f"{folder_ / 'config.json'}: a causal Gemma is a language model, whose last token alone has seen the text"
+                f"{transformer_folder / 'config.json'}: a causal Gemma is a language model, whose last token alone has seen the text"
             )
         head, normalize, width = read_head(chain[2:], transformer.hidden * len(pooling))
         if (truncate := options.get("truncate_dim")) is not None:
@@ -110,7 +112,7 @@ class Layout:
         prompts, default = _prompts(folder, options)
         return cls(
             folder=folder,
-            transformer=folder_,
+            transformer=transformer_folder,
             model_type=transformer.model_type,
             max_tokens=transformer.max_tokens,
             dim=width,
@@ -125,6 +127,7 @@ class Layout:
             route=route,
             sliding_window=sliding_window,
             bidirectional=transformer.bidirectional,
+            pads_left=transformer.pads_left,
         )
 
 
@@ -176,6 +179,6 @@ def _prompts(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, str], 
         raise EnvironmentFault(f"{path}: prompts is not a table of texts")
     prompts = {str(name): text or "" for name, text in table.items()}
     default = options.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise EnvironmentFault(f"{folder}: default_prompt_name is {default!r}, which the prompt table does not have")
     return prompts, default

@@ -112,33 +112,53 @@ class _Rows(TorchFunctionMode):
 
 
 def _require_positions(layout: Layout, model: Any) -> None:
-    """Raise unless the model gives hidden states of the right width, for texts up to ``max_tokens``.
+    """Raise unless the model gives hidden states of the right width, for texts up to ``max_tokens``, wherever they are padded.
 
     Learned positions end with their table, and a longer text crashes; on CUDA it takes the process with it. Whether a model
-    has such a table is seen in what it reads, not in what its configuration is called.
+    has such a table is seen in what it reads, not in what its configuration is called. RoBERTa's of 514 rows, for example:
+    of 32 tokens the highest row read is 33, of 64 it is 65. It grew by the 32 tokens, so rows are positions; the last of 64
+    tokens is at row 65, so 2 rows come before the first, and there are places for 512.
     """
     folder = layout.transformer
     short, long = (min(length, layout.max_tokens) for length in _PROBES)
-    read = [_probe(layout, model, length) for length in (short, long)]
+    read_short, read_long = (_probe(layout, model, length) for length in (short, long))
     words = model.get_input_embeddings().weight.data_ptr()
-    for table, (rows, highest) in read[1].items():
-        grown = highest - read[0].get(table, (0, highest))[1]
-        if table != words and long > short and grown == long - short:
+
+    def grew(table: int, after: dict[int, tuple[int, int]], by: int) -> bool:
+        """Whether the highest row read, of a table that is not of words, is that many above the short text's."""
+        return table != words and table in read_short and after[table][1] - read_short[table][1] == by > 0
+
+    for table, (rows, highest) in read_long.items():
+        if grew(table, read_long, long - short):
             places = rows - (highest - (long - 1))
             if places < layout.max_tokens:
                 raise EnvironmentFault(
                     f"{folder} has positions for {places} tokens, and would be given {layout.max_tokens}; "
                     f"set model.max_tokens: {places}"
                 )
+    if not layout.pads_left:
+        return
+    shifted = _probe(layout, model, short, behind=long - short)
+    if any(grew(table, shifted, long - short) for table in shifted):
+        raise EnvironmentFault(
+            f"{folder / 'tokenizer_config.json'}: padding_side left moves this model's positions, so in sentence-transformers a "
+            "text's vector depends on its batch; set it to right"
+        )
 
 
 @torch.inference_mode()
-def _probe(layout: Layout, model: Any, length: int) -> dict[int, tuple[int, int]]:
-    """Run one text of ``length`` made-up ids; which tables it read."""
-    ids = torch.full((1, length), 1 if getattr(model.config, "pad_token_id", None) == 0 else 0)
+def _probe(layout: Layout, model: Any, length: int, behind: int = 0) -> dict[int, tuple[int, int]]:
+    """Run one text of ``length`` made-up ids, ``behind`` so much padding; the tables that it read, as in ``_Rows.seen``."""
+    padding = getattr(model.config, "pad_token_id", None)
+    filler = padding if isinstance(padding, int) and 0 <= padding < model.config.vocab_size else 0
+    ids = torch.full((1, behind + length), 1 if padding == 0 else 0)
+    ids[:, :behind] = filler
+    mask = torch.ones_like(ids)
+    mask[:, :behind] = 0
+    length += behind
     try:
         with _Rows() as seen:
-            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
     except Exception as error:
         raise EnvironmentFault(
             f"{layout.transformer}: model_type {layout.model_type!r} does not run on {length} token ids alone: "

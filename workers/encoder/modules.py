@@ -6,6 +6,7 @@ Comes in: a module's folder. Goes out: frozen descriptions, or a refusal in one 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -80,7 +81,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EnvironmentFault(f"{path} is missing: the folder is not a complete model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path} cannot be read as JSON ({type(error).__name__})") from None
 
 
@@ -111,10 +112,13 @@ def require_weights(folder: Path) -> None:
     if (folder / "model.safetensors").is_file():
         return
     if index.is_file():
-        shards = sorted(map(str, set((read_object(index).get("weight_map") or {}).values())))
+        placed = read_object(index).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
+            raise EnvironmentFault(f"{index}: weight_map should name a file for each weight")
+        shards = sorted(set(placed.values()))
         if any(PurePosixPath(shard).name != shard or "\\" in shard for shard in shards):
             raise EnvironmentFault(f"{index}: a shard's path leads out of the model folder")
-        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise EnvironmentFault(f"{folder} lacks {missing[0]}, which its index names")
         return
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):

@@ -30,6 +30,8 @@ _TABLES = _TABLE | _TABLE_AFTER_PADDING | _ENDLESS
 _ROTARY_KEYS = {"rope_theta", "rope_parameters", "rope_scaling", "global_rope_theta", "rotary_emb_base"}
 # Sentence-transformers would take any length of a model without positions; a token budget needs a number.
 _NO_LIMIT = 8192
+# No model takes more; a larger number says that there is no limit, as the tokenizers' 10^30 does.
+_PLAUSIBLE = 2**20
 
 _ARGUMENT_FILES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _HARMLESS_ARGUMENTS = {
@@ -37,12 +39,12 @@ _HARMLESS_ARGUMENTS = {
     "attn_implementation",
     "dtype",
     "low_cpu_mem_usage",
-    "model_max_length",
-    "padding_side",
     "torch_dtype",
     "trust_remote_code",
     "use_fast",
 }
+# What the tokenizer is told, and we follow: see _max_tokens and _pads_left.
+_FOLLOWED_ARGUMENTS = {"model_max_length", "padding_side"}
 _PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
@@ -52,7 +54,8 @@ class Transformer:
 
     ``hidden`` is the width per token, ``max_tokens`` the longest text with special tokens. ``last_token`` says that it was
     made to predict the next token, so that without further word its last token stands for the text. ``bidirectional``: the
-    files ask for attention in both directions, whatever the class does by itself.
+    files ask for attention in both directions, whatever the class does by itself. ``pads_left``: the tokenizer pads short
+    texts on the left.
     """
 
     model_type: str
@@ -61,6 +64,7 @@ class Transformer:
     lower_case: bool = False
     last_token: bool = False
     bidirectional: bool = False
+    pads_left: bool = False
 
     @classmethod
     def read(cls, folder: Path, *, bare: bool, sliding_window: int | None = None) -> Transformer:
@@ -95,15 +99,18 @@ class Transformer:
             lower_case=bool(arguments.get("do_lower_case", False)),
             last_token=_architecture(config).endswith("ForCausalLM") and config.get("is_causal") is not False,
             bidirectional=bidirectional,
+            pads_left=_pads_left(folder, arguments),
         )
 
 
 def _config(folder: Path, path: Path) -> Mapping[str, Any]:
     """The configuration; of a kind that is not in the tables, as transformers understands it."""
     config = read_object(path)
-    if config.get("model_type") in _TABLES:
+    model_type = config.get("model_type", "")
+    if not isinstance(model_type, str):
+        raise EnvironmentFault(f"{path}: model_type should be a name")
+    if model_type in _TABLES:
         return config
-    model_type = str(config.get("model_type", ""))
     from transformers import CONFIG_MAPPING, AutoConfig, __version__  # noqa: PLC0415 - takes seconds, and is rarely needed
 
     if model_type not in CONFIG_MAPPING:
@@ -171,31 +178,39 @@ def _arguments(folder: Path) -> dict[str, Any]:
             raise EnvironmentFault(f"{path}: {key} is not supported")
     for key, values in arguments.items():
         if key.endswith(("_args", "_kwargs")) and isinstance(values, dict):
-            for name in sorted(set(values) - _HARMLESS_ARGUMENTS):
+            for name in sorted(set(values) - _HARMLESS_ARGUMENTS - _FOLLOWED_ARGUMENTS):
                 raise EnvironmentFault(f"{path}: {key}.{name} is not supported")
     return arguments
 
 
+def _processor(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the tokenizer is told beside its own files; the older name comes first, as in sentence-transformers."""
+    values = arguments.get("tokenizer_args", arguments.get("processor_kwargs"))
+    return values if isinstance(values, dict) else {}
+
+
+def _pads_left(folder: Path, arguments: Mapping[str, Any]) -> bool:
+    declared = read_optional(folder / "tokenizer_config.json").get("padding_side")
+    return bool(_processor(arguments).get("padding_side", declared) == "left")
+
+
 def _max_tokens(folder: Path, config: Mapping[str, Any], model_type: str, arguments: Mapping[str, Any]) -> int:
     """The module's own limit, else the tokenizer's and the positions' smaller one; never past the end of a table."""
-    path = folder / "config.json"
-    positions = _positions(path, config, model_type)
+    positions = _positions(folder / "config.json", config, model_type)
     endless = model_type in _ENDLESS or _is_rotary(config) or config.get("position_biased_input") is False
-    own = arguments.get("max_seq_length")
-    for name in ("processor_kwargs", "tokenizer_args"):
-        if own is None and isinstance(values := arguments.get(name), dict):
-            own = values.get("model_max_length")
-    if own is not None:
-        own = positive({"max_seq_length": own}, "max_seq_length", folder)
-        return own if endless or positions is None else min(own, positions)
-    limits = [positions] if positions is not None else []
-    tokenizer = read_optional(folder / "tokenizer_config.json").get("model_max_length")
-    if isinstance(tokenizer, int | float) and tokenizer >= 1:
-        limits.append(int(min(tokenizer, 1e30)))  # which says that there is none
-    if min(limits, default=10**30) > 10**9:
+    declared = read_optional(folder / "tokenizer_config.json").get("model_max_length")
+    # What the tokenizer is told wins over max_seq_length, and both over its own files, as in sentence-transformers.
+    for values, name in ((_processor(arguments), "model_max_length"), (arguments, "max_seq_length")):
+        if values.get(name) is not None:
+            own = positive(values, name, folder)
+            if own <= _PLAUSIBLE:
+                return own if endless or positions is None else min(own, positions)
+            declared = None
+            break
+    limits = [limit for limit in (positions, declared) if isinstance(limit, int | float) and 1 <= limit <= _PLAUSIBLE]
+    if not limits:
         _logger.warning("no limit in the model's files %s", log.fields(folder=folder, max_tokens=_NO_LIMIT))
-        return _NO_LIMIT
-    return min(limits)
+    return int(min(limits, default=_NO_LIMIT))
 
 
 def _positions(path: Path, config: Mapping[str, Any], model_type: str) -> int | None:
@@ -210,7 +225,11 @@ def _positions(path: Path, config: Mapping[str, Any], model_type: str) -> int | 
         return None  # what the file calls n_positions is how it was trained; sentence-transformers does not look at it
     if model_type in _TABLE_AFTER_PADDING:
         padding = config.get("pad_token_id")
-        positions -= (1 if padding is None else int(padding)) + 1
+        if padding is not None and (not isinstance(padding, int) or not 0 <= padding < positions - 1):
+            raise EnvironmentFault(
+                f"{path}: pad_token_id should be a row of the position table, which positions follow"
+            )
+        positions -= (1 if padding is None else padding) + 1
     return positions
 
 
