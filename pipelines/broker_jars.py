@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workers import log
+from workers.cache_folder import cache_folder as user_cache
 from workers.errors import EnvironmentFault
 
 KAFKA_VERSION = "4.1.0"
@@ -73,8 +74,7 @@ def _java_version(java: str) -> int | None:
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
     """Where this version's jars are kept."""
-    base = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base, "stream-embedder", f"kafka-{KAFKA_VERSION}")
+    return user_cache(environ) / f"kafka-{KAFKA_VERSION}"
 
 
 def fetch_kafka(environ: Mapping[str, str]) -> Path:

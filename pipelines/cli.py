@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.arguments import PROGRAM, STANDALONE, Arguments, helped, overview, parse
@@ -163,14 +162,14 @@ def _for_stream(call: _Call) -> Settings:
 def _check_model(settings: Settings) -> None:
     """Hold the settings against a model that is on this machine; one that needs a download is checked when it is there."""
     from pipelines.fit import against_model
-    from workers.encoder.hub import location_of, resolve
+    from workers.encoder.hub import local_folder, location_of, resolve
     from workers.encoder.layout import Layout
     from workers.settings import DEFAULT_MODEL
 
     name, revision = settings.model.name, settings.model.revision
     if location_of(name, revision) is not None:
         return
-    if Path(name).expanduser().is_dir() or (name == DEFAULT_MODEL and revision is None):
+    if local_folder(name) is not None or (name == DEFAULT_MODEL and revision is None):
         try:
             layout = Layout.read(
                 resolve(name, revision), task=settings.model.task, sliding_window=settings.model.sliding_window

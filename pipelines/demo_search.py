@@ -44,5 +44,4 @@ def embed_questions(settings: Settings, questions: Sequence[str]) -> type_vector
     if "query" in model.layout.prompts:
         asking = settings.model.model_copy(update={"prompt": "query", "prompt_text": None})
         model = Model.open(settings.model_copy(update={"model": asking}))
-    tokens = model.tokenizer().encode(list(questions))
-    return model.encoder().encode(Batch.of([entry.ids for entry in tokens]))
+    return model.encoder().encode(Batch.of(model.tokenizer().ids(questions)))

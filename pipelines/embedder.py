@@ -11,7 +11,7 @@ from pipelines.model import Model
 from pipelines.texts import Text
 from workers.errors import PoisonError
 from workers.outcomes import embedding, is_sound, refusal
-from workers.records import Batch, Document, Embedding
+from workers.records import Batch, Document, Embedding, Tokens
 
 
 class Embedder:
@@ -35,11 +35,15 @@ class Embedder:
         }
         rows = [row for row in range(len(window)) if row not in outcomes]
         encoded = self._tokenizer.encode([window[row].text for row in rows], [window[row].prompt for row in rows])
-        tokens = dict(zip(rows, encoded, strict=True))
-        for row, found in tokens.items():
-            if (error := refusal(found, reject_overflow=self._reject)) is not None:
+        tokens: dict[int, Tokens] = {}
+        for row, found in zip(rows, encoded, strict=True):
+            if isinstance(found, PoisonError):
+                outcomes[row] = found
+            elif (error := refusal(found, reject_overflow=self._reject)) is not None:
                 outcomes[row] = error
-        rows = [row for row in rows if row not in outcomes]
+            else:
+                tokens[row] = found
+        rows = list(tokens)
         vectors = self._encoder.encode(Batch.of([tokens[row].ids for row in rows]), dim)
         for row, vector, sound in zip(rows, vectors, is_sound(vectors), strict=True):
             document = Document(window[row].id, window[row].text)

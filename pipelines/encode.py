@@ -18,7 +18,7 @@ from pipelines.embedder import Embedder
 from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import texts_of, windows
-from workers.codecs import renderer_for
+from workers.codecs import renderer_for, text_template
 from workers.codecs.base import Renderer
 from workers.encoder.quantize import Projection
 from workers.errors import PoisonError, SettingsError
@@ -36,13 +36,14 @@ def run_encode(
     lines: BinaryIO | None,
     out: BinaryIO,
 ) -> int:
-    """Embed ``texts``, or else the JSON ``lines``, and write a line for each to ``out``.
+    """Embed ``texts``, or else what ``source.text`` makes of the JSON ``lines``, and write a line for each to ``out``.
 
     Raises:
         EnvironmentFault: the model or ``ranges`` are not there, or do not work here.
         SettingsError: the settings, ``dim``, ``precision`` and ``ranges`` do not suit each other or the model.
     """
     output = _output(dim, precision, ranges)
+    template = text_template(settings)
     model = Model.open(settings)
     for mistake in output_against_model(output, model.layout, settings.model.name, "--"):
         raise SettingsError(mistake)
@@ -50,7 +51,13 @@ def run_encode(
     renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=model.fingerprint_of(projection))
     embedder = Embedder(model)
     for window in windows(
-        texts_of(texts, lines, prompt=model.prompt_template, refuse_empty=settings.source.empty == "reject")
+        texts_of(
+            texts,
+            lines,
+            template=template,
+            prompt=model.prompt_template,
+            refuse_empty=settings.source.empty == "reject",
+        )
     ):
         for text, outcome in zip(window, embedder.embed(window, projection.dim), strict=True):
             out.write(_line(text.id, outcome, projection, renderer) + b"\n")

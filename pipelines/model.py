@@ -18,6 +18,7 @@ from workers.encoder.hub import resolve, short_name
 from workers.encoder.layout import Layout, prompt_advice, prompt_for
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
+from workers.errors import SettingsError
 from workers.settings import Settings, Vectors
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ class Model:
         """
         dim, ranges = self.dim(output), None
         if output.ranges is not None:
-            path = output.ranges.expanduser()
+            try:
+                path = output.ranges.expanduser()
+            except RuntimeError:
+                raise SettingsError(f"ranges {output.ranges}: there is no such user") from None
             ranges = Ranges.read(path)
             ranges.require(path, dim=dim, space=self.fingerprint(dim, "float32"), model=self.name)
         return Projection(dim, output.precision, ranges)
@@ -137,7 +141,11 @@ class Model:
         from workers.text.tokenizer import Tokenizer  # noqa: PLC0415 - heavy
 
         return Tokenizer(
-            self.layout.transformer, max_tokens=self.max_tokens, prompt=self.prompt, lower_case=self.layout.lower_case
+            self.layout.transformer,
+            max_tokens=self.max_tokens,
+            prompt=self.prompt,
+            lower_case=self.layout.lower_case,
+            vocabulary=self.layout.vocabulary,
         )
 
     def encoder(self, *, cuda: bool | None = None, threads: int | None = None) -> Encoder:

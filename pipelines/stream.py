@@ -171,7 +171,7 @@ class Reader:
         pool = serve_pool(
             self._encoders,
             dim=model.widest,
-            canary=Batch.of([tokenizer.encode(["canary"])[0].ids]),
+            canary=Batch.of([tokenizer.canary()]),
             capacity=self._capacity,
             timeout_s=settings.pool.call_timeout_s,
             meter=meter,

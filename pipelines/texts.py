@@ -20,7 +20,6 @@ from workers.records import Origin, Record
 WINDOW_TEXTS = 256
 WINDOW_CHARACTERS = 4 << 20
 
-PLAIN = Template.parse("{text}")
 _ANY = Template.parse("{id|none}.")  # a text that every line has
 
 
@@ -40,7 +39,7 @@ def texts_of(
     words: Sequence[str],
     lines: BinaryIO | None,
     *,
-    template: Template = PLAIN,
+    template: Template,
     prompt: Template | None = None,
     refuse_empty: bool,
 ) -> Iterator[Text]:

@@ -51,3 +51,8 @@ class PoisonError(StreamEmbedderError):
         self.stage = stage
         self.reason = reason
         self.message = message
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library raised, as one line of a sentence."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -27,8 +27,8 @@ type_settled = list[tuple[Origin, Outcome]]
 class TextTokenizer(Protocol):
     """What turns texts into token arrays; one thread uses it."""
 
-    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens]:
-        """The tokens of each text, in order; a text without a prompt of its own has the one of all."""
+    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> Sequence[Tokens | PoisonError]:
+        """The tokens of each text, in order, or why it has none; a text without a prompt of its own has the one of all."""
 
 
 def prepare(
@@ -50,7 +50,9 @@ def prepare(
         [document.text for _, document in documents], [document.prompt for _, document in documents]
     )
     for (origin, document), tokens in zip(documents, found, strict=True):
-        if (refused := refusal(tokens, reject_overflow=reject_overflow)) is not None:
+        if isinstance(tokens, PoisonError):
+            settled.append((origin, dead_letter(tokens)))
+        elif (refused := refusal(tokens, reject_overflow=reject_overflow)) is not None:
             settled.append((origin, dead_letter(refused)))
         else:
             texts.append(WaitingText(origin, document, tokens))

@@ -58,7 +58,7 @@ class Ours:
         return self._encoder.stats.tokens, self._encoder.stats.padding
 
     def _tokenise(self, texts: Sequence[str]) -> Any:
-        return self._batch([tokens.ids for tokens in self._tokenizer.encode(texts)])
+        return self._batch(self._tokenizer.ids(texts))
 
     def _batches(self, windows: Sequence[Sequence[str]]) -> Iterator[Any]:
         if not self._ahead:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipelines.bench.engines import EXPORTER, Engine
+from workers.cache_folder import cache_folder
 from workers.errors import EnvironmentFault
 
 INSTALL_S = 1800.0
@@ -26,8 +27,7 @@ _STAMP = "made.txt"
 
 def default_folder(environ: Mapping[str, str]) -> Path:
     """Where they are kept unless ``--venvs`` says otherwise."""
-    base = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base, "stream-embedder", "bench")
+    return cache_folder(environ) / "bench"
 
 
 @dataclass(frozen=True, slots=True)

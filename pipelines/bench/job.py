@@ -97,7 +97,7 @@ def prepare(options: EncoderOptions, work: Path) -> Job:
         found = texts.corpus(count)
     layout = Layout.read(folder)
     tokenizer = Tokenizer(layout.transformer, max_tokens=layout.max_tokens, lower_case=layout.lower_case)
-    lengths = [len(tokens.ids) for tokens in tokenizer.encode(found)]
+    lengths = [len(ids) for ids in tokenizer.ids(found)]
     part = max(SWEEP_LEAST, count // SWEEP_SHARE)
     return Job(
         model=name,

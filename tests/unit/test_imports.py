@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up: a room imports from the rows below its own, and from its own row.
 ROWS = (
     ("records", "errors", "deadline"),
-    ("settings", "metrics", "log", "fingerprint", "object_faults", "object_store"),
+    ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
         *("kafka_client", "kafka_headers", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),

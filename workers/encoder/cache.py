@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from workers import log
+from workers.cache_folder import cache_folder
 from workers.errors import EnvironmentFault
 from workers.object_store import Location, ObjectStore, StoredObject
 
@@ -88,19 +89,18 @@ def _model(location: Location, listed: Sequence[StoredObject], wanted: Sequence[
 
 def _cache() -> Path:
     # Read here, as the hub's own library does: an encoder on another machine has that machine's environment.
-    base = os.environ.get("XDG_CACHE_HOME")
     try:
-        return Path(base) if base else Path.home() / ".cache"
+        return cache_folder(os.environ)
     except RuntimeError:
         raise EnvironmentFault("this user has no home folder: set XDG_CACHE_HOME to a folder for the cache") from None
 
 
 def _folder_name(location: Location, objects: Sequence[StoredObject]) -> str:
-    """``stream-embedder/models/`` and a name: the model's, for people, and a digest of all that the store says."""
+    """``models/`` and a name: the model's, for people, and a digest of all that the store says."""
     listing = [[each.path, each.size, each.version] for each in objects]
     digest = hashlib.sha256(json.dumps([str(location), listing]).encode()).hexdigest()[:20]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", location.name)[:60].strip(".-") or "model"
-    return f"stream-embedder/models/{name}-{digest}"
+    return f"models/{name}-{digest}"
 
 
 # ------------------------------------------------------------------ the folder

@@ -21,12 +21,11 @@ from workers.encoder.forward import Forward, PaddedForward, Pooled
 from workers.encoder.head import Head
 from workers.encoder.layout import Layout
 from workers.encoder.loading import load
-from workers.encoder.modules import in_one_line
 from workers.encoder.packing import Pack, packs
 from workers.encoder.samples import Samples
 from workers.encoder.soundness import TOLERANCE, require_sound
 from workers.encoder.ways import fastest, least_cosine, vectors_of
-from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
+from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError, in_one_line
 from workers.records import Batch, type_vectors
 
 __all__ = ["Encoder", "Stats", "has_cuda"]
@@ -35,6 +34,8 @@ _logger = log.get(__name__)
 
 # bfloat16 is taken only where its vectors have at least this cosine to float32's.
 _GATE = 0.999
+# Longest text of a warm-up on a CPU, in tokens: attention costs their square, which is half a minute for 32,768.
+_CPU_WARM_UP = 4096
 
 _T = TypeVar("_T")
 
@@ -52,7 +53,11 @@ class Stats:
 
 
 class Encoder:
-    """One model, loaded once."""
+    """One model, loaded once, which only ever goes down from where it starts.
+
+    - from fast (packed, where that is right) to padded, when the fast way raises;
+    - in either, to half the budget per pass, whenever memory runs out.
+    """
 
     def __init__(
         self,
@@ -158,14 +163,16 @@ class Encoder:
         self._surely(self._warm_up)
 
     def _warm_up(self) -> None:
-        longest = min(self._layout.max_tokens, self._budget)
+        limit = self._layout.max_tokens
+        limit = min(limit, _CPU_WARM_UP) if self._device.type == "cpu" else limit
+        longest = min(limit, self._budget)
         # The longest texts ask for the most attention memory, short ones for the most rows. The limit is the longest text
         # alone, which may be above the budget.
-        for length in sorted({longest, min(16, longest), self._layout.max_tokens}):
+        for length in sorted({longest, min(16, longest), limit}):
             if self._try(self._samples.pack([length] * max(1, self._budget // length)), self.dim) is None:
-                raise EnvironmentFault(
-                    f"{self.device} has too little memory for pool.max_batch_tokens {self._budget}; lower it"
-                )
+                budget = f"pool.max_batch_tokens {self._budget}; lower it"
+                asked = budget if length <= self._budget else f"a text of {length} tokens; set model.max_tokens"
+                raise EnvironmentFault(f"{self.device} has too little memory for {asked}")
 
     def self_test(self) -> None:
         """Embed made-up texts together and alone.

@@ -9,8 +9,7 @@ import contextlib
 
 import torch
 
-from workers.encoder.modules import in_one_line
-from workers.errors import DeviceLost
+from workers.errors import DeviceLost, in_one_line
 
 # What says so besides torch's own class: CUDA's runtime where torch is not asked (pinned memory, a graph), cuBLAS, and the
 # CPU's allocator.

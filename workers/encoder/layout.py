@@ -45,7 +45,8 @@ class Layout:
     or its own ``truncate_dim``. ``head`` runs after pooling, in order. ``normalize`` says whether the model itself ends in
     a Normalize module; the encoder normalises anyway. ``route`` is what was taken of a Router, ``sliding_window`` what was
     given instead of the file's; ``bidirectional``: the files ask for attention in both directions. ``pads_left``: the
-    tokenizer pads short texts on the left, where sentence-transformers pads them.
+    tokenizer pads short texts on the left, where sentence-transformers pads them. ``vocabulary``: how many token ids the
+    model has; None where its file does not say.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Layout:
     sliding_window: int | None = None
     bidirectional: bool = False
     pads_left: bool = False
+    vocabulary: int | None = None
 
     @classmethod
     def read(cls, folder: Path, *, task: str | None = None, sliding_window: int | None = None) -> Layout:
@@ -103,7 +105,8 @@ class Layout:
             pooling, include_prompt = read_pooling(chain[1].folder, transformer.hidden)
         if transformer.model_type == "gemma3_text" and not transformer.bidirectional and pooling != ("lasttoken",):
             raise EnvironmentFault(
-                f"{transformer_folder / 'config.json'}: a causal Gemma is a language model, whose last token alone has seen the text"
+                f"{transformer_folder / 'config.json'}: a causal Gemma is a language model, whose last token alone has seen "
+                "the text"
             )
         head, normalize, width = read_head(chain[2:], transformer.hidden * len(pooling))
         if (truncate := options.get("truncate_dim")) is not None:
@@ -128,6 +131,7 @@ class Layout:
             sliding_window=sliding_window,
             bidirectional=transformer.bidirectional,
             pads_left=transformer.pads_left,
+            vocabulary=transformer.vocabulary,
         )
 
 

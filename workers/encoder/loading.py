@@ -16,8 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from workers import log
 from workers.encoder.layout import Layout
-from workers.encoder.modules import in_one_line
-from workers.errors import EnvironmentFault
+from workers.errors import EnvironmentFault, in_one_line
 
 _logger = log.get(__name__)
 
@@ -49,7 +48,13 @@ def load(layout: Layout, dtype: torch.dtype) -> Any:
                 config = type(config).from_dict({**raw, "sliding_window": layout.sliding_window})
             config.use_cache = False  # an encoder has nothing to cache, and a cache costs half the speed
             model, report = _class(config).from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **places
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **places,
             )
     except Exception as error:
         raise EnvironmentFault(f"{folder} cannot be loaded as a model: {in_one_line(error)}") from error
@@ -75,9 +80,16 @@ def _class(config: Any) -> Any:
 def _require_whole(layout: Layout, model: Any, report: dict[str, Any]) -> None:
     folder = layout.transformer
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing or report.get("mismatched_keys"):
-        example = missing[0] if missing else "a tensor of another shape"
-        raise EnvironmentFault(f"{folder} is incomplete: {example} is not in its weights; {len(missing)} are missing")
+    if missing:
+        raise EnvironmentFault(
+            f"{folder} is incomplete: {missing[0]} is not in its weights; {len(missing)} are missing"
+        )
+    if other := sorted(each for each in report.get("mismatched_keys") or () if not each[0].startswith("pooler.")):
+        name, found, wanted = other[0]
+        raise EnvironmentFault(
+            f"{folder}: {name} has the shape {list(found)} in its weights, and {list(wanted)} by config.json; "
+            f"{len(other)} differ"
+        )
     if unused := sorted(report.get("unexpected_keys") or ()):
         # A head for another task is left out rightly. What lies inside a layer may be maths that this version has not.
         inside = {name for name, _ in model.named_modules() if "." in name}

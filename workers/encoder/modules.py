@@ -70,11 +70,6 @@ class UnitLayer:
 type_layer = DenseLayer | NormLayer | UnitLayer
 
 
-def in_one_line(error: Exception) -> str:
-    """What a library raised, as one line of a sentence."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
 def read_json(path: Path) -> Any:
     """The file's JSON, or EnvironmentFault."""
     try:

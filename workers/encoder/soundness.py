@@ -31,9 +31,8 @@ def require_sound(
     """
     name = str(dtype).removeprefix("torch.")
     if not (np.isfinite(together).all() and np.isfinite(alone).all()):
-        raise EnvironmentFault(
-            f"self-test: {folder} gives vectors that are not finite in {name}; try model.dtype: float32"
-        )
+        advice = "its weights are damaged" if dtype == torch.float32 else "try model.dtype: float32"
+        raise EnvironmentFault(f"self-test: {folder} gives vectors that are not finite in {name}; {advice}")
     if (worst := np.abs(np.linalg.norm(together, axis=1) - 1).max()) > _LENGTH:
         raise EnvironmentFault(f"self-test: {folder} gives vectors that are {worst:.1e} off unit length")
     if (worst := 1 - least_cosine(together, alone)) > TOLERANCE[dtype]:

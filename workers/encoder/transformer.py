@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from workers import log
-from workers.encoder.modules import in_one_line, positive, read_object, read_optional, require_weights
-from workers.errors import EnvironmentFault, SettingsError
+from workers.encoder.modules import positive, read_object, read_optional, require_weights
+from workers.errors import EnvironmentFault, SettingsError, in_one_line
 
 _logger = log.get(__name__)
 
@@ -55,7 +55,7 @@ class Transformer:
     ``hidden`` is the width per token, ``max_tokens`` the longest text with special tokens. ``last_token`` says that it was
     made to predict the next token, so that without further word its last token stands for the text. ``bidirectional``: the
     files ask for attention in both directions, whatever the class does by itself. ``pads_left``: the tokenizer pads short
-    texts on the left.
+    texts on the left. ``vocabulary``: how many token ids it has; None where the file does not say.
     """
 
     model_type: str
@@ -65,6 +65,7 @@ class Transformer:
     last_token: bool = False
     bidirectional: bool = False
     pads_left: bool = False
+    vocabulary: int | None = None
 
     @classmethod
     def read(cls, folder: Path, *, bare: bool, sliding_window: int | None = None) -> Transformer:
@@ -100,6 +101,7 @@ class Transformer:
             last_token=_architecture(config).endswith("ForCausalLM") and config.get("is_causal") is not False,
             bidirectional=bidirectional,
             pads_left=_pads_left(folder, arguments),
+            vocabulary=None if config.get("vocab_size") is None else positive(config, "vocab_size", path),
         )
 
 
@@ -120,7 +122,7 @@ def _config(folder: Path, path: Path) -> Mapping[str, Any]:
         whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise EnvironmentFault(f"{path} is not understood: {in_one_line(error)}") from error
-    named = ("hidden_size", "max_position_embeddings", "pad_token_id", "rope_parameters")
+    named = ("hidden_size", "max_position_embeddings", "pad_token_id", "rope_parameters", "vocab_size")
     return {**config, **{name: value for name in named if (value := getattr(whole, name, None)) is not None}}
 
 

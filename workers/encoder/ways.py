@@ -22,8 +22,8 @@ from workers.encoder.forward import Forward, PackedForward, PackedModel, PaddedF
 from workers.encoder.gemma import Gemma
 from workers.encoder.graphs import GraphedForward
 from workers.encoder.linear import reorder
-from workers.encoder.modules import in_one_line
 from workers.encoder.packing import Pack
+from workers.errors import in_one_line
 
 _logger = log.get(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workers.settings.base import Section, type_count
 
@@ -47,6 +47,13 @@ class ModelSettings(Section):
     sliding_window: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
         None, description="Instead of the number in the model's file, for a copy that an older transformers halved."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("it is empty; give a folder, a hub id, a URI, or all-MiniLM-L6-v2")
+        return name
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:

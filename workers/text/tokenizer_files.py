@@ -20,7 +20,8 @@ from typing import Any
 import tokenizers
 
 from workers import log
-from workers.errors import EnvironmentFault
+from workers.cache_folder import cache_folder
+from workers.errors import EnvironmentFault, in_one_line
 
 _logger = log.get(__name__)
 
@@ -73,9 +74,8 @@ def load(folder: Path) -> tuple[tokenizers.Tokenizer, Facts]:
 
 def _entry(folder: Path) -> Path | None:
     """Where the tokenizer of these files, and of these versions of what reads them, is kept; None without a place."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+        cache = cache_folder(os.environ)
         total = hashlib.sha256()
         for name in ("transformers", "tokenizers"):
             total.update(f"{name}={metadata.version(name)}\n".encode())
@@ -87,7 +87,7 @@ def _entry(folder: Path) -> Path | None:
     except (OSError, RuntimeError, metadata.PackageNotFoundError) as error:
         _logger.debug("no tokenizer cache %s", log.fields(error=type(error).__name__))
         return None
-    return cache / "stream-embedder" / "tokenizers" / f"{_FORMAT}-{total.hexdigest()}"
+    return cache / "tokenizers" / f"{_FORMAT}-{total.hexdigest()}"
 
 
 def _read(entry: Path) -> tuple[tokenizers.Tokenizer, Facts] | None:
@@ -143,14 +143,14 @@ def _through_transformers(folder: Path) -> tuple[tokenizers.Tokenizer, Facts]:
     try:
         whole = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise EnvironmentFault(f"{folder} has no tokenizer that loads: {type(error).__name__}: {why}") from error
+        _blame_config(folder)
+        raise EnvironmentFault(f"{folder} has no tokenizer that loads: {in_one_line(error)}") from error
     if not getattr(whole, "is_fast", False):
         raise EnvironmentFault(f"{folder} has no tokenizer.json; save it with a fast tokenizer")
     backend: tokenizers.Tokenizer = whole.backend_tokenizer
     backend.no_padding()  # the files may have padding and a limit of their own baked in
     backend.no_truncation()
-    probe = backend.encode("x")
+    probe = _probe(backend)
     _require_declared(folder, whole, probe.ids)
     if any(probe.type_ids) and "token_type_ids" in whole.model_input_names:
         raise EnvironmentFault(f"{folder}: its tokenizer gives a token type other than 0, and only ids reach the model")
@@ -160,6 +160,27 @@ def _through_transformers(folder: Path) -> tuple[tokenizers.Tokenizer, Facts]:
         split_specials=bool(whole.split_special_tokens),
     )
     return backend, facts
+
+
+def _blame_config(folder: Path) -> None:
+    """Raise if it is config.json that transformers fails at, which it reads to find the tokenizer's class."""
+    import transformers  # noqa: PLC0415 - see above
+
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    try:
+        transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise EnvironmentFault(f"{path} is not understood: {in_one_line(error)}") from error
+
+
+def _probe(backend: tokenizers.Tokenizer) -> tokenizers.Encoding:
+    """Ids with the special tokens around them."""
+    try:
+        return backend.encode("x")
+    except Exception:  # noqa: BLE001 - a vocabulary that has neither x nor a token for what is unknown
+        return backend.encode("")
 
 
 def _require_declared(folder: Path, whole: Any, ids: list[int]) -> None:
