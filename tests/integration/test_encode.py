@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from pipelines.encode import run_encode
+from tests.tiny_model import make_tiny_bert
 from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +26,13 @@ def encode(
     dim: int | None = None,
     precision: str = "float32",
     ranges: Path | None = None,
+    text: str = "{text}",
     **model: str,
 ):
     """The command without its process: records of texts, or of lines."""
     out = io.BytesIO()
     source = None if lines is None else io.BytesIO(lines)
-    settings = Settings(model=model)
+    settings = Settings(model=model, source={"text": text})
     code = run_encode(settings, dim=dim, precision=precision, ranges=ranges, texts=texts, lines=source, out=out)
     assert code == 0
     return [json.loads(line) for line in out.getvalue().splitlines()]
@@ -170,6 +173,33 @@ def test_a_line_may_bring_the_title_that_its_prompt_speaks_of():
     assert refused["error"] == "field title is missing or null, and has no default"
 
 
+def test_lines_are_read_as_the_source_says():
+    lines = b'{"title": "a cat", "body": "on a mat"}\n{"text": "a cat on a mat"}'
+    read, refused = encode(lines=lines, text="{title} {body}")
+    (argument,) = encode("a cat on a mat", text="{title} {body}")
+    assert read["embedding"] == pytest.approx(argument["embedding"], abs=1e-6)
+    assert read["fingerprint"] == argument["fingerprint"] != encode("a")[0]["fingerprint"]
+    assert refused == {"id": "2", "error": "field title is missing or null, and has no default"}
+
+
+def test_a_text_that_the_tokenizer_fails_at_is_a_line_of_its_own(tmp_path: Path):
+    """A WordPiece without [UNK] raises at a word that it does not have; an added token may be past the model's table."""
+    folder = make_tiny_bert(tmp_path)
+    path = folder / "tokenizer.json"
+    with_new = tokenizers.Tokenizer.from_file(str(path))
+    with_new.add_tokens(["<new>"])
+    content = json.loads(with_new.to_str())
+    content["model"]["unk_token"] = "[GONE]"
+    path.write_text(json.dumps(content))
+    # The class of the old name makes its own tokenizer; the plain one takes the file's.
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128}
+    (folder / "tokenizer_config.json").write_text(json.dumps(plain))
+    sound, unknown, beyond, other = encode("a text", "SENTINEL \u2603", "a <new> text", "the text", name=str(folder))
+    assert unknown == {"id": "2", "error": "the model's tokenizer fails at the text"}
+    assert beyond == {"id": "3", "error": "the text holds a token that the tokenizer has and the model not"}
+    assert len(sound["embedding"]) == len(other["embedding"]) == 32
+
+
 def test_braces_that_are_meant_are_doubled_in_a_prompt():
     (record,) = encode("a text", prompt_text="{{query}} ")
     (plain,) = encode("{query} a text")
@@ -195,6 +225,10 @@ def test_an_argument_that_is_not_utf8_is_refused():
         (["--dim", "385", "x"], 2, b"--dim (385) is larger than the 384 dimensions of all-MiniLM-L6-v2"),
         (["--model.max_tokens", "512", "x"], 2, b"larger than the 256 tokens"),
         (["--model.name", "./absent", "x"], 1, b"no such folder"),
+        (["--model.name", "~nosuchuser/x", "x"], 1, b"no such folder"),
+        (["--model.name", "n" * 300, "x"], 1, b"no hub model has this name"),
+        (["--model.name", "", "x"], 2, b"it is empty; give a folder"),
+        (["--precision", "int8_ranges", "--ranges", "~nosuchuser/x", "x"], 2, b"there is no such user"),
     ],
 )
 def test_what_cannot_work_is_a_sentence(arguments: list[str], code: int, says: bytes):

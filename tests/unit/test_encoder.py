@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import GEMMA_PROMPTS, MAKERS, documents, make_tiny_bert, make_tiny_gemma
 from workers.encoder.encoder import Encoder, Stats
@@ -311,6 +313,31 @@ def test_warm_up_fills_the_budget(bert):
     encoder._forward = memory = Memory(encoder, 10_000, ERRORS[0])
     encoder.warm_up()
     assert [size for size in memory.passes if size > 870] == memory.passes
+
+
+def test_warm_up_on_a_cpu_has_an_end(gemma):
+    encoder = Encoder(
+        replace(Layout.read(gemma), max_tokens=2**20), device="cpu", dtype="float32", max_batch_tokens=600
+    )
+    encoder._forward = memory = Memory(encoder, 10_000, ERRORS[0])
+    encoder.warm_up()
+    assert sorted(memory.passes) == [592, 600, 4096]
+
+
+def test_warm_up_says_which_text_is_too_long(bert):
+    encoder = load(bert, max_batch_tokens=100)
+    encoder._forward = Memory(encoder, 100, ERRORS[0])
+    with pytest.raises(EnvironmentFault, match=r"too little memory for a text of 128 tokens; set model\.max_tokens"):
+        encoder.warm_up()
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [("float32", "weights are damaged"), ("bfloat16", "dtype: float32")])
+def test_vectors_that_are_not_finite_get_advice_that_helps(bert, tmp_path, dtype, advice):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    weights = {name: torch.zeros_like(weight) for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentFault, match=f"not finite in {dtype}; .*{advice}"):
+        load(folder, dtype=dtype, padded=True).self_test()
 
 
 # ---- a way that fails later

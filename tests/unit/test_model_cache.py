@@ -222,6 +222,14 @@ def test_paths_that_lead_out_are_refused(store: Path, models: Path, monkeypatch:
     assert not models.exists()
 
 
+def test_a_relative_cache_is_ignored(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "some/where")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert resolve(uri(store)).is_relative_to(tmp_path / "home/.cache/stream-embedder/models")
+    assert not (tmp_path / "some").exists()
+
+
 def test_a_cache_that_cannot_be_used(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

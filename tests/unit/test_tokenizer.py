@@ -17,7 +17,7 @@ from tokenizers import normalizers
 
 from tests.tiny_model import GEMMA_PROMPTS, MAKERS, documents, make_tiny_gemma
 from workers.encoder.layout import resolve
-from workers.errors import SettingsError
+from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.text import tokenizer as room
 from workers.text.tokenizer import Tokenizer
 
@@ -193,6 +193,49 @@ def test_nothing_is_said_where_there_is_no_prompt(gemma, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("stream_embedder"), "propagate", True)
     Tokenizer(gemma, max_tokens=64).encode(["", "query: a"])
     assert not caplog.records
+
+
+def test_a_text_that_fails_is_refused_alone(gemma, monkeypatch):
+    """Together with others and alone; what is wrong is not quoted, and a lack of memory is nobody's fault."""
+    tokenizer = Tokenizer(gemma, max_tokens=64)
+    expected = [tokens.ids.tolist() for tokens in tokenizer.encode(["one", "two"])]
+
+    class Failing:
+        error: Exception = Exception("WordPiece error: secret")
+
+        def __init__(self, whole):
+            self._whole = whole
+
+        def encode_batch_fast(self, texts):
+            if any("secret" in text for text in texts):
+                raise self.error
+            return self._whole.encode_batch_fast(texts)
+
+    tokenizer._tokenizer = Failing(tokenizer._tokenizer)
+    one, refused, two = tokenizer.encode(["one", "a secret", "two"])
+    assert [one.ids.tolist(), two.ids.tolist()] == expected
+    assert isinstance(refused, PoisonError) and (refused.stage, refused.reason) == ("tokenize", "tokenizer_raised")
+    assert "secret" not in str(refused)
+    with pytest.raises(PoisonError):
+        tokenizer.ids(["one", "a secret"])
+    assert tokenizer.canary().tolist() == tokenizer.ids(["canary"])[0].tolist()
+    monkeypatch.setattr(Failing, "error", MemoryError())
+    with pytest.raises(MemoryError):
+        tokenizer.encode(["one", "a secret"])
+
+
+def test_a_token_that_the_model_does_not_have_refuses_its_text(gemma):
+    whole = Tokenizer(gemma, max_tokens=64)
+    words = whole._tokenizer.get_vocab_size(with_added_tokens=False)
+    whole._tokenizer.add_tokens(["<new>"])
+    for vocabulary, refused in ((None, False), (words, True), (words + 1, False)):
+        whole._vocabulary = vocabulary
+        plain, new = whole.encode(["a text", "a <new> text"])
+        assert not isinstance(plain, PoisonError)
+        assert (isinstance(new, PoisonError) and new.reason == "unknown_token") is refused
+    assert Tokenizer(gemma, max_tokens=64, vocabulary=words).encode(["a text"])
+    with pytest.raises(EnvironmentFault, match=f"has {words} words and the model {words - 1}; .* different models"):
+        Tokenizer(gemma, max_tokens=64, vocabulary=words - 1)
 
 
 def test_threads_with_limits_of_their_own_do_not_meet(gemma):

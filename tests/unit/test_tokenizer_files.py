@@ -288,5 +288,13 @@ def test_refuses_a_broken_file_in_one_sentence(gemma):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("change_in", [{"rms_norm_eps": "x"}, {"dtype": "nonsense"}])
+def test_a_broken_configuration_is_not_the_tokenizers_fault(gemma, change_in):
+    change(gemma / "config.json", **change_in)
+    with pytest.raises(EnvironmentFault, match=r"config\.json is not understood: .*(rms_norm_eps|nonsense)") as error:
+        Tokenizer(gemma, max_tokens=64)
+    assert "\n" not in str(error.value)
+
+
 def test_facts_are_what_they_are_by_default(gemma):
     assert load(gemma)[1] == Facts(special_ids=(0, 1, 2, 3, 4))
