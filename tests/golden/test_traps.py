@@ -24,8 +24,12 @@ Each mutation was made in the source, and the test after the arrow failed (``fil
     → test_tokenizer::test_special_tokens_survive_truncation
  7  The limit. max_seq_length not capped by the table of positions; positions not counted from the padding id; rotary ones capped
     → test_layout::test_max_tokens
+    max_seq_length before what the tokenizer is told
+    → test_layout::test_what_the_tokenizer_is_told_wins_over_max_seq_length
     The loaded table not looked at
     → test_loading::test_positions_are_seen_in_what_is_read
+    Padding on the left, that positions count, not looked for
+    → test_loading::test_padding_on_the_left_is_refused_where_it_moves_positions
  8  Baked limits. The file's padding and truncation left on
     → test_tokenizer_files::test_baked_limits_of_the_file_are_gone
  9  A shared tokenizer. One backend for all instances

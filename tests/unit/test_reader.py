@@ -30,7 +30,7 @@ from tests.fakes import (
 from workers import metrics, pool, reader
 from workers.checkpoint import Checkpoint
 from workers.encoder.quantize import Projection
-from workers.errors import StreamEmbedderError
+from workers.errors import PoisonError, StreamEmbedderError
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet
 from workers.pool import Failure, RetryingPool
 from workers.reader import ReaderOptions, StreamReader
@@ -274,6 +274,24 @@ def test_a_text_without_a_single_token_is_refused(stream: type_stream):
     running.wait_committed(3)
     assert running.values() == ["a", "b"]
     assert running.letters() == [("tokenize", "no_tokens")]
+
+
+def test_a_text_that_the_tokenizer_refuses_is_a_dead_letter(stream: type_stream, monkeypatch: pytest.MonkeyPatch):
+    encode = FakeTokenizer.encode
+
+    def refusing(
+        self: FakeTokenizer, texts: Sequence[str], prompts: Sequence[str | None]
+    ) -> Sequence[Tokens | PoisonError]:
+        error = PoisonError("tokenize", "tokenizer_raised", "the tokenizer fails")
+        return [
+            error if text == "x" else found for text, found in zip(texts, encode(self, texts, prompts), strict=True)
+        ]
+
+    monkeypatch.setattr(FakeTokenizer, "encode", refusing)
+    running = stream([text(0, "a"), text(1, "x"), text(2, "b")]).start()
+    running.wait_committed(3)
+    assert running.values() == ["a", "b"]
+    assert running.letters() == [("tokenize", "tokenizer_raised")]
 
 
 @pytest.mark.parametrize("reject", [False, True])

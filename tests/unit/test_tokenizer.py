@@ -224,6 +224,21 @@ def test_a_text_that_fails_is_refused_alone(gemma, monkeypatch):
         tokenizer.encode(["one", "a secret"])
 
 
+def test_a_prompt_that_fails_is_a_setting(gemma, monkeypatch):
+    backend, facts = room.load(gemma)
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(backend, name)
+
+        def encode(self, text):
+            raise Exception("WordPiece error")
+
+    monkeypatch.setattr(room, "load", lambda folder: (Failing(), facts))
+    with pytest.raises(SettingsError, match=r"fails at the prompt; .* model\.prompt_text"):
+        Tokenizer(gemma, max_tokens=64, prompt="query: ")
+
+
 def test_a_token_that_the_model_does_not_have_refuses_its_text(gemma):
     whole = Tokenizer(gemma, max_tokens=64)
     words = whole._tokenizer.get_vocab_size(with_added_tokens=False)
