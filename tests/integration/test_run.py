@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.loopback import free_port, listens
 from tests.conftest import RunningBroker
 from tests.integration.pipeline import MARK, Pipeline, reading, value_of, wait_until
 from tests.tiny_model import make_tiny_bert
@@ -175,8 +175,7 @@ def scaled(record: Any) -> np.ndarray:
 @pytest.fixture
 def ray_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray cluster that somebody else runs: its address, and the environment to reach it in."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", MARK: "cluster"}
     head = [
         str(RAY), "start", "--head", "--block", f"--port={port}", "--include-dashboard=false", "--num-cpus=2",
@@ -185,7 +184,7 @@ def ray_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     with (tmp_path / "ray.log").open("ab") as log:
         process = subprocess.Popen(head, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait_until(lambda: reachable(port), 60, (tmp_path / "ray.log").read_text)
+            wait_until(lambda: listens(port), 60, (tmp_path / "ray.log").read_text)
             yield f"127.0.0.1:{port}", environment
         finally:
             process.send_signal(signal.SIGTERM)
@@ -193,14 +192,6 @@ def ray_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def reachable(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_cluster_goes_on_without_its_driver(

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.loopback import free_port, listens
 from tests.integration.pipeline import MARK, Pipeline, Reader, reading, value_of, wait_until
 from tests.secure_broker import REAUTH_MS, SecureBroker
 from tests.tiny_model import make_tiny_bert
@@ -118,7 +118,7 @@ def cluster(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch) -
             head, env=os.environ | {MARK: "cluster"}, stdout=out, stderr=out, start_new_session=True
         )
         try:
-            wait_until(lambda: answers(dashboard) and answers(port), 90, log.read_text)
+            wait_until(lambda: listens(dashboard) and listens(port), 90, log.read_text)
             yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         finally:
             process.send_signal(signal.SIGTERM)
@@ -126,20 +126,6 @@ def cluster(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch) -
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def shown_by_ray(dashboard: str) -> dict[str, bytes]:
