@@ -25,8 +25,8 @@ $(BIN)/uv:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
-	@echo "installing once: about 6 GB with CUDA libraries, a minute or two"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@echo "installing once: about 7 GB with CUDA libraries, a minute or two"
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
