@@ -26,8 +26,8 @@ LOG = log.get(__name__)
 SAMPLE_S = 1.0
 
 
-def run(settings: Settings) -> int:
-    """Run the pipeline until a signal; 0 once it has drained.
+def run(settings: Settings, encoder_class: type | None = None) -> int:
+    """Run the pipeline until a signal; 0 once it has drained. ``encoder_class`` may stand in for the model's encoder.
 
     Raises:
         EnvironmentFault: something that the settings point at is wrong, or Ray is lost.
@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
             if stop.is_set():
                 return 0
             live.say("starting the readers and encoders")
-            readers = _deploy(settings, stop)
+            readers = _deploy(settings, stop, encoder_class)
             if not stop.is_set():
                 live.say("running; SIGTERM or Ctrl-C drains")
             _watch(settings, readers, stop, live)
@@ -116,7 +116,7 @@ def _no_ray(settings: Settings, error: Exception) -> EnvironmentFault:
     return EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}")
 
 
-def _deploy(settings: Settings, stop: threading.Event) -> Any:
+def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | None) -> Any:
     """Start the application; returns the readers' handle when it runs or somebody wants to stop."""
     from ray import serve  # noqa: PLC0415
     from ray.serve.schema import ApplicationStatus, DeploymentStatusTrigger, LoggingConfig  # noqa: PLC0415
@@ -126,7 +126,8 @@ def _deploy(settings: Settings, stop: threading.Event) -> Any:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location="Disabled", logging_config=quiet)
-    target = serve.RunTarget(target=stream.build(settings), name=stream.APP, route_prefix=None, logging_config=quiet)
+    built = stream.build(settings, encoder_class or stream.Encoder)
+    target = serve.RunTarget(target=built, name=stream.APP, route_prefix=None, logging_config=quiet)
     readers = serve.run_many([target], wait_for_applications_running=False)[0]
     while not stop.wait(0.2):
         application = serve.status().applications.get(stream.APP)

@@ -260,8 +260,8 @@ def gpus_per_replica(settings: Settings) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def build(settings: Settings) -> serve.Application:
-    """The application; needs a running Ray, which is asked for its GPUs."""
+def build(settings: Settings, encoder_class: type = Encoder) -> serve.Application:
+    """The application; needs a running Ray, which is asked for its GPUs. ``encoder_class`` may stand in for :class:`Encoder`."""
     pool = settings.pool
     gpus = gpus_per_replica(settings)
     settings = settings.model_copy(update={"pool": pool.model_copy(update={"gpus_per_replica": gpus})})
@@ -273,7 +273,8 @@ def build(settings: Settings) -> serve.Application:
                 min_replicas=pool.min, max_replicas=pool.max, target_ongoing_requests=0.75 * pool.in_flight
             )
         }
-    encoder = serve.deployment(Encoder).options(
+    encoder = serve.deployment(encoder_class).options(
+        name="Encoder",
         **size,
         max_ongoing_requests=pool.in_flight,
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
