@@ -27,9 +27,10 @@ MARK = "PIPELINE_UNDER_TEST"
 
 
 class Pipeline:
-    """One ``run``, restartable. ``settings`` is the YAML file's content."""
+    """One ``run``, restartable. ``settings`` is the YAML file's content; ``module``: what python -m runs, with its command."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], module: str = "pipelines run") -> None:
+        self.module = module
         self.config = folder / "pipeline.yaml"
         self.config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
         self.log = folder / "run.log"
@@ -41,7 +42,7 @@ class Pipeline:
         environment = os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines", "run", "-c", str(self.config)],
+                [sys.executable, "-m", *self.module.split(), "-c", str(self.config)],
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
