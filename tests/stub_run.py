@@ -1,4 +1,7 @@
-"""``python -m tests.stub_run -c pipeline.yaml``: ``stream-embedder run`` with the stub encoder in the model's place."""
+"""``python -m tests.stub_run -c pipeline.yaml``: ``stream-embedder run`` with the stub encoder in the model's place.
+
+With ``--mortal`` the stub is the fault lab's, which one text kills.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,15 @@ from workers.errors import StreamEmbedderError
 
 def main(words: list[str]) -> int:
     """Run until SIGTERM; returns what the process should exit with."""
+    encoder: type = StubEncoder
+    if "--mortal" in words:
+        from tests.lab.encoder import MortalEncoder
+
+        encoder = MortalEncoder
     try:
         settings = configure.load(Path(words[words.index("-c") + 1]), [], os.environ).settings
         settings.require_stream()
-        return run(settings, StubEncoder)
+        return run(settings, encoder)
     except StreamEmbedderError as error:
         print(f"stub_run: {error}", file=sys.stderr)
         return error.exit_code

@@ -61,15 +61,15 @@ def make_tiny_gemma(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_tiny_bert(folder: Path, seed: int = 0) -> Path:
+def make_tiny_bert(folder: Path, seed: int = 0, width: int = 32) -> Path:
     """MiniLM in small: two layers, 32 wide, 128 tokens, mean pooling, Normalize. Loads at once."""
     from transformers import BertConfig, BertModel
 
     size = make_wordpiece(folder, _corpus(), BERT_SPECIALS, tokenizer_class="BertTokenizer", model_max_length=128)
-    config = BertConfig(**_small(size, max_position_embeddings=128, pad_token_id=0))
+    config = BertConfig(**_small(size, hidden_size=width, max_position_embeddings=128, pad_token_id=0))
     save(BertModel(config, add_pooling_layer=False), seed, folder)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False})
-    return layout_around(folder, ("mean",))
+    return layout_around(folder, ("mean",), width)
 
 
 def make_tiny_xlmr(folder: Path, seed: int = 0) -> Path:
@@ -188,9 +188,9 @@ def _small(size: int, **values: Any) -> dict[str, Any]:
     return {"vocab_size": size, **small, **values}
 
 
-def layout_around(folder: Path, modes: Sequence[str]) -> Path:
-    """The modules around a transformer of 32 numbers: Pooling and Normalize."""
-    pooling(folder / "1_Pooling", 32, modes)
+def layout_around(folder: Path, modes: Sequence[str], width: int = 32) -> Path:
+    """The modules around a transformer of ``width`` numbers: Pooling and Normalize."""
+    pooling(folder / "1_Pooling", width, modes)
     modules(folder, ["", "1_Pooling", "2_Normalize"])
     return folder
 

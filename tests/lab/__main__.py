@@ -1,0 +1,71 @@
+"""``python -m tests.lab``: many seeds, some at a time, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tests.lab import lane
+from tests.lab.plan import SINKS, Plan
+from tests.lab.report import render
+from tests.lab.trial import Result
+
+
+def _seeds(text: str) -> list[int]:
+    """``1-100``, ``7``, or ``3,5,9-12``."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the seeds; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description="Faults over real parts, and a checker.")
+    parser.add_argument("--seeds", type=_seeds, default=_seeds("1-100"), help="such as 7, or 1-100 (default)")
+    parser.add_argument("--records", type=int, default=20_000, help="of each seed (default: 20,000)")
+    parser.add_argument("--sinks", choices=SINKS, help="for all seeds; by default they take turns")
+    parser.add_argument("--lanes", type=int, default=2, help="seeds at a time, each lane with servers of its own (2)")
+    parser.add_argument("--report", type=Path, help="where the tables go, as Markdown")
+    parser.add_argument("--folder", type=Path, help="where the servers' data and failed seeds lie (default: temporary)")
+    options = parser.parse_args(arguments)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="fault-lab-"))
+    plans = [Plan.of(seed, options.sinks) for seed in options.seeds]
+    results: list[Result] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.lanes, context, lane.open_lane, (folder,)) as lanes:
+        for waited in as_completed([lanes.submit(lane.run, plan, options.records) for plan in plans]):
+            result = waited.result()
+            results.append(result)
+            _say(result)
+            if options.report is not None:
+                results.sort(key=lambda result: result.plan.seed)
+                options.report.write_text(render(results, _command(options)), encoding="utf-8")
+    failed = [result.plan.seed for result in results if not result.sound]
+    print(f"{len(results)} seeds, {sum(result.records for result in results):,} records, failed: {failed or 'none'}")
+    if failed:
+        print(f"again: python -m tests.lab --records {options.records} --seeds {','.join(map(str, failed))}")
+    return 1 if failed else 0
+
+
+def _say(result: Result) -> None:
+    verdict = "ok" if result.sound else "FAILED"
+    plan = result.plan
+    print(f"seed {plan.seed}: {verdict}, {plan.sinks}, {result.seconds:.0f} s: {', '.join(plan.faults)}", flush=True)
+    if not result.sound:
+        print("\n".join([*result.findings.examples, result.trouble, f"kept in {result.folder}"]), flush=True)
+
+
+def _command(options: argparse.Namespace) -> str:
+    seeds = f"{options.seeds[0]}-{options.seeds[-1]}"
+    return f"python -m tests.lab --seeds {seeds} --records {options.records}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

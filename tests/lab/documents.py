@@ -1,0 +1,76 @@
+"""What the lab feeds a pipeline: records of which it knows what must become of each.
+
+Comes in: a seed. Goes out: numbered records, good, bad and deletes. Never here: what the pipeline made of them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+WORDS = ("stream", "text", "vector", "topic", "offset", "partition", "reader", "encoder", "commit", "order", "key")
+NUMBER = "number"
+# A text that ends whatever encoder takes it.
+POISON = "the text that no encoder survives: quixotic zephyr 7919"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A record as it is produced, and its outcome: ``vector``, ``tombstone``, or the stage at which it is refused."""
+
+    number: int
+    key: bytes | None
+    value: bytes | None
+    outcome: str
+    text: str = ""
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        """Its number, which outputs and dead letters keep, beside one header twice over."""
+        return [(NUMBER, str(self.number).encode()), ("trace", b"\x00\xff"), ("trace", b"")]
+
+
+_BAD: tuple[tuple[str, Callable[[int], bytes]], ...] = (
+    ("decode", lambda n: f'{{"id": "{n}", "text": "cut sho'.encode()),
+    ("decode", lambda n: b"\xff\xfe\x00" + str(n).encode()),
+    ("text", lambda n: json.dumps({"id": str(n)}).encode()),
+    ("text", lambda n: json.dumps({"id": str(n), "text": 17}).encode()),
+    ("text", lambda n: json.dumps({"id": str(n), "text": " \n"}).encode()),
+    ("text", lambda n: f'{{"id": "{n}", "text": "half a pair: \\ud83d"}}'.encode()),
+    ("decode", lambda n: json.dumps([n, "no object"]).encode()),
+    ("decode", lambda n: b"[" * 30_000 + str(n).encode()),
+)
+
+
+def documents(count: int, seed: int, *, poison: bool = False, long: bool = False) -> Iterator[Document]:
+    """``count`` records of mixed lengths under keys that repeat: 1 % bad, 1 % deletes.
+
+    ``poison``: one text in the middle ends every encoder that takes it; ``long``: one in 200 has 20 to 100 kB.
+    """
+    rng = random.Random(seed)
+    for number in range(count):
+        key = f"key-{rng.randrange(max(1, count // 10))}".encode()
+        chance = rng.random()
+        if chance < 0.01:
+            outcome, make = rng.choice(_BAD)
+            yield Document(number, key, make(number), outcome)
+        elif chance < 0.02:
+            yield (
+                Document(number, None, None, "decode")
+                if rng.random() < 0.1
+                else Document(number, key, None, "tombstone")
+            )
+        else:
+            words = rng.randrange(3_000, 15_000) if long and rng.random() < 0.005 else _length(rng)
+            text = f"{number} {' '.join(rng.choices(WORDS, k=words))}"
+            outcome = "vector"
+            if poison and number == count // 2:
+                text, outcome = POISON, "encode"
+            value = json.dumps({"id": f"id-{number}", "text": text}).encode()
+            yield Document(number, key, value, outcome, text)
+
+
+def _length(rng: random.Random) -> int:
+    return int(rng.paretovariate(1.2) * 4) % 200 + 1

@@ -1,0 +1,146 @@
+"""The faults: each strikes once, and whatever it took away is back when it returns, but for what has to come back by itself.
+
+Comes in: a stage and a running pipeline. Goes out: damage. Never here: when, or how often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.integration.pipeline import Pipeline, wait_until
+from tests.lab.stage import Stage
+
+READER = "ServeReplica:stream-embedder:Reader"
+ENCODER = "ServeReplica:stream-embedder:Encoder"
+CONTROLLER = "ServeController"
+# A member that is silent for ten seconds is out of its group.
+PAST_SESSION_S = 13.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a fault may touch."""
+
+    stage: Stage
+    pipeline: Pipeline
+    settings: Mapping[str, Any]
+    folder: Path
+    random: random.Random
+
+
+type_fault = Callable[[Scene], None]
+
+
+def _victim(scene: Scene, title: str) -> int:
+    return scene.random.choice(scene.pipeline.wait_for(title))
+
+
+def _kill(title: str) -> type_fault:
+    def strike(scene: Scene) -> None:
+        # Another fault of the same moment may have been there first.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_victim(scene, title), signal.SIGKILL)
+
+    return strike
+
+
+def _stop(title: str, least: float, most: float) -> type_fault:
+    def strike(scene: Scene) -> None:
+        victim = _victim(scene, title)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP)
+            try:
+                time.sleep(scene.random.uniform(least, most))
+            finally:
+                os.kill(victim, signal.SIGCONT)
+
+    return strike
+
+
+def _kill_driver(scene: Scene) -> None:
+    scene.pipeline.kill_everything()
+    time.sleep(scene.random.uniform(0, 2))
+    scene.pipeline.start()
+
+
+def _kill_broker(scene: Scene) -> None:
+    scene.stage.broker.kill()
+    time.sleep(scene.random.uniform(0, 3))
+    scene.stage.broker.start()
+
+
+def _stop_broker(scene: Scene) -> None:
+    scene.stage.broker.pause()
+    try:
+        time.sleep(scene.random.uniform(PAST_SESSION_S, PAST_SESSION_S + 5))
+    finally:
+        scene.stage.broker.resume()
+
+
+@contextlib.contextmanager
+def _second(scene: Scene) -> Iterator[Pipeline]:
+    """Another deployment of the same pipeline, as while one version replaces another: its readers join the group."""
+    folder = scene.folder / f"second-{time.monotonic_ns()}"
+    folder.mkdir()
+    settings = {**scene.settings, "delivery": {**scene.settings["delivery"], "cluster": "second"}}
+    with Pipeline(folder, settings, scene.pipeline.module) as second:
+        wait_until(lambda: "assigned" in second.tail(10_000), 120, lambda: f"a second deployment\n{second.tail()}")
+        time.sleep(scene.random.uniform(0, 3))
+        yield second
+
+
+def _second_drains(scene: Scene) -> None:
+    with _second(scene) as second:
+        code = second.terminate(60)
+        assert code == 0, f"a second deployment drained with exit code {code}\n{second.tail()}"
+
+
+def _second_killed(scene: Scene) -> None:
+    with _second(scene):
+        pass
+
+
+def _kill_s3(scene: Scene) -> None:
+    scene.stage.s3.stop()
+    time.sleep(scene.random.uniform(0, 6))
+    scene.stage.s3.start()
+
+
+def _s3_fails(fault: str) -> type_fault:
+    def strike(scene: Scene) -> None:
+        scene.stage.proxy.fault = fault
+        try:
+            time.sleep(scene.random.uniform(3, 8))
+        finally:
+            scene.stage.proxy.fault = None
+
+    return strike
+
+
+STRIKE: dict[str, type_fault] = {
+    "encoder killed": _kill(ENCODER),
+    "encoder stopped": _stop(ENCODER, 2, 15),
+    "reader killed": _kill(READER),
+    "reader stopped past its session": _stop(READER, PAST_SESSION_S, PAST_SESSION_S + 5),
+    "controller killed": _kill(CONTROLLER),
+    "controller stopped": _stop(CONTROLLER, 2, 10),
+    "driver and its Ray killed": _kill_driver,
+    "broker killed": _kill_broker,
+    "broker stopped past the session": _stop_broker,
+    "second deployment comes and drains": _second_drains,
+    "second deployment comes and is killed": _second_killed,
+    "S3 killed": _kill_s3,
+    "S3 answers 500, stores nothing": _s3_fails("refuse"),
+    "S3 answers 500, but stores": _s3_fails("deny what was done"),
+    "S3 drops the connection, but stores": _s3_fails("lose the answer"),
+    "S3 slow": _s3_fails("slow"),
+    "S3 full": _s3_fails("full"),
+}

@@ -1,0 +1,31 @@
+"""A process that runs one seed after the other on servers of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing.util
+import os
+from pathlib import Path
+
+from tests.lab.plan import Plan
+from tests.lab.stage import Stage, stage
+from tests.lab.trial import Result, trial
+
+_opened: list[Stage] = []
+
+
+def open_lane(folder: Path) -> None:
+    """Start what this process's seeds share; it ends with the process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Clients of a broker that is killed on purpose have much to say.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    servers = contextlib.ExitStack()
+    # A pool's process leaves without atexit's help.
+    multiprocessing.util.Finalize(None, servers.close, exitpriority=10)
+    _opened.append(servers.enter_context(stage(folder / f"lane-{os.getpid()}")))
+
+
+def run(plan: Plan, count: int) -> Result:
+    """One seed, on this process's servers."""
+    return trial(plan, _opened[0], count)
