@@ -9,6 +9,8 @@ ROWS ?=
 QUERY ?=
 TEXTS ?=
 WORKERS ?= auto
+SEEDS ?=
+LANES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test soak lint format lock broker clean
@@ -39,7 +41,8 @@ bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: mak
 test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-soak: $(STAMP) ## the long tests: faults for minutes
+soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed again: make soak SEEDS=7
+	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
 
 lint: $(STAMP) ## style, formatting and types

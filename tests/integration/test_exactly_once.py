@@ -208,12 +208,3 @@ def test_every_part_killed_in_turn(
 ) -> None:
     """20,000 records, 1 % bad, 6 partitions, 2 readers, 2 encoders; encoder, reader, controller and driver are killed."""
     chaos(broker, make_topic, unique_name, tmp_path, seed=20_000, count=20_000)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(1, 13))
-def test_soak(
-    broker: RunningBroker, make_topic: Callable[..., str], unique_name: Callable[[], str], tmp_path: Path, seed: int
-) -> None:
-    """The same with other records and other moments."""
-    chaos(broker, make_topic, unique_name, tmp_path, seed=seed, count=20_000)

@@ -23,6 +23,8 @@ ENCODER = "ServeReplica:stream-embedder:Encoder"
 CONTROLLER = "ServeController"
 # A member that is silent for ten seconds is out of its group.
 PAST_SESSION_S = 13.0
+# Whatever starts here starts on a machine that has much else to do.
+PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ type_fault = Callable[[Scene], None]
 
 
 def _victim(scene: Scene, title: str) -> int:
-    return scene.random.choice(scene.pipeline.wait_for(title))
+    return scene.random.choice(scene.pipeline.wait_for(title, timeout=PATIENCE_S))
 
 
 def _kill(title: str) -> type_fault:
@@ -92,7 +94,9 @@ def _second(scene: Scene) -> Iterator[Pipeline]:
     folder.mkdir()
     settings = {**scene.settings, "delivery": {**scene.settings["delivery"], "cluster": "second"}}
     with Pipeline(folder, settings, scene.pipeline.module) as second:
-        wait_until(lambda: "assigned" in second.tail(10_000), 120, lambda: f"a second deployment\n{second.tail()}")
+        wait_until(
+            lambda: "assigned" in second.tail(10_000), PATIENCE_S, lambda: f"a second deployment\n{second.tail()}"
+        )
         time.sleep(scene.random.uniform(0, 3))
         yield second
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import multiprocessing.util
 import os
+import threading
+import time
 from pathlib import Path
 
 from tests.lab.plan import Plan
@@ -20,6 +23,7 @@ def open_lane(folder: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Clients of a broker that is killed on purpose have much to say.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     servers = contextlib.ExitStack()
     # A pool's process leaves without atexit's help.
     multiprocessing.util.Finalize(None, servers.close, exitpriority=10)
@@ -29,3 +33,10 @@ def open_lane(folder: Path) -> None:
 def run(plan: Plan, count: int) -> Result:
     """One seed, on this process's servers."""
     return trial(plan, _opened[0], count)
+
+
+def _end_with(parent: int) -> None:
+    """Stop as Ctrl-C would when the process that started this one is gone, so that no pipeline is left behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    _thread.interrupt_main()

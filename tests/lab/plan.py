@@ -65,7 +65,7 @@ class Plan:
         chosen = SINKS[seed % len(SINKS)] if sinks is None else sinks
         weights = FAULTS | (S3_FAULTS if "files" in chosen else {})
         steps = []
-        for _ in range(4):
+        for _ in range(3):
             drawn = rng.choices(list(weights), list(weights.values()), k=2 if rng.random() < 0.3 else 1)
             steps.append(Step(tuple(dict.fromkeys(drawn)), round(rng.uniform(0, 2), 2)))
         return cls(

@@ -19,17 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from kafka import TopicPartition as KafkaTopicPartition
 
-from tests.integration.pipeline import Pipeline, wait_until
+from tests.integration.pipeline import wait_until
 from tests.lab import checker
 from tests.lab.documents import Document, documents
 from tests.lab.faults import STRIKE, Scene
 from tests.lab.plan import Plan
 from tests.lab.stage import MAX_TOKENS, WIDTH, Stage
+from tests.lab.supervised import Supervised
 from workers import kafka_client, kafka_topics
 from workers.errors import StreamEmbedderError
 from workers.settings import KafkaSettings
 
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class _Trial:
         )
         self._sent = 0
         self._settings = self._made_settings(stem)
-        self._pipeline = Pipeline(folder, self._settings, "tests.stub_run --mortal")
+        self._pipeline = Supervised(folder, self._settings, "tests.stub_run --mortal")
 
     def _made_settings(self, stem: str) -> dict[str, Any]:
         plan = self._plan
@@ -113,7 +114,11 @@ class _Trial:
     def run(self, findings: checker.Findings) -> None:
         plan = self._plan
         partitions = {"in": plan.partitions, "out": plan.partitions, "dead": 2}
-        kafka_topics.create_topics(self._kafka, {self._names[name]: count for name, count in partitions.items()})
+        for name, count in partitions.items():
+            # A dead letter is its record and some headers more.
+            kafka_topics.create_topics(
+                self._kafka, {self._names[name]: count}, **{"max.message.bytes": "1200000"} if name == "dead" else {}
+            )
         rng = random.Random(plan.seed)
         scene = Scene(self._stage, self._pipeline, self._settings, self._folder, rng)
         chunks = len(plan.steps) + 1
