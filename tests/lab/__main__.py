@@ -33,17 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sinks", choices=SINKS, help="for all seeds; by default they take turns")
     parser.add_argument("--lanes", type=int, default=2, help="seeds at a time, each lane with servers of its own (2)")
     parser.add_argument("--report", type=Path, help="where the tables go, as Markdown")
+    parser.add_argument("--results", type=Path, help="a line for each seed that is done; those in it are not run again")
     parser.add_argument("--folder", type=Path, help="where the servers' data and failed seeds lie (default: temporary)")
     options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="fault-lab-"))
-    plans = [Plan.of(seed, options.sinks) for seed in options.seeds]
-    results: list[Result] = []
+    results = _earlier(options.results)
+    done = {result.plan.seed for result in results}
+    plans = [Plan.of(seed, options.sinks) for seed in options.seeds if seed not in done]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.lanes, context, lane.open_lane, (folder,)) as lanes:
         for waited in as_completed([lanes.submit(lane.run, plan, options.records) for plan in plans]):
             result = waited.result()
             results.append(result)
             _say(result)
+            if options.results is not None:
+                with options.results.open("a", encoding="utf-8") as lines:
+                    lines.write(result.as_json() + "\n")
             if options.report is not None:
                 results.sort(key=lambda result: result.plan.seed)
                 options.report.write_text(render(results, _command(options)), encoding="utf-8")
@@ -52,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failed:
         print(f"again: python -m tests.lab --records {options.records} --seeds {','.join(map(str, failed))}")
     return 1 if failed else 0
+
+
+def _earlier(file: Path | None) -> list[Result]:
+    if file is None or not file.exists():
+        return []
+    return [Result.of_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _say(result: Result) -> None:

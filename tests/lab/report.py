@@ -19,7 +19,8 @@ def render(results: Sequence[Result], command: str) -> str:
         "# Faults and what the checker found",
         "",
         f"`{command}`: {len(results)} seeds, {sum(result.records for result in results):,} records, {faults} faults and "
-        f"conditions, {sum(result.seconds for result in results) / 60:.0f} minutes of pipelines.",
+        f"conditions, {sum(result.seconds for result in results) / 60:.0f} minutes of pipelines. A pipeline that found no",
+        f"broker while it started gave up, and was started again, {sum(result.restarts for result in results)} times.",
         "",
         "Each seed is a pipeline of its own: a real Kafka broker, real Ray, a real S3 server (versitygw behind a proxy that",
         "fails on demand), and a stub encoder whose vector is a hash of the text. The checker compares every byte.",

@@ -5,10 +5,12 @@ Comes in: a plan, a stage, a number of records. Goes out: a result. Never here: 
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,11 +37,16 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a seed. ``trouble``: why it did not come to its end, with the log's; then nothing was compared."""
+    """What came of a seed.
+
+    ``restarts``: how often the pipeline gave up by itself and was started again; ``trouble``: why it did not come to its end,
+    with the log's, and then nothing was compared.
+    """
 
     plan: Plan
     records: int
     seconds: float
+    restarts: int
     findings: checker.Findings = field(default_factory=checker.Findings)
     trouble: str = ""
     folder: Path | None = None
@@ -48,6 +55,20 @@ class Result:
     def sound(self) -> bool:
         return not self.findings and not self.trouble
 
+    def as_json(self) -> str:
+        """One line, which :meth:`of_json` reads."""
+        found = {"counts": self.findings.counts, "examples": self.findings.examples, "trouble": self.trouble}
+        about = {"seed": self.plan.seed, "sinks": self.plan.sinks, "records": self.records, "seconds": self.seconds}
+        return json.dumps({**about, "restarts": self.restarts, **found})
+
+    @classmethod
+    def of_json(cls, line: str) -> Result:
+        """The result of an earlier run, its plan drawn anew."""
+        found = json.loads(line)
+        findings = checker.Findings(Counter(found["counts"]), found["examples"])
+        plan = Plan.of(found["seed"], found["sinks"])
+        return cls(plan, found["records"], found["seconds"], found["restarts"], findings, found["trouble"])
+
 
 def trial(plan: Plan, stage: Stage, count: int) -> Result:
     """Run a seed. What it leaves is removed if all is well, else kept in the result's folder."""
@@ -55,11 +76,12 @@ def trial(plan: Plan, stage: Stage, count: int) -> Result:
     folder.mkdir()
     began = time.monotonic()
     findings, trouble = checker.Findings(), ""
+    running = _Trial(plan, stage, folder, count)
     try:
-        _Trial(plan, stage, folder, count).run(findings)
+        running.run(findings)
     except Exception:
         trouble = traceback.format_exc()
-    result = Result(plan, count, time.monotonic() - began, findings, trouble, folder)
+    result = Result(plan, count, time.monotonic() - began, running.pipeline.restarts, findings, trouble, folder)
     if result.sound:
         shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -82,7 +104,7 @@ class _Trial:
         )
         self._sent = 0
         self._settings = self._made_settings(stem)
-        self._pipeline = Supervised(folder, self._settings, "tests.stub_run --mortal")
+        self.pipeline = Supervised(folder, self._settings, "tests.stub_run --mortal")
 
     def _made_settings(self, stem: str) -> dict[str, Any]:
         plan = self._plan
@@ -120,9 +142,9 @@ class _Trial:
                 self._kafka, {self._names[name]: count}, **{"max.message.bytes": "1200000"} if name == "dead" else {}
             )
         rng = random.Random(plan.seed)
-        scene = Scene(self._stage, self._pipeline, self._settings, self._folder, rng)
+        scene = Scene(self._stage, self.pipeline, self._settings, self._folder, rng)
         chunks = len(plan.steps) + 1
-        with self._pipeline:
+        with self.pipeline:
             for number, step in enumerate(plan.steps):
                 self._produce(len(self._documents) * (number + 1) // chunks)
                 self._flows_on(-1 if number == 0 else self._committed())
@@ -132,8 +154,8 @@ class _Trial:
                         struck.result()
             self._produce(len(self._documents))
             self._flows_on(self._sent - 1)
-            code = self._pipeline.terminate(60)
-            assert code == 0, f"the drain ended with exit code {code}\n{self._pipeline.tail()}"
+            code = self.pipeline.terminate(60)
+            assert code == 0, f"the drain ended with exit code {code}\n{self.pipeline.tail()}"
         self._compare(findings)
 
     # ---- in
@@ -170,7 +192,7 @@ class _Trial:
         wait_until(
             lambda: self._committed() >= goal,
             PATIENCE_S,
-            lambda: f"commits stand at {self._committed()}, not at {goal} of {self._sent}\n{self._pipeline.tail(200)}",
+            lambda: f"commits stand at {self._committed()}, not at {goal} of {self._sent}\n{self.pipeline.tail(200)}",
         )
 
     # ---- out
