@@ -118,6 +118,7 @@ class Checkpoint:
             epochs = self._ledger.epochs
         # … and then the group's offsets say which way, because they were part of it.
         positions = self._source.committed(epochs)
+        tried = {rendered.prefix.topic_partition: rendered.prefix.next_offset for rendered in self._attempt}
         settled: list[Settled] = []
         ends: dict[TopicPartition, int] = {}
         with self._lock:
@@ -126,7 +127,10 @@ class Checkpoint:
                     done = self._ledger.resolve(partition, epochs[partition], position)
                     if done:
                         settled += done
-                        ends[partition] = done[-1].record.origin.offset + 1
+                        ends[partition] = end = done[-1].record.origin.offset + 1
+                        if self._files and end > tried.get(partition, 0):
+                            # There are no rows of these: a file that another record ends would lack them for good.
+                            raise ValueError(f"{partition} is committed up to {end}, beyond what this reader has written")
             except ValueError as error:
                 raise StreamEmbedderError(str(error)) from error
             self._lock.notify_all()

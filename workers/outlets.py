@@ -151,12 +151,14 @@ class Outlets:
         wanted = [outlet for outlet in self._topics if offset >= prefix.already.get(outlet.name, 0)]
         if isinstance(outcome, Embedding | Tombstone):
             try:
-                out = [
-                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(number))) for outlet in wanted
+                # Outputs that have it already are asked too: what one of them refused then is refused again, for all.
+                every = [
+                    (outlet, self._checked(self._message(outlet, entry, vectors[outlet.name].get(number))))
+                    for outlet in self._topics
                 ]
                 return (
                     outcome,
-                    out,
+                    [message for outlet, message in every if outlet in wanted],
                     [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files],
                 )
             except PoisonError as error:

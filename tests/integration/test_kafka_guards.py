@@ -32,6 +32,7 @@ from workers.codecs.tombstone import render_tombstone
 from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.records import DeadLetter, Message, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
+from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
 from workers.sources import kafka_member as member_room
 from workers.sources.kafka import KafkaSource
@@ -368,6 +369,29 @@ def test_a_partition_that_comes_back_starts_at_what_is_committed(
             )
         for partition, epoch in before.items():
             assert stays.owned[partition] == epoch, "cooperative: what need not move does not"
+
+
+def test_an_offset_fetch_that_was_given_up_does_not_answer_later(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """T8: the client keeps a fetch that it did not wait for, and answers with it what is asked after a commit."""
+    topic, group = make_topic(1), unique_name()
+    partition = TopicPartition(topic, 0)
+    tp = KafkaTopicPartition(*partition)
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: member.owned, "the assignment")
+    coordinator = member.source._consumer._coordinator
+
+    def given_up() -> None:
+        with contextlib.suppress(kafka_errors.KafkaTimeoutError):
+            coordinator.fetch_committed_offsets([tp], timeout_ms=0)
+        wait_for(lambda: all(fetch.is_done for fetch in coordinator._offset_fetch_futures.values()), "its answer")
+
+    given_up()
+    assert coordinator._offset_fetch_futures, "premise: the answer is kept"
+    member.source.commit({partition: Position(7)})
+    wait_for(lambda: committed(broker.settings, group) == {partition: 7}, "the commit")
+    assert member.source.committed([partition]) == {partition: Position(7)}
 
 
 def test_no_membership_is_given_before_the_group_has_one_or_after_it_is_gone(
@@ -806,7 +830,7 @@ def test_a_batch_whose_checksum_is_wrong_is_held_back_too(
     wait_for(lambda: [r.origin.offset for r in member.records] == [0, 1, 2, 3, 4], "the rest")
 
 
-# ---- the sink (T3, T12, T13, T20)
+# ---- the sink (T1, T3, T12, T13, T20)
 
 
 def test_offsets_of_a_transaction_that_failed_do_not_leak_into_the_next(
@@ -850,6 +874,45 @@ def test_offsets_of_a_transaction_that_failed_do_not_leak_into_the_next(
     sink.commit({one: Position(2)}, stable)
     assert committed(broker.settings, group) == {zero: 100, one: 2}
     assert [record.value for record in read(broker.settings, out)] == [b"kept"]
+
+
+def test_a_transaction_that_the_broker_gave_up_is_not_taken_for_committed(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    open_sink: type_open_sink,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """T1: the client begins anew under another epoch, and says that the commit has happened."""
+    out, name = make_topic(), unique_name()
+    monkeypatch.setattr(sink_room, "TRANSACTION_TIMEOUT_MS", 1_000)
+    sink = open_sink(broker.settings, out)
+    bare = kafka_client.bare_producer(broker.settings, transactional_id=name, transaction_timeout_ms=1_000)
+    bare.init_transactions()
+    bare.begin_transaction()
+    sink._begin()
+    for sent in (bare.send(out, b"one"), sink._send(message(out, b"one"))):
+        sent.get(10)
+    with kafka_client.admin(broker.settings) as client:
+        ids = [name, sink._transactional_id()]
+        wait_for(
+            lambda: all("CompleteAbort" in str(found) for found in client.describe_transactions(ids).values()),
+            "the broker to give up both",
+        )
+    late = bare.send(out, b"two")
+    bare.commit_transaction()
+    assert late.exception is not None, "premise: the commit is called a success, and only the record knows better"
+    bare.close(timeout=5)
+
+    monkeypatch.setattr(sink, "_begin", lambda: None)
+    with pytest.raises(RetryableError, match=r"InvalidProducerEpoch|somebody else writes"):
+        sink.write([message(out, b"two")])
+    sink.abandon()
+    monkeypatch.undo()
+    sink.open()
+    sink.write([message(out, b"three")])
+    sink._wait(sink._producer._transaction_manager.begin_commit(), "the commit")
+    assert [record.value for record in read(broker.settings, out)] == [b"three"]
 
 
 def test_a_commit_of_a_past_generation_is_refused(

@@ -401,6 +401,18 @@ def test_an_output_that_has_a_record_already_does_not_get_it_again():
     assert bench.values(DEAD) == []
 
 
+def test_what_an_output_refused_the_first_time_is_refused_again_though_it_is_ahead_now():
+    """Else what is read again for another output would be a dead letter and a vector."""
+    bench = opened(
+        sink=lambda group: FakeSink(group, max_bytes={WIDE: 200}),
+        outputs=(OUT, WIDE),
+        positions={f"kafka:{OUT}": 0, f"kafka:{WIDE}": 1, f"kafka:{DEAD}": 1},
+    )
+    bench.settle(0, embedding("x" * 300))
+    assert bench.checkpoint.commit() == 1
+    assert bench.values(OUT) == bench.values(WIDE) == bench.values(DEAD) == []
+
+
 def test_positions_are_never_set_back():
     bench = opened(positions={f"kafka:{OUT}": 9})
     bench.settle(0, embedding("a"))

@@ -1,0 +1,361 @@
+"""Guards taken away, one at a time: each time a test must fail.
+
+``python -m tests.mutants [names]`` copies the tree into a temporary folder, changes one place, and runs the tests that guard
+it, which must fail while they run; the same tests pass on the tree as it is, or nothing is said. It ends with a table, and
+with 1 if a mutant lives. Most need the real broker, and a minute each; those named ``checkpoint-…`` need neither.
+
+T1 to T13 are faults of kafka-python's that a guard of ours goes round. T10 and T11 have no text to take away: they are why
+one thread does nothing but poll, and why listeners only touch memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 400.0
+GUARDS = "tests/integration/test_kafka_guards.py"
+MODEL = "tests/unit/test_checkpoint_model.py"
+CHECKPOINT = "tests/unit/test_checkpoint.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A guard that is taken away: in ``file``, ``text``, which stands there once, becomes ``instead``; ``tests`` must fail."""
+
+    name: str
+    takes: str
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+    def apply(self, tree: Path) -> bool:
+        """Change a copy of the tree; False: the text does not stand there once."""
+        path = tree / self.file
+        source = path.read_text("utf-8") if path.is_file() else ""
+        if source.count(self.text) != 1:
+            return False
+        path.write_text(source.replace(self.text, self.instead), "utf-8")
+        return True
+
+
+MUTANTS = (
+    Mutant(
+        "T1",
+        "records whose acknowledgement is an error are committed all the same",
+        "workers/sinks/kafka.py",
+        "                if future.exception is not None:\n                    raise future.exception\n",
+        "",
+        (f"{GUARDS}::test_a_transaction_that_the_broker_gave_up_is_not_taken_for_committed",),
+    ),
+    Mutant(
+        "T2",
+        "the acknowledgements are not looked at",
+        "workers/sinks/kafka.py",
+        "            for future in futures:\n",
+        "            for future in futures[:0]:\n",
+        (f"{GUARDS}::test_a_frozen_broker_commits_nothing_and_leaves_no_zombie",),
+    ),
+    Mutant(
+        "T3",
+        "a producer whose transaction failed is used again",
+        "workers/sinks/kafka.py",
+        "        producer, self._producer = self._producer, None\n        if producer is None:\n            return\n",
+        "        producer = self._producer\n        if producer is None:\n            return\n"
+        "        with contextlib.suppress(kafka_errors.KafkaError):\n            producer.abort_transaction()\n"
+        "            self._connect = lambda: None\n            return\n",
+        (f"{GUARDS}::test_offsets_of_a_transaction_that_failed_do_not_leak_into_the_next",),
+    ),
+    Mutant(
+        "T4",
+        "a member that is out of its group shows what the client shows",
+        "workers/sources/kafka_member.py",
+        "if found.state == MemberState.STABLE and found.generation_id >= 0 and found.member_id:",
+        "if found is not None:",
+        (f"{GUARDS}::test_no_membership_is_given_before_the_group_has_one_or_after_it_is_gone",),
+    ),
+    Mutant(
+        "T5",
+        "the member reads uncommitted, so it does not wait for a predecessor's commit",
+        "workers/sources/kafka_member.py",
+        'isolation_level="read_committed"',
+        'isolation_level="read_uncommitted"',
+        (f"{GUARDS}::test_a_pending_commit_is_waited_for",),
+    ),
+    Mutant(
+        "T6",
+        "the end of a transaction is waited for without a bound",
+        "workers/sinks/kafka.py",
+        "result.wait(timeout_ms=int(deadline.remaining() * 1000))",
+        "result.wait()",
+        (f"{GUARDS}::test_a_broker_killed_between_write_and_commit_is_not_waited_for_for_ever",),
+    ),
+    Mutant(
+        "T7",
+        "polls are short, with a pause between them",
+        "workers/sources/kafka_member.py",
+        "polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS)",
+        "time.sleep(0.02)\n        polled: dict[Any, list[Any]] = self.consumer.poll(0)",
+        (f"{GUARDS}::test_three_members_settle_quickly_and_share_the_partitions",),
+    ),
+    Mutant(
+        "T8",
+        "offset fetches of an earlier assignment answer for a later one",
+        "workers/sources/kafka_member.py",
+        "        self.consumer._coordinator._offset_fetch_futures.clear()\n",
+        "        return\n",
+        (f"{GUARDS}::test_an_offset_fetch_that_was_given_up_does_not_answer_later",),
+    ),
+    Mutant(
+        "T9",
+        "an assignment goes on where the client believes it was",
+        "workers/sources/kafka.py",
+        "            self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)\n",
+        "            if partition not in vars(self).setdefault('_sought', set()):\n"
+        "                self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)\n"
+        "            vars(self)['_sought'].add(partition)\n",
+        (f"{GUARDS}::test_a_partition_that_comes_back_starts_at_what_is_committed",),
+    ),
+    Mutant(
+        "T12-size",
+        "a record that is too large for its topic is sent",
+        "workers/sinks/kafka.py",
+        "if message.size > topic.max_message_bytes:",
+        "if message.size > 2 * topic.max_message_bytes:",
+        (f"{GUARDS}::test_what_the_broker_would_refuse_is_found_before_a_transaction_begins",),
+    ),
+    Mutant(
+        "T12-key",
+        "a record without a key is sent to a compacted topic",
+        "workers/sinks/kafka.py",
+        "if topic.compacted and message.key is None:",
+        "if False:",
+        (f"{GUARDS}::test_what_the_broker_would_refuse_is_found_before_a_transaction_begins",),
+    ),
+    Mutant(
+        "T12-time",
+        "a timestamp that the broker refuses is sent",
+        "workers/sinks/kafka.py",
+        "if earliest <= message.timestamp_ms <= latest:",
+        "if True:",
+        (f"{GUARDS}::test_a_timestamp_too_far_ahead_is_clamped_and_counted",),
+    ),
+    Mutant(
+        "T13",
+        "a producer that is given up keeps its sender thread",
+        "workers/sinks/kafka.py",
+        "            producer._sender.force_close()\n            producer._sender.join(2)\n",
+        "            producer.close(timeout=0)\n",
+        (f"{GUARDS}::test_a_frozen_broker_commits_nothing_and_leaves_no_zombie",),
+    ),
+    Mutant(
+        "join",
+        "a join that outlived its poll is not asked for again",
+        "workers/sources/kafka_member.py",
+        "            coordinator.request_rejoin()\n",
+        "            pass\n",
+        (f"{GUARDS}::test_a_join_that_outlives_its_poll_is_finished",),
+    ),
+    Mutant(
+        "static-member",
+        "a static member that stops keeps its partitions",
+        "workers/sources/kafka_member.py",
+        "        if self._instance is None:\n            return\n",
+        "        return\n",
+        (f"{GUARDS}::test_a_static_member_is_removed_when_it_stops",),
+    ),
+    Mutant(
+        "placed",
+        "a partition is read before its place is known",
+        "workers/sources/kafka.py",
+        "if epoch is None or not placed:",
+        "if epoch is None:",
+        (f"{GUARDS}::test_a_partition_is_not_read_before_its_place_is_known",),
+    ),
+    Mutant(
+        "unreadable",
+        "a batch that the client cannot parse stays in its hands",
+        "workers/sources/kafka_holds.py",
+        "            part.drain()\n",
+        "",
+        (f"{GUARDS}::test_a_batch_that_cannot_be_read_holds_back_its_partition_alone_and_loses_nothing",),
+    ),
+    Mutant(
+        "files-absent",
+        "a file is put over one that is there",
+        "workers/object_store.py",
+        'mode="create"',
+        'mode="overwrite"',
+        ("tests/unit/test_files.py",),
+    ),
+    Mutant(
+        "files-second",
+        "who comes second takes its own file for the chain's",
+        "workers/sinks/chain.py",
+        "        return self._end(file.path, notes)\n\n    def probe",
+        "        return file.end\n\n    def probe",
+        ("tests/unit/test_files.py", MODEL),
+    ),
+    Mutant(
+        "ledger-order",
+        "outcomes leave as they come, past records that have none yet",
+        "workers/offsets.py",
+        "                if entry.outcome is None or len(settled) >= most:\n                    break\n",
+        "                if len(settled) >= most:\n                    break\n"
+        "                if entry.outcome is None:\n                    continue\n",
+        ("tests/unit/test_offsets.py", MODEL),
+    ),
+    Mutant(
+        "checkpoint-offset",
+        "a commit says one offset more than it wrote",
+        "workers/offsets.py",
+        "following = settled[-1].record.origin.offset + 1",
+        "following = settled[-1].record.origin.offset + 2",
+        (MODEL,),
+    ),
+    Mutant(
+        "checkpoint-doubt",
+        "a commit that happened unheard is not dropped, and so made again",
+        "workers/checkpoint.py",
+        "done = self._ledger.resolve(partition, epochs[partition], position)",
+        "done = list[Settled]()",
+        (MODEL,),
+    ),
+    Mutant(
+        "checkpoint-epoch",
+        "an assignment that has ended counts as the one that came after it",
+        "workers/offsets.py",
+        "is not None and lane.epoch == prefix.epoch\n",
+        "is not None\n",
+        (MODEL,),
+    ),
+    Mutant(
+        "checkpoint-owns",
+        "partitions that went away while they were written are committed",
+        "workers/checkpoint.py",
+        "if not self._ledger.owns(prefixes):",
+        "if not prefixes:",
+        (MODEL,),
+    ),
+    Mutant(
+        "checkpoint-abandon",
+        "the group is asked while the old producer may still commit",
+        "workers/checkpoint.py",
+        "        self._sink.abandon()\n        self._sink.open()\n        with self._lock:\n"
+        "            epochs = self._ledger.epochs\n",
+        "        with self._lock:\n            epochs = self._ledger.epochs\n"
+        "        self._source.committed(epochs)\n        self._sink.abandon()\n        self._sink.open()\n",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "checkpoint-behind",
+        "the group does not wait for the output that is furthest behind",
+        "workers/offsets.py",
+        "Position(min([offset, *lane.files.values()]), outputs)",
+        "Position(offset, outputs)",
+        (MODEL,),
+    ),
+    Mutant(
+        "checkpoint-already",
+        "what is read again for files goes to the topics again",
+        "workers/outlets.py",
+        "if offset >= prefix.already.get(outlet.name, 0)]",
+        "]",
+        (MODEL,),
+    ),
+    Mutant(
+        "checkpoint-refused",
+        "what one output refused the first time is a vector for the files when it is read again",
+        "workers/outlets.py",
+        "                    for outlet in self._topics\n                ]\n                return (",
+        "                    for outlet in wanted\n                ]\n                return (",
+        (MODEL, CHECKPOINT),
+    ),
+    Mutant(
+        "checkpoint-rows",
+        "a file reaches over records that another reader committed, and whose rows this one never made",
+        "workers/checkpoint.py",
+        "if self._files and end > tried.get(partition, 0):",
+        "if False:",
+        (CHECKPOINT,),
+    ),
+)
+
+
+def tests_run(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit status and last words; -1: they did not end in time."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"no end within {TIMEOUT_S:.0f} s"
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return done.returncode, lines[-1] if lines else "no word"
+
+
+def verdict(mutant: Mutant) -> tuple[str, str]:
+    """What became of a mutant, and pytest's last words."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        if not mutant.apply(tree):
+            return "stale", f"its text does not stand once in {mutant.file}"
+        status, words = tests_run(tree, mutant.tests)
+    # 1 is pytest's word for tests that ran and failed; an import or a collection that fails has others.
+    return {0: "SURVIVED", 1: "killed"}.get(status, "broken"), words
+
+
+def copy_tree(folder: Path) -> None:
+    """What git tracks, as it is now, and what it would."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Take guards away; tests must fail.")
+    names = [mutant.name for mutant in MUTANTS]
+    parser.add_argument("names", nargs="*", metavar="name", help=f"default: all. {', '.join(names)}")
+    wanted = parser.parse_args(arguments).names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"no mutant is called {', '.join(sorted(unknown))}")
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.name in wanted]
+    every = sorted({test for mutant in chosen for test in mutant.tests})
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy_tree(Path(folder))
+        status, words = tests_run(Path(folder), every)
+    if status != 0:
+        print(f"without a mutant the tests do not pass: {words}")
+        return 1
+    print(f"without a mutant: {words}", flush=True)
+    lived = 0
+    for mutant in chosen:
+        found, words = verdict(mutant)
+        lived += found != "killed"
+        print(f"{mutant.name:<20} {found:<9} {mutant.takes}" + ("" if found == "killed" else f" ({words})"), flush=True)
+    print(f"{len(chosen) - lived} of {len(chosen)} killed")
+    return int(lived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
