@@ -11,9 +11,10 @@ TEXTS ?=
 WORKERS ?= auto
 SEEDS ?=
 LANES ?=
+NAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test soak lint format lock broker clean
+.PHONY: help setup demo bench test soak mutants lint format lock broker clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,9 @@ test: $(STAMP) ## all tests but the long ones, a file at a time on each core: ma
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed again: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
+
+mutants: $(STAMP) ## guards taken away one at a time, each of which a test must notice: make mutants NAMES="T1 T2"
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.mutants $(NAMES)
 
 lint: $(STAMP) ## style, formatting and types
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ source after every step.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -60,6 +62,10 @@ FATES = ("ok", "ok", "ok", "ok", "ok", "refused", "unheard", "late", "lost", "pe
 # Where something else may happen: in a commit, and in what comes after one that failed.
 IN_COMMIT = ("write", "written", "membership", "commit", "arrived", "committed")
 IN_RECOVERY = ("abandon", "opened", "asked", "answered")
+HAPPENINGS = (
+    *("works", "puts", "other works", "moves", "moves and comes back"),
+    *("is kicked", "is kicked and hears", "dies"),
+)
 RECORDS = 16
 
 type_seen = tuple[int, str]
@@ -529,16 +535,7 @@ class Machine(RuleBasedStateMachine):
             case "puts":
                 self.puts(who, partition)
 
-    happenings = st.tuples(
-        st.sampled_from(
-            (
-                *("works", "puts", "other works", "moves", "moves and comes back"),
-                *("is kicked", "is kicked and hears", "dies"),
-            )
-        ),
-        which,
-        picks,
-    )
+    happenings = st.tuples(st.sampled_from(HAPPENINGS), which, picks)
 
     @rule(who=whose, count=counts, picks=picks, placed=st.booleans())
     def work(self, who: int, count: int, picks: list[int] | None, placed: bool) -> None:
@@ -635,7 +632,54 @@ class Machine(RuleBasedStateMachine):
             self.patch.stop()
 
 
-Machine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=25, deadline=None, phases=[__import__("hypothesis").Phase.generate]
-)
+@pytest.mark.parametrize("moment", [*IN_COMMIT, *IN_RECOVERY])
+def test_whatever_happens_at_a_moment_of_a_commit_each_outcome_is_there_once(moment: str):
+    """All short histories: what happens × what becomes of the transaction, in the second commit of a reader."""
+    for happening, fate, settled in itertools.product(HAPPENINGS, sorted(set(FATES)), (None, [0, 0, 1])):
+        machine = Machine()
+        try:
+            machine.begin(1, deletes=True)
+            machine.works(0, 2, None)
+            machine.commits(0)
+            machine.works(0, 3, settled)
+            machine.commits(0, fate, at={moment: (happening, PARTITIONS[0], None)})
+            machine.each_outcome_once_in_order_and_none_beyond_what_is_committed()
+            if machine.readers[0].failed:
+                machine.commits(0, at={moment: (happening, PARTITIONS[0], None)})
+            machine.puts(0, PARTITIONS[0])
+            machine.each_outcome_once_in_order_and_none_beyond_what_is_committed()
+        except AssertionError as error:
+            raise AssertionError(f"{happening} at {moment}, {fate}, {settled}") from error
+        finally:
+            machine.teardown()
+
+
+def test_a_file_reaches_over_nothing_that_its_reader_has_not_written():
+    """A member that was thrown out finds another's commit in place of its own, which held fewer records."""
+    machine = Machine()
+    try:
+        machine.begin(0, deletes=False)
+        reader, partition = machine.readers[0], PARTITIONS[0]
+        reader.place(partition, whole=True)
+        reader.read(machine.logs[partition], partition, 2)
+        reader.settle([0], machine.kinds)
+
+        def thrown_out(_who: int, _happening: object) -> None:
+            reader.settle([0], machine.kinds)
+            machine.kick(0)
+            machine.works(1, RECORDS, None)
+            for _ in range(9):
+                machine.commits(1)
+
+        machine.happen = thrown_out  # type: ignore[method-assign]
+        machine.commits(0, at={"written": ("is kicked", partition, None)})
+        assert reader.failed
+        machine.commits(0)
+        machine.puts(0, partition)
+        machine.puts(1, partition)
+    finally:
+        machine.teardown()
+
+
+Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestCheckpoint = Machine.TestCase
