@@ -130,7 +130,9 @@ class Checkpoint:
                         ends[partition] = end = done[-1].record.origin.offset + 1
                         if self._files and end > tried.get(partition, 0):
                             # There are no rows of these: a file that another record ends would lack them for good.
-                            raise ValueError(f"{partition} is committed up to {end}, beyond what this reader has written")
+                            raise ValueError(
+                                f"{partition} is committed up to {end}, beyond what this reader has written"
+                            )
             except ValueError as error:
                 raise StreamEmbedderError(str(error)) from error
             self._lock.notify_all()
