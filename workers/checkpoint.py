@@ -127,11 +127,11 @@ class Checkpoint:
                     done = self._ledger.resolve(partition, epochs[partition], position)
                     if done:
                         settled += done
-                        ends[partition] = end = done[-1].record.origin.offset + 1
-                        if self._files and end > tried.get(partition, 0):
+                        ends[partition] = done[-1].record.origin.offset + 1
+                        if self._files and ends[partition] > tried.get(partition, 0):
                             # There are no rows of these: a file that another record ends would lack them for good.
                             raise ValueError(
-                                f"{partition} is committed up to {end}, beyond what this reader has written"
+                                f"{partition} is committed up to {ends[partition]}, beyond what this reader has written"
                             )
             except ValueError as error:
                 raise StreamEmbedderError(str(error)) from error
