@@ -97,7 +97,7 @@ class FakeSource:
     def run(self, listener: SourceListener) -> None:
         try:
             for step in self._steps:
-                while self._quiet.is_set() or listener.full():
+                while self._quiet.is_set() or not listener.room():
                     self.full_polls += 1
                     if self._stop.wait(self._poll_s):
                         return
@@ -192,11 +192,13 @@ class FakeSink:
         commits: Sequence[str] = ("ok",),
         max_bytes: Mapping[str, int] | None = None,
         keyed: Iterable[str] = (),
+        squeezing: Iterable[str] = (),
     ) -> None:
         self._group = group
         self._scripts = {"open": list(opens), "write": list(writes), "commit": list(commits)}
         self._max_bytes = dict(max_bytes or {})
         self._keyed = set(keyed)
+        self._squeezing = set(squeezing)
         self._pending: list[Message] = []
         self._broken = False
         self._opened = False
@@ -235,6 +237,9 @@ class FakeSink:
         if message.topic in self._keyed and message.key is None:
             return "no_key"
         return None
+
+    def takes_compressed(self, message: Message) -> bool:
+        return message.topic in self._squeezing
 
     def write(self, messages: Sequence[Message]) -> None:
         assert self._opened, "write before open"

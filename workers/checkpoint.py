@@ -46,7 +46,7 @@ class Checkpoint:
         self._lock = lock
         self._source = source
         self._sink = sink
-        self._outlets = Outlets(outlets, files, dead_letters, sink.refuses)
+        self._outlets = Outlets(outlets, files, dead_letters, sink.refuses, sink.takes_compressed)
         self._meter = meter
         self._failpoint = failpoint
         self._files = files
@@ -99,10 +99,10 @@ class Checkpoint:
             self._lock.notify_all()
         for rendered in self._attempt:
             self._hand_over(rendered, rendered.prefix.next_offset)
-        settled = [entry for prefix in prefixes for entry in prefix.settled]
+        settled = [entry for prefix in prefixes for entry in self._outlets.new_of(prefix.already, prefix.settled)]
         self._count(settled)
         self._meter.observe(metrics.COMMIT_SECONDS, time.monotonic() - started)
-        return len(settled)
+        return sum(len(prefix.settled) for prefix in prefixes)
 
     def recover(self) -> None:
         """After a failed commit: find out what became of it, keep the rest for the next one.
@@ -120,13 +120,14 @@ class Checkpoint:
         positions = self._source.committed(epochs)
         tried = {rendered.prefix.topic_partition: rendered.prefix.next_offset for rendered in self._attempt}
         settled: list[Settled] = []
+        already = {rendered.prefix.topic_partition: rendered.prefix.already for rendered in self._attempt}
         ends: dict[TopicPartition, int] = {}
         with self._lock:
             try:
                 for partition, position in positions.items():
                     done = self._ledger.resolve(partition, epochs[partition], position)
                     if done:
-                        settled += done
+                        settled += self._outlets.new_of(already.get(partition, {}), done)
                         ends[partition] = done[-1].record.origin.offset + 1
                         if self._files and ends[partition] > tried.get(partition, 0):
                             # There are no rows of these: a file that another record ends would lack them for good.
@@ -140,7 +141,7 @@ class Checkpoint:
             if (end := ends.get(rendered.prefix.topic_partition)) is not None:
                 self._hand_over(rendered, end)
         self._attempt = []
-        if settled:
+        if ends:
             LOG.info("commit in doubt had happened %s", log.fields(records=len(settled)))
             self._count(settled)
 

@@ -19,7 +19,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 
 from workers.deadline import Deadline
-from workers.errors import RetryableError
+from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import admin
 from workers.offsets import read_position
 from workers.records import Position, TopicPartition
@@ -68,6 +68,7 @@ class Topic:
     log_append_time: bool = False
     retention_ms: int = -1
     configs_known: bool = True
+    compression: str = "producer"
 
 
 def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Topic]:
@@ -92,6 +93,7 @@ def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str,
             log_append_time=configs.get("message.timestamp.type") == "LogAppendTime",
             retention_ms=int(configs.get("retention.ms", -1)) if "delete" in configs.get("cleanup.policy", "") else -1,
             configs_known=bool(configs),
+            compression=configs.get("compression.type", "producer"),
         )
     return found
 
@@ -203,8 +205,13 @@ def lag(client: KafkaAdminClient, source: SourceSettings) -> int:
     """Offsets between what the group has committed, or the log's beginning, and the log's end, over all partitions.
 
     Offsets, not records: transaction markers and compacted records count.
+
+    Raises:
+        EnvironmentFault: a topic that the source names is not there.
     """
     topics = describe_topics(client, source_topics(client, source))
+    if missing := [name for name in source.topics if name not in topics]:
+        raise EnvironmentFault(f"topic {', '.join(missing)} does not exist, or may not be seen; create it again")
     ends, begins = end_offsets(client, topics), begin_offsets(client, topics)
     committed = committed_offsets(client, source.group)
     return sum(max(0, end - max(committed.get(tp, 0), begins[tp])) for tp, end in ends.items())

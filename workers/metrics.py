@@ -30,8 +30,15 @@ class Metric:
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 RECORDS_READ = Metric("records_read_total", "counter", "Records read from the source.", ("topic",))
-RECORDS_COMMITTED = Metric("records_committed_total", "counter", "Records whose outcome is committed.", ("outcome",))
-TOKENS_COMMITTED = Metric("tokens_committed_total", "counter", "Tokens of the embeddings that are committed.")
+# Each record is counted by the reader that saw its commit, once: not when it is read again for files that were behind, and
+# not at all where the reader died, or lost the partition, between a commit and its answer.
+RECORDS_COMMITTED = Metric(
+    "records_committed_total",
+    "counter",
+    "Records whose outcome is committed to the topics, each once, however often it was read.",
+    ("outcome",),
+)
+TOKENS_COMMITTED = Metric("tokens_committed_total", "counter", "Tokens of the embeddings among them.")
 TEXTS_TRUNCATED = Metric(
     "texts_truncated_total", "counter", "Committed embeddings of texts that were cut to the model's limit."
 )
@@ -61,6 +68,12 @@ CALL_TOKENS = Metric(
 )
 IN_FLIGHT_RECORDS = Metric("in_flight_records", "gauge", "Records read and not yet committed.")
 IN_FLIGHT_BYTES = Metric("in_flight_bytes", "gauge", "Bytes of records read and not yet committed.")
+ENCODERS_RUNNING = Metric("encoders_running", "gauge", "Encoder replicas that run, as this reader last heard.")
+ENCODERS_UNAVAILABLE = Metric(
+    "encoders_unavailable_seconds",
+    "gauge",
+    "For how long no encoder has run; what was read waits meanwhile, and the reader stays in its group. 0: one runs.",
+)
 CALLS_IN_FLIGHT = Metric("encode_calls_in_flight", "gauge", "Encoder calls under way.")
 PARTITIONS_ASSIGNED = Metric("partitions_assigned", "gauge", "Partitions that this reader owns.")
 PARTITIONS_PAUSED = Metric("partitions_paused", "gauge", "Partitions paused because a limit is reached.")
@@ -82,6 +95,9 @@ ENCODER_PADDING = Metric(
 )
 ENCODER_HALVED = Metric(
     "encoder_passes_halved_total", "counter", "Forward passes that ran out of memory and were done in halves."
+)
+MODEL_LOADS_FAILED = Metric(
+    "model_loads_failed_total", "counter", "Attempts to load the model that failed, by who tried.", ("actor",)
 )
 MODEL_LOAD_SECONDS = Metric("model_load_seconds", "gauge", "Duration of loading, warming and testing the model.")
 

@@ -6,7 +6,7 @@ cannot take is a dead letter for all. Never here: a broker, a store, or the ledg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -98,12 +98,14 @@ class Outlets:
         files: Sequence[FileOutlet],
         dead_letters: DeadLetterOutlet,
         refuses: Callable[[Message], str | None],
+        takes_compressed: Callable[[Message], bool] = lambda _: False,
     ) -> None:
-        """``refuses``: why a topic would refuse a message for good, as :meth:`workers.sinks.base.Sink.refuses`."""
+        """``refuses``, ``takes_compressed``: what topics take, as :class:`workers.sinks.base.Sink` says."""
         self._topics = topics
         self._files = files
         self._dead_letters = dead_letters
         self._refuses = refuses
+        self._takes_compressed = takes_compressed
 
     def render(self, prefixes: Sequence[Prefix]) -> tuple[list[Rendered], list[Message]]:
         """What is written of prefixes: rows by prefix, and the messages of all.
@@ -125,6 +127,14 @@ class Outlets:
                 settled.append(Settled(entry.record, outcome))
             rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows))
         return rendered, messages
+
+    def new_of(self, already: Mapping[str, int], settled: Sequence[Settled]) -> list[Settled]:
+        """Those that no earlier commit held; the others were read again for an output of files alone.
+
+        The dead-letter topic's position in ``already`` moves with every commit, whatever other outputs there are.
+        """
+        done = already.get(self._dead_letters.name, 0)
+        return [entry for entry in settled if entry.record.origin.offset >= done]
 
     def _project(self, prefix: Prefix) -> type_projected:
         """What each output writes: all its vectors cut, normalised and quantised together."""
@@ -166,7 +176,9 @@ class Outlets:
         out = []
         if offset >= prefix.already.get(self._dead_letters.name, 0):
             dead = render_dead_letter(record, outcome, self._dead_letters.topic, self._dead_letters.fingerprint)
-            if (reason := self._refuses(dead)) is not None:
+            if (reason := self._refuses(dead)) is not None and not (
+                reason == "too_large" and self._takes_compressed(dead)
+            ):
                 mend = "raise its max.message.bytes" if reason == "too_large" else "set its cleanup.policy to delete"
                 raise RetryableError(
                     f"the dead letter of {record.origin} does not fit into topic {dead.topic} ({reason}, {dead.size} bytes): "

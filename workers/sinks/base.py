@@ -25,6 +25,9 @@ class Sink(Protocol):
     def refuses(self, message: Message) -> str | None:
         """Why the destination would refuse this message for good: a reason from a bounded set, or None."""
 
+    def takes_compressed(self, message: Message) -> bool:
+        """Whether a message that is refused as too large is taken compressed, and :meth:`write` will do that."""
+
     def write(self, messages: Sequence[Message]) -> None:
         """Hand messages over, and return when every one is acknowledged.
 

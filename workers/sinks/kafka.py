@@ -21,6 +21,8 @@ from typing import Any
 from kafka import OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
+from kafka.record import MemoryRecordsBuilder
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from workers import kafka_client, kafka_topics, log, metrics
 from workers.deadline import Deadline
@@ -40,6 +42,9 @@ REQUEST_TIMEOUT_MS = 5_000
 DELIVERY_TIMEOUT_MS = 8_000
 WAIT_S = 10.0
 BATCH_BYTES = 256 << 10
+# Batches of larger records are compressed into what nobody can be expected to unpack.
+LARGEST_RECORD_BYTES = 256 << 20
+ZSTD = DefaultRecordBatchBuilder.CODEC_ZSTD
 
 type_commit = Callable[[Mapping[TopicPartition, Position]], None]
 
@@ -106,10 +111,38 @@ class KafkaSink:
             return "no_key"
         return None
 
+    def takes_compressed(self, message: Message) -> bool:
+        """Whether the message's own batch fits into its topic once it is compressed.
+
+        A source record may have come in a compressed batch, which is what the broker measures; here it is larger.
+        """
+        topic = self._topics[message.topic]
+        if topic.compression not in ("producer", "zstd") or (topic.compacted and message.key is None):
+            return False
+        if message.size > LARGEST_RECORD_BYTES:
+            return False
+        headers = [(name, value or b"") for name, value in message.headers]
+        batch = MemoryRecordsBuilder(magic=2, compression_type=ZSTD, batch_size=message.size)
+        batch.append(timestamp=max(0, message.timestamp_ms), key=message.key, value=message.value, headers=headers)
+        batch.close()
+        return bool(batch.size_in_bytes() <= topic.max_message_bytes)
+
+    def _compress(self, messages: Sequence[Message]) -> None:
+        """Have the client compress this write, where one of it fits in no other way, and no other write.
+
+        The client compresses all that it sends, or nothing; its own limit is on what a record has before that.
+        """
+        largest = max((message.size for message in messages), default=0)
+        limits = [self._topics[name].max_message_bytes for name in self._names]
+        squeezed = any(message.size > self._topics[message.topic].max_message_bytes for message in messages)
+        self._producer._accumulator.config["compression_attrs"] = ZSTD if squeezed else 0
+        self._producer.config["max_request_size"] = max(largest, *limits)
+
     def write(self, messages: Sequence[Message]) -> None:
         """Send, flush, and look at every acknowledgement."""
         try:
             self._begin()
+            self._compress(messages)
             futures = [self._send(message) for message in messages]
             self._producer.flush(timeout=WAIT_S)
             for future in futures:
