@@ -34,6 +34,7 @@ class Intake:
         self.lock = threading.Condition()
         self.ledger = OffsetLedger(topics, [output.key for output in files])
         self.inbox: deque[Sequence[Record]] = deque()
+        self._ended = False
         self._files = tuple(files)
         self._placing = Placing(topics, files)
         self._limits = limits
@@ -53,6 +54,7 @@ class Intake:
     def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
         """A partition goes on further ahead; chains of files stay where they are, their next file reaches over the gap."""
         with self.lock:
+            self._drop([partition])
             self.ledger.skip(partition, epoch, offset)
             for output, position in zip(self._files, self.ledger.chains(partition), strict=True):
                 output.assign(partition, epoch, position)
@@ -66,6 +68,7 @@ class Intake:
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         """Partitions are ours no longer; their records are given up."""
         with self.lock:
+            self._drop(partitions)
             dropped = self.ledger.revoke(partitions)
             for output in self._files:
                 output.revoke(partitions)
@@ -82,12 +85,30 @@ class Intake:
             self.lock.notify_all()
             self.measure()
 
-    def full(self) -> bool:
-        """Whether the limits are reached."""
+    def room(self) -> int:
+        """How many records the limits leave room for; of bytes the last poll may bring more."""
         limits = self._limits
         with self.lock:
             held = self.ledger.bytes + sum(output.bytes for output in self._files)
-            return self.ledger.records >= limits.records or held >= limits.bytes
+            return max(0, limits.records - self.ledger.records) if held < limits.bytes else 0
+
+    def held(self) -> int:
+        """Records whose outcome some output does not have yet."""
+        with self.lock:
+            return self.ledger.records + max((output.rows for output in self._files), default=0)
+
+    def _drop(self, partitions: Iterable[TopicPartition]) -> None:
+        """Hold nothing of assignments that have ended: it is read again, and would be there twice. Under the lock."""
+        gone = set(partitions)
+        kept = [chunk for chunk in self.inbox if chunk[0].origin.topic_partition not in gone]
+        self.inbox.clear()
+        self.inbox.extend(kept)
+        self._ended = True
+
+    def after_an_end(self) -> dict[TopicPartition, int] | None:
+        """The assignments that there are, when one has ended since this was asked last; under the lock."""
+        ended, self._ended = self._ended, False
+        return self.ledger.epochs if ended else None
 
     def close(self) -> None:
         """Look no more chains up."""

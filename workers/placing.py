@@ -39,13 +39,18 @@ class Placing:
         """
         if not self._files:
             return committed
-        if self._asked.get(partition, (None, None))[0] != epoch:
-            self._asked[partition] = epoch, self._threads.submit(self._look_up, partition, epoch, committed)
-        answer = self._asked[partition][1]
-        if not answer.done():
-            return None
-        del self._asked[partition]
-        return answer.result()
+        try:
+            if self._asked.get(partition, (None, None))[0] != epoch:
+                self._asked[partition] = epoch, self._threads.submit(self._look_up, partition, epoch, committed)
+            answer = self._asked[partition][1]
+            if not answer.done():
+                return None
+            del self._asked[partition]
+            return answer.result()
+        except Exception:
+            if self._stop.is_set():  # a look-up that was cut short by the end is no failure
+                return None
+            raise
 
     def close(self) -> None:
         """Wait for no answer any longer."""

@@ -90,6 +90,7 @@ class StreamReader:
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._failure: BaseException | None = None
+        self.left = 0  # after run: records that were read and are not committed, which are read again
 
     # ---- life
 
@@ -113,15 +114,15 @@ class StreamReader:
             self._fail(error)
         finally:
             self._stop.set()
+            self.left = self._intake.held()
             self._source.stop()
             self._pool.close()
             self._intake.close()
             for output in self._files:
                 output.stop()
             self._wake()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join(10)
+            for started in (thread for thread in threads if thread.ident is not None):
+                started.join(10)
             self._checkpoint.close()
             self._ended.set()
         if self._failure is not None:
@@ -177,12 +178,13 @@ class StreamReader:
     def _work(self) -> None:
         while not self._stop.is_set():
             with self._lock:
-                if not self._has_work():
+                if not (self._answers or self._stop.is_set() or (self._inbox and not self._window.full)):
                     self._lock.wait(IDLE_S if self._window.empty else max(0.001, self._options.linger_s))
                 answers, self._answers = self._answers, deque()
-                if self._draining.is_set():
-                    self._inbox.clear()
                 records = self._inbox.popleft() if self._inbox and not self._window.full else ()
+                epochs = self._intake.after_an_end()
+            if epochs is not None:
+                self._window.keep(epochs)
             if self._draining.is_set():
                 self._window.clear()
             elif records:
@@ -194,11 +196,9 @@ class StreamReader:
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
             with self._lock:
                 self._under_way -= len(answers)
+                self._meter.set(metrics.CALLS_IN_FLIGHT, self._under_way)
                 self._lock.notify_all()
             self._submit()
-
-    def _has_work(self) -> bool:
-        return bool(self._answers or self._stop.is_set() or (self._inbox and not self._window.full))
 
     def _prepare(self, records: Sequence[Record]) -> None:
         reject = self._options.reject_overflow

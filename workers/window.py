@@ -6,10 +6,11 @@ Comes in: tokenised texts in any order. Goes out: calls, each of texts of simila
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
-from workers.records import Batch, Document, Origin, Tokens
+from workers.records import Batch, Document, Origin, Tokens, TopicPartition
 from workers.text.batching import plan
 
 # Texts are tokenised so many calls ahead: enough to sort by length, little enough to give up when a drain begins.
@@ -91,6 +92,17 @@ class Window:
         batch = Batch.of([text.tokens.ids for text in texts])
         self.tokens -= batch.tokens
         return Call(texts, batch)
+
+    def keep(self, epochs: Mapping[TopicPartition, int]) -> None:
+        """Give up the texts of assignments that have ended: their outcomes would be dropped."""
+
+        def ours(text: WaitingText) -> bool:
+            return epochs.get(text.origin.topic_partition) == text.origin.epoch
+
+        self._texts = [text for text in self._texts if ours(text)]
+        kept = (tuple(filter(ours, texts)) for texts in self._calls)
+        self._calls = deque(texts for texts in kept if texts)
+        self.tokens = sum(len(text.tokens.ids) for text in chain(self._texts, *self._calls))
 
     def clear(self) -> int:
         """Give up what waits; returns how many texts that were."""

@@ -85,6 +85,8 @@ class Member:
         self.hold = threading.Event()
         self.held = threading.Event()
         self.error: BaseException | None = None
+        self.most = 1_000
+        self.polls: list[int] = []
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -117,13 +119,14 @@ class Member:
     def received(self, records: Sequence[Record]) -> None:
         assert all(self.owned.get(r.origin.topic_partition) == r.origin.epoch for r in records)
         self.records += records
+        self.polls.append(len(records))
 
-    def full(self) -> bool:
+    def room(self) -> int:
         """``hold`` stalls the poll thread, as nothing of ours ever may."""
         while self.hold.is_set():
             self.held.set()
             time.sleep(0.02)
-        return False
+        return self.most
 
     def offsets(self, partition: TopicPartition, epoch: int | None = None) -> list[int]:
         return [
@@ -1256,6 +1259,31 @@ def test_lag_is_what_is_left_from_the_commit_or_the_logs_beginning(
     assert lag() == 8
     set_committed(broker.settings, group, {TopicPartition(topic, n): 10 for n in range(2)})
     assert lag() == 0
+
+
+def test_a_poll_brings_no_more_than_there_is_room_for(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """A fetch has them all; what there is no room for stays with the client, and comes in the order of the log."""
+    topic = make_topic()
+    member = join(broker.settings, unique_name(), [topic])
+    member.most = 7
+    wait_for(lambda: member.owned, "the assignment")
+    produce(broker.settings, topic, 100)
+    wait_for(lambda: len(member.records) == 100, "all of them")
+    assert max(member.polls) == 7
+    assert member.offsets(TopicPartition(topic, 0)) == list(range(100))
+
+
+def test_the_lag_of_a_topic_that_is_gone_is_not_zero(broker: RunningBroker, make_topic: type_make_topic):
+    topic = make_topic()
+    produce(broker.settings, topic, 10)
+    kafka_topics.delete_topics(broker.settings, [topic])
+    source = SourceSettings(topics=(topic, make_topic()))
+    with kafka_client.admin(broker.settings) as client:
+        wait_for(lambda: topic not in client.list_topics(), "the topic to be gone")
+        with pytest.raises(EnvironmentFault, match=f"topic {topic} does not exist"):
+            kafka_topics.lag(client, source)
 
 
 def test_a_pattern_reads_the_topics_that_match_whole(broker: RunningBroker, make_topic: type_make_topic):

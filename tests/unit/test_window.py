@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import texts_of
-from workers.records import Document, Origin, Tokens
+from workers.records import Document, Origin, Tokens, TopicPartition
 from workers.window import CALL_SECONDS, CALLS_AHEAD, MOST_BATCHES, WaitingText, Window
 
 
@@ -33,6 +35,20 @@ def test_a_call_that_is_not_full_waits_for_the_linger_of_its_oldest_text():
     waits.add([waiting(10)], now=6.0)
     assert waits.take(6.005) is None, "the linger begins anew"
     assert waits.take(6.0101) is not None
+
+
+def test_texts_of_an_assignment_that_has_ended_are_given_up_also_those_cut_into_calls():
+    waits = window(budget=100)
+    waits.add([waiting(50, n) for n in range(4)], now=0.0)
+    assert waits.take(0.0) is not None, "two are sent, and two wait in a call"
+    waits.add([replace(waiting(30, n), origin=Origin("documents", 1, n, 7)) for n in range(3)], now=0.0)
+    waits.add([waiting(30, 9)], now=0.0)
+    waits.keep({TopicPartition("documents", 0): 2, TopicPartition("documents", 1): 7})
+    assert waits.tokens == 90
+    call = waits.take(1.0)
+    assert call is not None and [text.origin.partition for text in call.texts] == [1, 1, 1]
+    waits.keep({})
+    assert waits.empty and waits.tokens == 0
 
 
 def test_a_full_call_goes_at_once():

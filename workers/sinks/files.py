@@ -112,6 +112,12 @@ class FileOutput:
         """Bytes of the rows that wait."""
         return self._bytes
 
+    @property
+    def rows(self) -> int:
+        """Rows that wait."""
+        with self._lock:
+            return sum(lane.rows for lane in self._lanes.values())
+
     def find(self, partition: TopicPartition, hint: int | None) -> int | None:
         """Where the partition's chain ends, ``hint`` where it has no file from there on; asks the store, and may take long.
 

@@ -32,8 +32,8 @@ class SourceListener(Protocol):
     def received(self, records: Sequence[Record]) -> None:
         """Records of one partition, in order."""
 
-    def full(self) -> bool:
-        """Whether reading should pause."""
+    def room(self) -> int:
+        """How many records may be read now; 0: reading should pause."""
 
 
 class Source(Protocol):

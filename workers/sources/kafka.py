@@ -104,8 +104,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             self._renew()
             self._place()
             self._commits.soon(self._consumer, self._owned())
-            self._throttle()
-            polled = self._member.poll()
+            polled = self._member.poll(self._throttle())
         except kafka_errors.NoOffsetForPartitionError:
             return  # an assignment arrived inside the poll: the next turn places it
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -136,9 +135,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         with self._lock:
             return set(self._epochs)
 
-    def _throttle(self) -> None:
+    def _throttle(self) -> int:
+        """Pause what must wait, resume the others; returns how many records there is room for."""
         assert self._listener is not None
-        full = self._quiet.is_set() or self._listener.full()
+        room = 0 if self._quiet.is_set() else self._listener.room()
+        full = room == 0
         assigned = self._consumer.assignment()
         paused = self._consumer.paused()
         with self._lock:
@@ -149,6 +150,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         if paused - waiting:
             self._consumer.resume(*(paused - waiting))
         self._meter.set(metrics.PARTITIONS_PAUSED, len(assigned) if full else 0)
+        return room
 
     # ---- assignment
 

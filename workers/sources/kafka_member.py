@@ -39,6 +39,7 @@ from workers.sources.kafka_start import Starts
 
 LOG = log.get(__name__)
 
+MOST_RECORDS = 1_000
 # Long enough that joins finish inside one poll (200 ms is the measured floor), short enough for a quick stop.
 POLL_MS = 250
 # The group waits this long for a stalled member before it goes on without it; the poll thread never stalls by design.
@@ -83,7 +84,6 @@ class GroupMember:
             auto_offset_reset="none",
             enable_auto_commit=False,
             partition_assignment_strategy=[CooperativeStickyAssignor],
-            max_poll_records=min(1000, limits.records),
             max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=2_000,
@@ -103,10 +103,13 @@ class GroupMember:
         else:
             self.consumer.subscribe(list(self._source.topics), listener=listener)
 
-    def poll(self) -> dict[Any, list[Any]]:
-        """Records by partition, waiting for them a quarter of a second at most; errors are kafka-python's."""
+    def poll(self, most: int) -> dict[Any, list[Any]]:
+        """Up to ``most`` records by partition, waiting a quarter of a second at most; errors are kafka-python's.
+
+        With 0 all partitions are to be paused: the client takes no such number.
+        """
         self._finish_join()
-        polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS)
+        polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))
         return polled
 
     def _finish_join(self) -> None:
