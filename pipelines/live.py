@@ -5,11 +5,13 @@ Comes in: the readers' counters and the group's lag. Goes out: text. Never here:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from pipelines.census import unavailable
 from workers import log, metrics
 
 LOG = log.get(__name__)
@@ -31,6 +33,7 @@ class Sample:
     readers: int = 0
     encoders: int = 0
     encoders_wanted: int = 0
+    no_encoder_s: float = 0
 
 
 def sample(
@@ -59,6 +62,7 @@ def sample(
         readers=running.get("Reader", 0),
         encoders=running.get("Encoder", 0),
         encoders_wanted=wanted,
+        no_encoder_s=max(map(unavailable, snapshots), default=0.0),
     )
 
 
@@ -80,12 +84,14 @@ class Live:
 
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
-            self._status.stop()
+            with contextlib.suppress(OSError):  # here and below: the terminal may have gone, and the work goes on
+                self._status.stop()
 
     def say(self, text: str) -> None:
         """A step of the start or the end."""
         if self._status is not None:
-            self._status.update(text)
+            with contextlib.suppress(OSError):
+                self._status.update(text)
         else:
             LOG.info(text)
 
@@ -95,7 +101,8 @@ class Live:
         if before is not None and now.records < before.records:
             before = None  # a reader was replaced, and counts anew
         if self._status is not None:
-            self._status.update(line(now, before))
+            with contextlib.suppress(OSError):
+                self._status.update(line(now, before))
             self._shown = now
         elif self._shown is None or now.at - self._shown.at >= LOG_PERIOD_S:
             LOG.info("%s", logged(now, before))
@@ -114,9 +121,10 @@ def line(now: Sample, before: Sample | None) -> str:
     """The live line."""
     records, tokens = rates(now, before)
     lag = "?" if now.lag is None else f"{now.lag:,}"
+    gone = f" (none for {now.no_encoder_s:,.0f} s)" if now.no_encoder_s else ""
     return (
         f"{records:,.0f} records/s  {tokens:,.0f} tokens/s  lag {lag}  in flight {now.in_flight:,.0f}  "
-        f"readers {now.readers}  encoders {now.encoders}/{now.encoders_wanted}  "
+        f"readers {now.readers}  encoders {now.encoders}/{now.encoders_wanted}{gone}  "
         f"committed {now.records:,.0f}  dead letters {now.dead_letters:,.0f}  commits {now.commits:,.0f}"
     )
 
@@ -131,6 +139,7 @@ def logged(now: Sample, before: Sample | None) -> str:
         in_flight=int(now.in_flight),
         readers=now.readers,
         encoders=f"{now.encoders}/{now.encoders_wanted}",
+        **({"no_encoder_s": round(now.no_encoder_s)} if now.no_encoder_s else {}),
         committed=int(now.records),
         dead_letters=int(now.dead_letters),
         commits=int(now.commits),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines import check
+from pipelines.census import own_sentence
 from pipelines.live import Live, Sample, sample
 from workers import kafka_client, kafka_topics, log
 from workers.errors import EnvironmentFault, RetryableError
@@ -24,6 +24,7 @@ from workers.settings import Settings
 
 LOG = log.get(__name__)
 SAMPLE_S = 1.0
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(settings: Settings, encoder_class: type | None = None) -> int:
@@ -50,14 +51,13 @@ def run(settings: Settings, encoder_class: type | None = None) -> int:
                 live.say("running; SIGTERM or Ctrl-C drains")
             _watch(settings, readers, stop, live)
             live.say("draining")
-            _drain(settings, readers)
-            live.say("drained")
+            live.say(_drain(settings, readers))
     return 0
 
 
 @contextlib.contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _ENDS}
     _catch(stop)
     try:
         yield
@@ -67,8 +67,9 @@ def _signals(stop: threading.Event) -> Iterator[None]:
 
 
 def _catch(stop: threading.Event) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    for number in _ENDS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, lambda *_: stop.set())
 
 
 @contextlib.contextmanager
@@ -83,6 +84,8 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     else:
         arguments |= {"address": settings.ray.address}
     try:
+        # What Ray starts inherits this: a terminal that closes says so to all of them, and they are needed for the drain.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             ray.init(**arguments)
         except Exception as error:
@@ -105,6 +108,8 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
         ) from error
     except Exception as error:  # whatever Ray raises here, there is no Ray
         raise _no_ray(settings, error) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
@@ -149,8 +154,7 @@ def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | Non
 
 def _reason(message: str) -> str:
     """Our own sentence out of Serve's message, which holds the whole traceback of a replica."""
-    ours = re.findall(r"(?:EnvironmentFault|SettingsError|StreamEmbedderError): (.+)", message)
-    return ours[-1] if ours else f"the application did not start: {message.strip().splitlines()[-1][:300]}"
+    return own_sentence(message) or f"the application did not start: {message.strip().splitlines()[-1][:300]}"
 
 
 def _watch(settings: Settings, readers: Any, stop: threading.Event, live: Live) -> None:
@@ -185,22 +189,34 @@ def _look(readers: Any, lag: int | None) -> Sample | None:
     return sample(time.monotonic(), [answer for answer in answers if isinstance(answer, Mapping)], lag, running, wanted)
 
 
-def _drain(settings: Settings, readers: Any) -> None:
-    """Let every reader finish and leave; on a cluster that stays, take the application away."""
+def _drain(settings: Settings, readers: Any) -> str:
+    """Let every reader finish and leave, and say what is left; on a cluster that stays, take the application away."""
     from ray import serve  # noqa: PLC0415
 
     from pipelines.stream import APP  # noqa: PLC0415
 
+    said = "drained; what the readers held is read again at the next start"
     try:
         answers = readers.broadcast("drain").results(
             timeout_s=settings.delivery.drain_timeout_s + 12, return_exceptions=True
         )
-        if not all(answer is True for answer in answers):
+        ended = [answer[1] for answer in answers if isinstance(answer, tuple) and answer[0]]
+        if len(ended) < len(answers):
             LOG.warning("a reader did not drain in time; what it held is read again at the next start")
+        else:
+            said = left_behind(sum(ended))
     except Exception as error:  # noqa: BLE001 - nothing to drain is drained: the application never ran, or is gone
         LOG.warning("no reader to drain %s", log.fields(error=type(error).__name__))
     if settings.ray.address is not None:
         serve.delete(APP)
+    return said
+
+
+def left_behind(records: int) -> str:
+    """What is said of a drain that left so many records uncommitted."""
+    if records == 0:
+        return "drained; all that was read is committed"
+    return f"drained; of what was read {records:,} records are not committed: they are read again at the next start"
 
 
 class _Lag:
@@ -210,6 +226,7 @@ class _Lag:
         self._settings = settings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="lag", daemon=True)
+        self._said = ""
         self.latest: int | None = None
 
     def start(self) -> None:
@@ -224,9 +241,12 @@ class _Lag:
                 with kafka_client.admin(self._settings.kafka) as client:
                     while not self._stop.wait(2.0):
                         self.latest = kafka_topics.lag(client, self._settings.source)
+                        self._said = ""
             except (EnvironmentFault, RetryableError) as error:
                 self.latest = None
-                LOG.debug("lag unknown %s", log.fields(error=error))
+                if str(error) != self._said:  # once for each reason, and not every two seconds
+                    self._said = str(error)
+                    LOG.warning("lag unknown %s", log.fields(error=error))
                 self._stop.wait(2.0)
 
 

@@ -7,13 +7,14 @@ config=pipeline.yaml``, and for a RayService. Never here: the loop itself (``wor
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -21,9 +22,11 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from ray.util import metrics as ray_metrics
 
-from pipelines import configure, guard, identity
+from pipelines import configure, guard, heap, identity
+from pipelines.census import Census, of_serve
 from pipelines.model import Model
 from pipelines.outputs import file_outlets, topic_outlets
+from pipelines.patience import has_run, patiently
 from workers import log, metrics
 from workers.checkpoint import Checkpoint
 from workers.codecs import decoder_for
@@ -37,9 +40,11 @@ from workers.sinks.base import Sink
 from workers.sinks.kafka import IdempotentSink, TransactionalSink
 from workers.sources.kafka import KafkaSource
 
+if TYPE_CHECKING:
+    from workers.encoder.encoder import Encoder as ModelEncoder
+
 APP = "stream-embedder"
 LOG = log.get(__name__)
-CENSUS_S = 2.0
 # Serve looks after a dead or stalled replica this often; its default of 10 s leaves a partition unread for longer.
 HEALTH_PERIOD_S = 2.0
 
@@ -86,14 +91,11 @@ class Encoder:
         """Load, warm up and test the model; Serve routes nothing here before that is done."""
         log.configure()
         started = time.monotonic()
-        model = Model.open(settings)
         self._meter = metrics.Metrics(RayExporter())
-        self._dim = model.widest
-        self._encoder = model.encoder(
-            cuda=gpus_per_replica(settings) > 0, threads=max(1, math.ceil(settings.pool.cpus_per_replica))
+        model, self._encoder = patiently(
+            lambda: self._load(settings), "encoder", self._meter, functools.partial(has_run, APP)
         )
-        self._encoder.warm_up()
-        self._encoder.self_test()
+        self._dim = model.widest
         # One thread: the device does one batch at a time, and the event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._meter.set(metrics.MODEL_LOAD_SECONDS, time.monotonic() - started)
@@ -107,6 +109,16 @@ class Encoder:
                 seconds=time.monotonic() - started,
             ),
         )
+
+    @staticmethod
+    def _load(settings: Settings) -> tuple[Model, ModelEncoder]:
+        model = Model.open(settings)
+        encoder = model.encoder(
+            cuda=gpus_per_replica(settings) > 0, threads=max(1, math.ceil(settings.pool.cpus_per_replica))
+        )
+        encoder.warm_up()
+        encoder.self_test()
+        return model, encoder
 
     async def encode(self, batch: Batch) -> type_vectors:
         """Vectors of a batch: float32 [n, widest output's dim], unit length."""
@@ -134,17 +146,16 @@ class Reader:
     def __init__(self, settings: Settings, encoders: DeploymentHandle) -> None:
         """Build the loop and start it."""
         log.configure()
+        heap.keep_small(os.environ)
         self._settings = settings
         self._encoders = encoders
         self._meter = metrics.Metrics(RayExporter())
-        self._counts = (max(1, settings.pool.min), settings.readers.count)
-        model = Model.open(settings)
+        self._census = Census(settings, self._meter, functools.partial(of_serve, APP))
+        model = patiently(lambda: Model.open(settings), "reader", self._meter, functools.partial(has_run, APP))
         outlets = topic_outlets(model)
         wanted = {outlet.topic: model.fingerprint_of(outlet.projection) for outlet in outlets}
         guard.refuse_other_fingerprints(settings, wanted)
         self._reader = self._build(model, outlets)
-        self._census = threading.Thread(target=self._count_replicas, name="census", daemon=True)
-        self._ended = threading.Event()
         self._loop = threading.Thread(target=self._run, name="reader", daemon=True)
         self._census.start()
         self._loop.start()
@@ -172,7 +183,7 @@ class Reader:
             self._encoders,
             dim=model.widest,
             canary=Batch.of([tokenizer.canary()]),
-            capacity=self._capacity,
+            capacity=self._census.capacity,
             timeout_s=settings.pool.call_timeout_s,
             meter=meter,
         )
@@ -209,23 +220,7 @@ class Reader:
         except StreamEmbedderError:
             pass  # logged there, and raised by check_health
         finally:
-            self._ended.set()
-
-    # ---- how many calls may be under way
-
-    def _capacity(self) -> int:
-        encoders, readers = self._counts
-        return max(1, self._settings.pool.in_flight * encoders // readers)
-
-    def _count_replicas(self) -> None:
-        """Ask now and then how many encoders and readers there are; while nobody answers, the last answer holds."""
-        while not self._ended.wait(CENSUS_S):
-            try:
-                deployments = serve.status().applications[APP].deployments
-                running = {name: status.replica_states.get("RUNNING", 0) for name, status in deployments.items()}
-                self._counts = (running["Encoder"], max(1, running["Reader"]))
-            except Exception as error:  # noqa: BLE001 - the controller may be dead or starting; the stream goes on
-                LOG.debug("census failed %s", log.fields(error=type(error).__name__))
+            self._census.stop()
 
     # ---- what Serve and the driver call
 
@@ -237,10 +232,11 @@ class Reader:
         """The metrics of this reader."""
         return self._meter.snapshot()
 
-    async def drain(self) -> bool:
-        """Finish what is in flight, commit, leave the group; whether that fitted the time."""
+    async def drain(self) -> tuple[bool, int]:
+        """Finish what is in flight, commit, leave the group: whether that fitted the time, and how many records are left."""
         timeout = self._settings.delivery.drain_timeout_s
-        return await asyncio.get_running_loop().run_in_executor(None, self._reader.drain, timeout)
+        ended = await asyncio.get_running_loop().run_in_executor(None, self._reader.drain, timeout)
+        return ended, self._reader.left
 
     async def __del__(self) -> None:
         """Serve's way to say that the replica goes: scale-down, update, deletion."""

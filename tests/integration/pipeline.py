@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +69,23 @@ class Pipeline:
         """Wait until so many parts of that title run."""
         wait_until(lambda: len(self.parts(title)) >= count, timeout, lambda: f"{count} × {title}\n{self.tail()}")
         return sorted(self.parts(title))
+
+    def scrape(self) -> dict[str, float]:
+        """Our metrics as Prometheus finds them, replicas added up, by name without prefix: ``in_flight_records``, … .
+
+        Replicas report every few seconds. Empty while Ray starts.
+        """
+        lines = " ".join(self.parts("--session-dir=").values())
+        found: dict[str, float] = {}
+        for folder in set(re.findall(r"--session-dir=(\S+)", lines)):
+            for written in Path(folder).glob("metrics_export_port_*"):
+                with contextlib.suppress(OSError):
+                    port = int(written.read_text())
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                        text = answer.read().decode()
+                    for name, value in re.findall(r"^ray_stream_embedder_(\w+?)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
+                        found[name] = found.get(name, 0.0) + float(value)
+        return found
 
     def kill(self, title: str) -> int:
         """kill -9 one part of that title; returns its process id."""

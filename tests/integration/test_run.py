@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -85,12 +86,46 @@ def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model:
         assert members(broker.settings, names["group"]) == 0
         assert code == 0, pipeline.tail()
         assert took < 10, f"{took:.1f} s\n{pipeline.tail()}"
+        assert "records are not committed: they are read again at the next start" in pipeline.tail()
         assert not pipeline.parts()
         done = committed(broker.settings, names["group"])
         wait_until(lambda: out.poll() >= done, 30, lambda: f"{len(out.records)} of {done}")
         for _ in range(5):
             out.poll()
         assert len(out.records) == done < 60_000
+
+
+def test_a_terminal_that_closes_drains(
+    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    """SIGHUP goes to every process of the session, and the terminal takes no more output."""
+    produce(broker.settings, names["in"], [(None, b'{"id": "%d", "text": "word"}' % n) for n in range(100)])
+    pipeline = Pipeline(tmp_path, base(broker, names, model))
+    screen, terminal = os.openpty()
+    in_terminal = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    with reading(broker.settings, names["out"]) as out:
+        pipeline.process = subprocess.Popen(
+            [sys.executable, "-c", in_terminal, "-m", *pipeline.module.split(), "-c", str(pipeline.config)],
+            env=os.environ | {MARK: pipeline.mark},
+            stdin=terminal,
+        )
+        os.close(terminal)
+        seen = bytearray()
+
+        def watched() -> bool:
+            while select.select([screen], [], [], 0)[0]:
+                seen.extend(os.read(screen, 65_536))
+            return out.poll() >= 100
+
+        try:
+            wait_until(watched, 120, lambda: seen[-2000:].decode(errors="replace"))
+            os.close(screen)
+            assert pipeline.process.wait(60) == 0
+            assert members(broker.settings, names["group"]) == 0, "who does not drain does not leave"
+            assert committed(broker.settings, names["group"]) == 100
+            wait_until(lambda: not pipeline.parts(), 20, lambda: str(pipeline.parts()))
+        finally:
+            pipeline.kill_everything()
 
 
 @pytest.mark.parametrize("after_s", [0.5, 4.0])

@@ -1,0 +1,42 @@
+"""The heap of a reader is set up once, and left alone where somebody else has said how."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipelines import heap
+
+# Threads that each drop buffers of rising sizes: without a fixed threshold the later ones stay in the arenas.
+_CHURN = """
+import sys, threading
+from pathlib import Path
+from pipelines import heap
+if sys.argv[1] == "small":
+    assert heap.keep_small({})
+def churn():
+    for size in range(200, 4000, 37):
+        kept = [bytes(size * 1000) for _ in range(2)], [bytes(600) for _ in range(2000)]
+threads = [threading.Thread(target=churn) for _ in range(12)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+"""
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_the_environment_has_the_last_word(name: str) -> None:
+    assert not heap.keep_small({name: "1"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_what_was_dropped_is_given_back() -> None:
+    def resident(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", _CHURN, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    small, plain = resident("small"), resident("plain")
+    print(small, plain)
+    assert small < plain
