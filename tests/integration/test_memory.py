@@ -269,5 +269,5 @@ def check_outputs(broker: Broker, lake: Path) -> None:
         for _ in range(5):
             out.poll()
     assert (count, len(out.records), seen.count(1)) == (RECORDS, 0, RECORDS)
-    rows = duckdb.sql(f"select count(*), count(distinct id) from read_parquet('{lake}/**/*.parquet')").fetchone()
-    assert rows == (RECORDS, RECORDS)
+    rows = duckdb.sql(f"select count(*), count(distinct id) from read_parquet('{lake}/**/*.parquet')").fetchall()
+    assert rows == [(RECORDS, RECORDS)]
