@@ -138,8 +138,8 @@ class Checkpoint:
                 raise StreamEmbedderError(str(error)) from error
             self._lock.notify_all()
         for rendered in self._attempt:
-            if (end := ends.get(rendered.prefix.topic_partition)) is not None:
-                self._hand_over(rendered, end)
+            if (reached := ends.get(rendered.prefix.topic_partition)) is not None:
+                self._hand_over(rendered, reached)
         self._attempt = []
         if ends:
             LOG.info("commit in doubt had happened %s", log.fields(records=len(settled)))

@@ -95,7 +95,7 @@ MUTANTS = (
         "T7",
         "polls are short, with a pause between them",
         "workers/sources/kafka_member.py",
-        "polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS)",
+        "polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))",
         "time.sleep(0.02)\n        polled: dict[Any, list[Any]] = self.consumer.poll(0)",
         (f"{GUARDS}::test_three_members_settle_quickly_and_share_the_partitions",),
     ),
