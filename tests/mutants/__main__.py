@@ -20,16 +20,16 @@ from tests.mutants import MUTANTS, ROOT, Mutant
 TIMEOUT_S = 400.0
 
 
-def tests_run(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+def tests_run(tree: Path, tests: Sequence[str], timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
     """pytest's exit status and last words; -1: they did not end in time."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return -1, f"no end within {TIMEOUT_S:.0f} s"
+        return -1, f"no end within {timeout_s:.0f} s"
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     return done.returncode, lines[-1] if lines else "no word"
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = sorted({test for mutant in chosen for test in mutant.tests})
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy_tree(Path(folder))
-        status, words = tests_run(Path(folder), every)
+        status, words = tests_run(Path(folder), every, TIMEOUT_S * len(every))
     if status != 0:
         print(f"without a mutant the tests do not pass: {words}")
         return 1
