@@ -15,6 +15,9 @@ from tests.lab.plan import Plan
 from tests.lab.stage import Stage, stage
 from tests.lab.trial import Result, trial
 
+# How long a seed has to end its pipelines.
+CLEAN_UP_S = 20.0
+
 _opened: list[Stage] = []
 
 
@@ -39,4 +42,7 @@ def _end_with(parent: int) -> None:
     """Stop as Ctrl-C would when the process that started this one is gone, so that no pipeline is left behind."""
     while os.getppid() == parent:
         time.sleep(1)
-    _thread.interrupt_main()
+    while True:
+        # The pool takes an interrupt for the seed's failure, and goes on to the next.
+        _thread.interrupt_main()
+        time.sleep(CLEAN_UP_S)
