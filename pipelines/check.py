@@ -9,11 +9,12 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines import guard, identity
+from pipelines.check_registry import examine_registry
+from pipelines.finding import Finding
 from pipelines.model import Model
 from pipelines.outputs import chain, position_key
 from workers import kafka_client, kafka_rights, kafka_topics, log
@@ -32,18 +33,6 @@ OTHER_BYTES = 1024
 DEAD_LETTER_BYTES = 4096
 # A client certificate that ends so soon is spoken of.
 SOON = datetime.timedelta(days=7)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at: ``wrong`` is None, or the sentence that says what is wrong and what to do.
-
-    What ``may_never_happen`` is a warning, and ``run`` starts in spite of it.
-    """
-
-    subject: str
-    wrong: str | None = None
-    may_never_happen: bool = False
 
 
 def run_check(settings: Settings) -> int:
@@ -82,8 +71,11 @@ def require_sound(settings: Settings) -> None:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as the others allow."""
-    decoder_for(settings)
+    """Look at schemas, model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as others allow."""
+    try:
+        decoder_for(settings)
+    except EnvironmentFault as error:
+        yield Finding("schema", str(error))
     model = None
     try:
         model = Model.open(settings)
@@ -99,6 +91,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         except EnvironmentFault as error:
             yield Finding("ranges", str(error))
             model = None
+    yield from examine_registry(settings, model)
     try:
         with kafka_client.admin(settings.kafka) as client:
             yield Finding(f"broker {settings.kafka.bootstrap_servers}")

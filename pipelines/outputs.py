@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipelines.model import Model
 from workers import metrics
-from workers.codecs import renderer_for, rows_for
+from workers.codecs import registering, renderer_for, rows_for
 from workers.kafka_topics import TopicIds
 from workers.object_store import Location
 from workers.outlets import FileOutlet, Outlet
@@ -27,7 +27,13 @@ def topic_outlets(model: Model) -> list[Outlet]:
         if isinstance(output, KafkaOutput):
             projection = model.projection(output)
             fingerprint = model.fingerprint_of(projection)
-            renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint)
+            renderer = renderer_for(
+                output,
+                dim=projection.dim,
+                model=model.name,
+                fingerprint=fingerprint,
+                schema_id=registering(model.settings, output),
+            )
             found.append(Outlet(output.name, output.topic, projection, renderer))
     return found
 

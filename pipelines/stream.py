@@ -35,7 +35,7 @@ from workers.outlets import DeadLetterOutlet, Outlet
 from workers.pool import serve_pool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, type_vectors
-from workers.settings import KafkaSettings, Settings
+from workers.settings import KafkaSettings, RegistrySettings, Settings
 from workers.sinks.base import Sink
 from workers.sinks.kafka import IdempotentSink, TransactionalSink
 from workers.sources.kafka import KafkaSource
@@ -283,8 +283,9 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=settings.delivery.drain_timeout_s + 15,
     )
-    # Encoders never speak to Kafka: what opens it does not go where they run.
-    return reader.bind(settings, encoder.bind(settings.model_copy(update={"kafka": KafkaSettings()})))
+    # Encoders speak to neither Kafka nor a registry: what opens them does not go where they run.
+    closed = settings.model_copy(update={"kafka": KafkaSettings(), "registry": RegistrySettings()})
+    return reader.bind(settings, encoder.bind(closed))
 
 
 def app(args: dict[str, str]) -> serve.Application:

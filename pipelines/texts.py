@@ -14,7 +14,7 @@ from workers.codecs.json import JsonDecoder
 from workers.codecs.template import Template
 from workers.codecs.text import TextDecoder
 from workers.errors import PoisonError
-from workers.records import Origin, Record
+from workers.records import Document, Origin, Record
 
 # Long enough to sort texts by length, short enough that lines appear while the input still comes.
 WINDOW_TEXTS = 256
@@ -91,4 +91,5 @@ def _decoded(decoder: Decoder, number: str, value: bytes) -> Text:
         document = decoder.decode(Record(Origin("input", 0, 0, 0), number.encode(), value, -1))
     except PoisonError as error:
         return Text(number, refused=error)
+    assert isinstance(document, Document)  # lines are in no envelope, and delete nothing
     return Text(document.id, document.text, document.prompt)

@@ -1,4 +1,4 @@
-"""What tests share: a real Kafka broker and topics on it, a real S3 server and buckets on it.
+"""What tests share: a real Kafka broker and topics on it, a real S3 server and buckets on it, a real schema registry.
 
 ``KAFKA_BOOTSTRAP_SERVERS`` names a broker that runs already; without it one is started, once for all the tests.
 """
@@ -18,6 +18,7 @@ import pytest
 
 from pipelines.broker import Broker, local_broker
 from tests import s3 as s3_server
+from tests import schema_registry as registry_server
 from workers import kafka_topics
 from workers.errors import StreamEmbedderError
 from workers.settings import KafkaSettings
@@ -120,6 +121,22 @@ def bucket(s3: s3_server.S3Server, monkeypatch: pytest.MonkeyPatch, request: pyt
     for name, value in s3.environ.items():
         monkeypatch.setenv(name, value)
     return s3.add_bucket(request.node.name)
+
+
+# ---- the schema registry
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[registry_server.RegistryServer]:
+    """The schema registry that all tests share; without Maven there is none, and who needs it is skipped."""
+    try:
+        registry_server.program()
+    except registry_server.NoRegistry as reason:
+        if os.environ.get("CI"):
+            raise  # nothing is skipped unseen
+        pytest.skip(str(reason))
+    with registry_server.registry_server() as server:
+        yield server
 
 
 # ---- Ray

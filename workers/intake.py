@@ -6,22 +6,29 @@ and the outputs of files always agree on which partitions are ours. Never here: 
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from workers import metrics
+from workers import log, metrics
 from workers.deadline import Deadline
+from workers.errors import EnvironmentFault, RetryableError
 from workers.offsets import OffsetLedger
 from workers.placing import Placing
 from workers.records import Position, Record, TopicPartition
 from workers.settings import LimitSettings
 from workers.sinks.files import FileOutput
 
+LOG = log.get(__name__)
+
 # Records that are decoded and tokenised together: small enough that answers are settled in between.
 CHUNK = 256
 # The client's I/O thread waits so long for files of partitions that go; its heartbeats wait too, and have 10 s.
 PARTING_S = 3.0
+# Records that cannot be decoded for now, because their schemas are out of reach, wait from the first to the second.
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 
 
 class Intake:
@@ -35,6 +42,8 @@ class Intake:
         self.ledger = OffsetLedger(topics, [output.key for output in files])
         self.inbox: deque[Sequence[Record]] = deque()
         self._ended = False
+        self._resume_at = 0.0
+        self._wait_s = SHORTEST_WAIT_S
         self._files = tuple(files)
         self._placing = Placing(topics, files)
         self._limits = limits
@@ -84,6 +93,36 @@ class Intake:
             self.inbox.extend(taken[start : start + CHUNK] for start in range(0, len(taken), CHUNK))
             self.lock.notify_all()
             self.measure()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are records to take; under the lock."""
+        return bool(self.inbox) and time.monotonic() >= self._resume_at
+
+    def take(self) -> Sequence[Record]:
+        """The next records, of one partition, if there are any to take; under the lock."""
+        return self.inbox.popleft() if self.ready else ()
+
+    @contextlib.contextmanager
+    def holding(self, records: Sequence[Record]) -> Iterator[None]:
+        """Decode records that were taken; when what decodes them is out of reach, they are the next ones again, after a while.
+
+        Each time in a row it is a longer while. Limits fill up meanwhile, and partitions pause.
+        """
+        try:
+            yield
+        except (RetryableError, EnvironmentFault) as error:
+            LOG.warning("decoding waits %s", log.fields(retry_in_s=self._wait_s, error=error))
+            self._meter.add(metrics.DECODING_POSTPONED)
+            origin = records[0].origin
+            with self.lock:
+                # An assignment that has ended meanwhile holds nothing: it is read again.
+                if self.ledger.epochs.get(origin.topic_partition) == origin.epoch:
+                    self.inbox.appendleft(records)
+                self._resume_at = time.monotonic() + self._wait_s
+            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+        else:
+            self._wait_s = SHORTEST_WAIT_S
 
     def room(self) -> int:
         """How many records the limits leave room for; of bytes the last poll may bring more."""

@@ -43,6 +43,11 @@ TEXTS_TRUNCATED = Metric(
     "texts_truncated_total", "counter", "Committed embeddings of texts that were cut to the model's limit."
 )
 DEAD_LETTERS = Metric("dead_letters_total", "counter", "Committed dead letters.", ("stage", "reason"))
+DECODING_POSTPONED = Metric(
+    "decoding_postponed_total",
+    "counter",
+    "Times that records waited because what decodes them, such as the schema registry, was out of reach.",
+)
 OUTCOMES_DROPPED = Metric(
     "outcomes_dropped_total",
     "counter",

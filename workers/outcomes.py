@@ -34,7 +34,11 @@ class TextTokenizer(Protocol):
 def prepare(
     records: Iterable[Record], decoder: Decoder, tokenizer: TextTokenizer, *, reject_overflow: bool
 ) -> tuple[list[WaitingText], type_settled]:
-    """Decode and tokenise: the texts to encode, and the outcomes of those records that need no encoder."""
+    """Decode and tokenise: the texts to encode, and the outcomes of those records that need no encoder.
+
+    Raises:
+        RetryableError, EnvironmentFault: as :meth:`workers.codecs.base.Decoder.decode`; nothing is done with any record then.
+    """
     settled: type_settled = []
     documents: list[tuple[Origin, Document]] = []
     for record in records:
@@ -42,14 +46,19 @@ def prepare(
             settled.append((record.origin, Tombstone()))
             continue
         try:
-            documents.append((record.origin, decoder.decode(record)))
+            found = decoder.decode(record)
         except PoisonError as error:
             settled.append((record.origin, dead_letter(error)))
+            continue
+        if isinstance(found, Tombstone):
+            settled.append((record.origin, found))
+        else:
+            documents.append((record.origin, found))
     texts = []
-    found = tokenizer.encode(
+    encoded = tokenizer.encode(
         [document.text for _, document in documents], [document.prompt for _, document in documents]
     )
-    for (origin, document), tokens in zip(documents, found, strict=True):
+    for (origin, document), tokens in zip(documents, encoded, strict=True):
         if isinstance(tokens, PoisonError):
             settled.append((origin, dead_letter(tokens)))
         elif (refused := refusal(tokens, reject_overflow=reject_overflow)) is not None:

@@ -73,13 +73,13 @@ class StreamReader:
         ``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs.
         """
         self._source = source
-        self._decoder = decoder
-        self._tokenizer = tokenizer
+        reject = options.reject_overflow
+        self._understand = partial(outcomes.prepare, decoder=decoder, tokenizer=tokenizer, reject_overflow=reject)
         self._pool = pool
         self._options = options
         self._meter = meter
         self._intake = Intake(topics, files, options.limits, meter)
-        self._lock, self._ledger, self._inbox = self._intake.lock, self._intake.ledger, self._intake.inbox
+        self._lock, self._ledger = self._intake.lock, self._intake.ledger
         self._files = tuple(files)
         self._checkpoint = checkpoint(self._ledger, self._lock)
         self._window = Window(options.max_batch_tokens, options.linger_s)
@@ -178,10 +178,10 @@ class StreamReader:
     def _work(self) -> None:
         while not self._stop.is_set():
             with self._lock:
-                if not (self._answers or self._stop.is_set() or (self._inbox and not self._window.full)):
+                if not (self._answers or self._stop.is_set() or (self._intake.ready and not self._window.full)):
                     self._lock.wait(IDLE_S if self._window.empty else max(0.001, self._options.linger_s))
                 answers, self._answers = self._answers, deque()
-                records = self._inbox.popleft() if self._inbox and not self._window.full else ()
+                records = () if self._window.full else self._intake.take()
                 epochs = self._intake.after_an_end()
             if epochs is not None:
                 self._window.keep(epochs)
@@ -201,10 +201,10 @@ class StreamReader:
             self._submit()
 
     def _prepare(self, records: Sequence[Record]) -> None:
-        reject = self._options.reject_overflow
-        texts, settled = outcomes.prepare(records, self._decoder, self._tokenizer, reject_overflow=reject)
-        self._window.add(texts, time.monotonic())
-        self._settle(settled)
+        with self._intake.holding(records):
+            texts, settled = self._understand(records)
+            self._window.add(texts, time.monotonic())
+            self._settle(settled)
 
     def _submit(self) -> None:
         while not self._draining.is_set() and self._under_way < self._pool.capacity():

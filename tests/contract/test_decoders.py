@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import functools
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import fastavro
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.codecs import decoder_for
 from workers.codecs.base import Decoder
+from workers.codecs.protobuf_schema import ProtobufSchema
 from workers.errors import PoisonError
 from workers.records import Document, Origin, Record
+from workers.schema_registry import Schema
 from workers.settings import Settings
 
 ORIGIN = Origin("documents", 0, 7, epoch=3)
@@ -23,6 +29,14 @@ REASONS = {
     "tombstone_without_key",
     "invalid_utf8",
     "invalid_json",
+    "invalid_avro",
+    "invalid_protobuf",
+    "too_deep",
+    "too_many_items",
+    "not_framed",
+    "unknown_schema",
+    "other_format",
+    "schema_mismatch",
     "not_an_object",
     "missing_field",
     "missing_id",
@@ -30,20 +44,72 @@ REASONS = {
     "lone_surrogate",
     "empty",
 }
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+AVRO = fastavro.parse_schema(json.loads((SCHEMAS / "document.avsc").read_text()))
+
+
+class Registry:
+    """Knows one schema of each kind, by the ids 1 to 3."""
+
+    def __init__(self) -> None:
+        read = {name: (SCHEMAS / name).read_text() for name in ("document.avsc", "document.json", "document.proto")}
+        parts = (("parts/kinds.proto", (SCHEMAS / "parts/kinds.proto").read_text()),)
+        self.known = {
+            1: Schema("AVRO", read["document.avsc"]),
+            2: Schema("JSON", read["document.json"]),
+            3: Schema("PROTOBUF", read["document.proto"], parts),
+        }
+
+    def schema(self, id: object) -> Schema | None:
+        return self.known.get(id)
+
+
+REGISTRY = Registry()
+
+
+def write_avro(text: str) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, AVRO, {"text": text, "children": []})
+    return out.getvalue()
+
+
+@functools.cache
+def proto() -> ProtobufSchema:
+    return ProtobufSchema(REGISTRY.known[3])
+
+
+def write_protobuf(text: str) -> bytes:
+    return bytes(proto().named("tests.Document")(text=text).SerializeToString())
+
+
+def write_json(text: str) -> bytes:
+    return json.dumps({"text": text}, ensure_ascii=False).encode()
+
+
+@functools.cache
+def made(**source: object) -> Decoder:
+    """Decoders are made once: a compiler is called for some."""
+    return decoder_for(Settings(source=source, registry={"url": "http://localhost:1"}), REGISTRY)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A decoder by format, and how a text is written in it."""
+    """A decoder by format, how a text is written in it, and what stands before a value."""
 
     format: str
     write: Callable[[str], bytes]
+    schema_file: str | None = None
+    prefix: bytes = b""
 
     def decoder(self, **source: object) -> Decoder:
-        return decoder_for(Settings(source={"format": self.format, **source}))
+        if self.schema_file is not None:
+            source["schema_file"] = SCHEMAS / self.schema_file
+        return made(format=self.format, **source)
 
     def decode(self, value: bytes | None, key: bytes | None = b"key", **source: object) -> Document:
-        return self.decoder(**source).decode(Record(ORIGIN, key, value, 0))
+        found = self.decoder(**source).decode(Record(ORIGIN, key, value, 0))
+        assert isinstance(found, Document)
+        return found
 
     def refusal(self, value: bytes | None, key: bytes | None = b"key", **source: object) -> PoisonError:
         with pytest.raises(PoisonError) as caught:
@@ -51,22 +117,35 @@ class Kind:
         return caught.value
 
 
+def framed(prefix: bytes, write: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    return lambda text: prefix + write(text)
+
+
+IDS = {"avro": b"\0\0\0\0\1", "json_schema": b"\0\0\0\0\2", "protobuf": b"\0\0\0\0\3\0"}
+WRITE = {"avro": write_avro, "json_schema": write_json, "protobuf": write_protobuf}
+FILES = {"avro": "document.avsc", "json_schema": "document.json", "protobuf": "document.proto"}
 KINDS = [
-    Kind("json", lambda text: json.dumps({"text": text}).encode()),
+    Kind("json", write_json),
     Kind("text", lambda text: text.encode()),
+    *(Kind(name, WRITE[name], FILES[name]) for name in FILES),
+    *(Kind(name, framed(IDS[name], WRITE[name]), prefix=IDS[name]) for name in FILES),
 ]
-kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.format)
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.format}{'-framed' * bool(kind.prefix)}")
 
 
 @kinds
+@settings(deadline=None)
 @given(text=st.text().filter(str.strip))
 def test_a_text_comes_out_as_it_went_in(kind: Kind, text: str):
     assert kind.decode(kind.write(text)).text == text
 
 
 @kinds
-@given(value=st.none() | st.binary(), key=st.none() | st.binary())
-def test_any_bytes_give_a_document_or_poison(kind: Kind, value: bytes | None, key: bytes | None):
+@settings(deadline=None)
+@given(value=st.none() | st.binary(), key=st.none() | st.binary(), whole=st.booleans())
+def test_any_bytes_give_a_document_or_poison(kind: Kind, value: bytes | None, key: bytes | None, whole: bool):
+    if value is not None and whole:
+        value = kind.prefix + value
     try:
         document = kind.decode(value, key)
     except PoisonError as error:
@@ -78,6 +157,7 @@ def test_any_bytes_give_a_document_or_poison(kind: Kind, value: bytes | None, ke
 
 
 @kinds
+@settings(deadline=None)
 @given(
     secret=st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=3, max_size=8),
     around=st.sampled_from(
@@ -104,9 +184,26 @@ def test_a_blank_text_is_refused_or_embedded(kind: Kind):
 
 
 @kinds
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_value_that_was_damaged_gives_a_document_or_poison(kind: Kind, data: st.DataObject):
+    value = bytearray(kind.write("some text"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(value)))
+    try:
+        kind.decode(bytes(value[:cut]) + data.draw(st.binary(max_size=4)))
+    except PoisonError as error:
+        assert error.stage in STAGES
+        assert error.reason in REASONS
+
+
+@kinds
 def test_bytes_that_are_not_utf8_are_refused(kind: Kind):
-    found = kind.refusal(kind.write("caf") + b"\xe9")
-    assert (found.stage, found.reason) == ("decode", "invalid_utf8")
+    found = kind.refusal(kind.write("café").replace("é".encode(), b"\xe9\xe9"))
+    assert found.stage == "decode"
+    if kind.format in ("json", "text", "json_schema"):
+        assert found.reason == "invalid_utf8"
 
 
 @kinds

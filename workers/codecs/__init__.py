@@ -15,37 +15,64 @@ from workers.errors import SettingsError
 from workers.settings import KafkaOutput, ModelSettings, ParquetOutput, Settings
 
 if TYPE_CHECKING:
+    from workers.codecs.fields import Envelope
     from workers.codecs.parquet import ParquetRenderer
+    from workers.codecs.wire import Registry
+    from workers.schema_registry import Schema
 
-__all__ = ["decoder_for", "fingerprint_of", "prompt_template", "renderer_for", "rows_for", "text_template"]
+__all__ = [
+    "decoder_for",
+    "fingerprint_of",
+    "prompt_template",
+    "registering",
+    "renderer_for",
+    "rows_for",
+    "text_template",
+]
 
 
-def decoder_for(settings: Settings) -> Decoder:
+def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder:
     """The decoder of ``source.format``; its documents carry every field that an output includes.
 
+    ``registry``: who knows the schemas of values in Confluent's wire format; by default the one that the settings name.
+
     Raises:
-        SettingsError: ``source.text``, ``source.id`` or ``model.prompt_text`` is not a template.
+        SettingsError: ``source.text``, ``source.id`` or ``model.prompt_text`` is not a template, or names no field of
+            ``source.schema_file``; ``source.message`` is none of its messages.
+        EnvironmentFault: ``source.schema_file`` cannot be read, or is no schema.
     """
     source = settings.source
     prompt = prompt_template(settings.model)
     refuse_empty = source.empty == "reject"
-    match source.format:
-        case "json":
-            from workers.codecs.json import JsonDecoder  # noqa: PLC0415 - only what is used
+    if source.format == "text":
+        from workers.codecs.text import TextDecoder  # noqa: PLC0415 - only what is used
 
-            text = text_template(settings)
-            id_template = None if source.id is None else _template("source.id", source.id)
-            include = tuple(dict.fromkeys(name for output in settings.outputs for name in output.include))
-            return JsonDecoder(text, id_template, include, refuse_empty=refuse_empty, prompt=prompt)
-        case "text":
-            from workers.codecs.text import TextDecoder  # noqa: PLC0415
+        if prompt is not None and not prompt.has_defaults:
+            raise SettingsError(
+                f"model.prompt_text has the field {prompt.fields[0]}, and source.format text has no fields: give it a "
+                f"default ({{{prompt.fields[0]}|none}}), or read json"
+            )
+        return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
+    from workers.codecs.fields import FieldsDecoder  # noqa: PLC0415
+    from workers.codecs.schemas import values_of  # noqa: PLC0415
 
-            if prompt is not None and not prompt.has_defaults:
-                raise SettingsError(
-                    f"model.prompt_text has the field {prompt.fields[0]}, and source.format text has no fields: give it a "
-                    f"default ({{{prompt.fields[0]}|none}}), or read json"
-                )
-            return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
+    return FieldsDecoder(
+        values_of(settings, registry),
+        text_template(settings),
+        None if source.id is None else _template("source.id", source.id),
+        tuple(dict.fromkeys(name for output in settings.outputs for name in output.include)),
+        refuse_empty=refuse_empty,
+        prompt=prompt,
+        envelope=_envelope(source.envelope),
+    )
+
+
+def _envelope(name: str) -> Envelope | None:
+    if name == "none":
+        return None
+    from workers.codecs.envelope import ConnectEnvelope, DebeziumEnvelope  # noqa: PLC0415
+
+    return ConnectEnvelope() if name == "connect" else DebeziumEnvelope()
 
 
 def prompt_template(model: ModelSettings) -> Template | None:
@@ -60,8 +87,18 @@ def prompt_template(model: ModelSettings) -> Template | None:
     return template if template.fields else None
 
 
-def renderer_for(output: KafkaOutput, *, dim: int, model: str, fingerprint: str) -> Renderer:
-    """The renderer of an output's ``format``; ``dim``, ``model`` and ``fingerprint`` are written on every record."""
+def renderer_for(
+    output: KafkaOutput,
+    *,
+    dim: int,
+    model: str,
+    fingerprint: str,
+    schema_id: Callable[[Schema], int] = lambda _: 0,
+) -> Renderer:
+    """The renderer of an output's ``format``; ``dim``, ``model`` and ``fingerprint`` are written on every record.
+
+    ``schema_id`` as in :class:`workers.codecs.avro_record.AvroRenderer`; without it records are good for their size alone.
+    """
     match output.format:
         case "json":
             from workers.codecs.json import JsonRenderer  # noqa: PLC0415
@@ -71,6 +108,18 @@ def renderer_for(output: KafkaOutput, *, dim: int, model: str, fingerprint: str)
             from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
 
             return BinaryRenderer(output.topic, dim, output.precision, model, fingerprint)
+        case "avro":
+            from workers.codecs.avro_record import AvroRenderer  # noqa: PLC0415
+
+            return AvroRenderer(output.topic, dim, output.precision, model, fingerprint, output.include, schema_id)
+
+
+def registering(settings: Settings, output: KafkaOutput) -> Callable[[Schema], int]:
+    """What registers an output's schema when the first record needs its id, and remembers the id."""
+    from workers.codecs.schemas import Registration  # noqa: PLC0415
+    from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
+
+    return Registration(SchemaRegistry(settings.registry), output.topic, settings.registry.subject_strategy)
 
 
 def rows_for(output: ParquetOutput, *, dim: int, model: str, fingerprint: str) -> ParquetRenderer:

@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.errors import PoisonError
-from workers.records import Document, Embedding, Message, Record
+from workers.records import Document, Embedding, Message, Record, Tombstone, type_headers
+
+# Where Confluent's newer wire format has the id of the value's schema.
+SCHEMA_HEADER = "__value_schema_id"
 
 type_vector = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
@@ -20,11 +23,13 @@ type_vector = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 class Decoder(Protocol):
     """Understands a source record."""
 
-    def decode(self, record: Record) -> Document:
-        """The record's document; any bytes give a document or a PoisonError, and nothing else.
+    def decode(self, record: Record) -> Document | Tombstone:
+        """The record's document, or that it deletes one; any bytes give one of the two or a PoisonError, and nothing else.
 
         Raises:
             PoisonError: stage ``decode`` or ``text``.
+            RetryableError: what the format needs from outside, such as a schema, cannot be had now; nothing is the record's fault.
+            EnvironmentFault: so it is, and somebody has to do something.
         """
 
 
@@ -52,19 +57,42 @@ def shortest(number: np.floating[Any]) -> str:
     return str(number)
 
 
+def bytes_of(record: Record) -> bytes:
+    """The value.
+
+    Raises:
+        PoisonError: there is none.
+    """
+    if record.value is None:
+        # One with a key never comes here: it is passed through.
+        raise PoisonError("decode", "tombstone_without_key", "a null value without a key deletes nothing")
+    return record.value
+
+
 def utf8_value(record: Record) -> str:
     """The value as text.
 
     Raises:
         PoisonError: there is none, or it is not UTF-8.
     """
-    if record.value is None:
-        # One with a key never comes here: it is passed through.
-        raise PoisonError("decode", "tombstone_without_key", "a null value without a key deletes nothing")
+    return utf8(bytes_of(record))
+
+
+def utf8(value: bytes) -> str:
+    """Bytes as text.
+
+    Raises:
+        PoisonError: they are not UTF-8.
+    """
     try:
-        return record.value.decode()
+        return value.decode()
     except UnicodeDecodeError as error:
         raise PoisonError("decode", "invalid_utf8", f"the value is not UTF-8: byte {error.start} is wrong") from None
+
+
+def kept_headers(record: Record) -> type_headers:
+    """The headers that an output record keeps: all but the one that says which schema the source's value is in."""
+    return tuple(header for header in record.headers if header[0] != SCHEMA_HEADER)
 
 
 def id_of(record: Record) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workers.codecs.base import shortest, type_vector
+from workers.codecs.base import kept_headers, shortest, type_vector
 from workers.errors import PoisonError
 from workers.records import Embedding, Message, Record
 
@@ -60,6 +60,6 @@ class BinaryRenderer:
                 "output", "lone_surrogate", "the id holds half of a surrogate pair, which is no character"
             )
         # A scale that came with the source's record is another vector's.
-        kept = tuple(header for header in record.headers if header[0] not in about and header[0] != SCALE_HEADER)
+        kept = tuple(header for header in kept_headers(record) if header[0] not in about and header[0] != SCALE_HEADER)
         value = vector.astype(_DTYPES[self.precision], copy=False).tobytes()
         return Message(self.topic, record.key, value, kept + ours, record.timestamp_ms)

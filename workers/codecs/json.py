@@ -15,10 +15,11 @@ from typing import NoReturn
 import numpy as np
 import orjson
 
-from workers.codecs.base import id_of, refuse_blank, refuse_surrogates, shortest, type_vector, utf8_value
-from workers.codecs.template import Template, lookup
+from workers.codecs.base import kept_headers, shortest, type_vector, utf8_value
+from workers.codecs.fields import FieldsDecoder
+from workers.codecs.template import Template
 from workers.errors import PoisonError
-from workers.records import Document, Embedding, Message, Record
+from workers.records import Embedding, Message, Record
 
 
 def _refuse_constant(_: str) -> NoReturn:
@@ -30,8 +31,16 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-class JsonDecoder:
-    """Reads a value that is a JSON object. Of two equal names the last one counts."""
+class JsonValues:
+    """Reads a value that is JSON. Of two equal names the last one counts."""
+
+    def read(self, record: Record) -> object:
+        """See :class:`workers.codecs.fields.Values`."""
+        return parse_json(utf8_value(record))
+
+
+class JsonDecoder(FieldsDecoder):
+    """Reads a value that is a JSON object."""
 
     def __init__(
         self,
@@ -42,37 +51,19 @@ class JsonDecoder:
         refuse_empty: bool,
         prompt: Template | None = None,
     ) -> None:
-        """``include``: fields that documents carry along; a dotted name leads into nested objects.
-
-        ``prompt``: what goes before each text, made of the record's fields; None: documents have no prompt of their own.
-        """
-        self._text = text
-        self._id = id_template
-        self._include = {name: tuple(name.split(".")) for name in include}
-        self._refuse_empty = refuse_empty
-        self._prompt = prompt
-
-    def decode(self, record: Record) -> Document:
-        """See :class:`workers.codecs.base.Decoder`. An included field that is missing is null."""
-        values = _parse(utf8_value(record))
-        text = self._text.render(values)
-        refuse_surrogates(text, "the text")
-        if self._refuse_empty:
-            refuse_blank(text)
-        if self._id is None:
-            name = id_of(record)
-        else:
-            name = self._id.render_id(values)
-            refuse_surrogates(name, "the id")
-        prompt = None if self._prompt is None else self._prompt.render(values)
-        refuse_surrogates(prompt or "", "the prompt")
-        return Document(name, text, {name: lookup(values, path) for name, path in self._include.items()}, prompt)
+        """As :class:`workers.codecs.fields.FieldsDecoder`."""
+        super().__init__(JsonValues(), text, id_template, include, refuse_empty=refuse_empty, prompt=prompt)
 
 
-def _parse(text: str) -> Mapping[str, object]:
+def parse_json(text: str) -> object:
+    """A text that is strictly JSON.
+
+    Raises:
+        PoisonError: it is not.
+    """
     # The messages are ours: a parser's may quote what it read.
     try:
-        values = _DECODER.decode(text)
+        values: object = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         message = f"the value is not JSON: line {error.lineno}, column {error.colno} is wrong"
         raise PoisonError("decode", "invalid_json", message) from None
@@ -82,8 +73,6 @@ def _parse(text: str) -> Mapping[str, object]:
     except RecursionError:
         message = "the value is not JSON that we take: it is nested too deeply"
         raise PoisonError("decode", "invalid_json", message) from None
-    if not isinstance(values, dict):
-        raise PoisonError("decode", "not_an_object", "the value is JSON, but not an object with fields")
     return values
 
 
@@ -127,7 +116,7 @@ class JsonRenderer:
             truncated=embedding.truncated,
             fields={name: embedding.document.fields.get(name) for name in self.include},
         )
-        return Message(self.topic, record.key, value, record.headers, record.timestamp_ms)
+        return Message(self.topic, record.key, value, kept_headers(record), record.timestamp_ms)
 
 
 def render_embedding(

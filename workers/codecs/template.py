@@ -5,11 +5,13 @@ Comes in: the setting, then mappings. Goes out: strings. Never here: JSON text, 
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from workers.codecs.plain import UNAVAILABLE, written
 from workers.errors import PoisonError
 
 
@@ -69,6 +71,8 @@ class Template:
     def render(self, values: Mapping[str, object]) -> str:
         """Fill in a text. A template of one field takes strings only; a longer one writes numbers and booleans as JSON does.
 
+        What other formats have beside those is written as :mod:`workers.codecs.plain` does, but for bytes, which are no text.
+
         Raises:
             PoisonError: a field is missing or null and has no default (``missing_field``), or is no such value
                 (``wrong_type``).
@@ -76,7 +80,7 @@ class Template:
         return self._fill(values, _string if len(self.parts) == 1 else _scalar, "missing_field")
 
     def render_id(self, values: Mapping[str, object]) -> str:
-        """Fill in an id, of strings and whole numbers: a float has more than one way to be written.
+        """Fill in an id, of strings, whole numbers, and what else has one way to be written, as a float has not.
 
         Raises:
             PoisonError: as :meth:`render`, with ``missing_id``.
@@ -103,13 +107,27 @@ class Template:
 
 
 def lookup(values: Mapping[str, object], path: tuple[str, ...]) -> object:
-    """The value that a path leads to; None where it leads nowhere."""
+    """The value that a path leads to; None where it leads nowhere.
+
+    Raises:
+        PoisonError: stage ``decode``, class ``unavailable_value``: its source did not send it.
+    """
     value: object = values
     for name in path:
         if not isinstance(value, Mapping):
-            return None
+            break
         value = value.get(name)
-    return value
+    else:
+        if value is not UNAVAILABLE:
+            return value
+    if value is UNAVAILABLE:
+        raise PoisonError(
+            "decode",
+            "unavailable_value",
+            f"field {'.'.join(path)} did not change, and Debezium did not send it; the vector that is there is still right for "
+            "it, or give the table REPLICA IDENTITY FULL",
+        )
+    return None
 
 
 def _parts(source: str) -> list[str | Field]:
@@ -155,13 +173,15 @@ def _string(value: object) -> str | None:
 
 
 def _string_or_integer(value: object) -> str | None:
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else written(value)
 
 
 def _scalar(value: object) -> str | None:
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
-    return _string(value)
+    return value if isinstance(value, str) else written(value)
 
 
 def _kind(value: object) -> str:
@@ -174,7 +194,11 @@ def _kind(value: object) -> str:
             return "a number"
         case str():
             return "a string"
+        case bytes():
+            return "bytes"
         case Mapping():
             return "an object"
-        case _:
+        case list():
             return "a list"
+        case _:
+            return "a time, a date, a decimal or a UUID"

@@ -25,6 +25,7 @@ from workers.settings.outputs import (
     Vectors,
     type_precision,
 )
+from workers.settings.registry import RegistrySettings
 from workers.settings.running import DeliverySettings, LimitSettings, PoolSettings, RaySettings, ReaderSettings
 from workers.settings.source import SourceSettings
 
@@ -42,6 +43,7 @@ __all__ = [
     "PoolSettings",
     "RaySettings",
     "ReaderSettings",
+    "RegistrySettings",
     "Rotation",
     "Section",
     "Settings",
@@ -73,6 +75,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = DeliverySettings()
     limits: LimitSettings = LimitSettings()
     kafka: KafkaSettings = KafkaSettings()
+    registry: RegistrySettings = RegistrySettings()
     readers: ReaderSettings = ReaderSettings()
     pool: PoolSettings = PoolSettings()
     ray: RaySettings = RaySettings()
@@ -104,6 +107,13 @@ class Settings(BaseSettings):
                 raise ValueError("source.id names fields, which source.format: text does not have; leave it out")
             if any(output.include for output in self.outputs):
                 raise ValueError("outputs.include names fields, which source.format: text does not have; leave it out")
+        if self.registry.url is None:
+            if self.source.has_schema and self.source.schema_file is None:
+                raise ValueError(
+                    f"source.format {self.source.format} needs registry.url, where its schemas are, or source.schema_file"
+                )
+            if any(isinstance(output, KafkaOutput) and output.format == "avro" for output in self.outputs):
+                raise ValueError("outputs.format avro needs registry.url, where its schema goes")
         names = [output.name for output in self.outputs]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two outputs write to {', '.join(sorted(twice))}; give each a place of its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,6 +21,12 @@ PARQUET_FIELDS = frozenset(
         *("topic", "partition", "offset", "timestamp", "key"),
     }
 )
+
+
+def avro_name(field: str) -> str:
+    """What an included field is called in Avro, whose names are letters, digits and underscores."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", field)
+    return f"_{name}" if name[:1].isdigit() else name
 
 
 class Vectors(Section):
@@ -79,16 +86,22 @@ class KafkaOutput(Vectors):
 
     kind: Literal["kafka"] = Field("kafka", description=Vectors.model_fields["kind"].description)
     topic: str = Field(min_length=1, description="The topic that embeddings are written to.")
-    format: Literal["json", "binary"] = Field(
+    format: Literal["json", "binary", "avro"] = Field(
         "json",
-        description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers.",
+        description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers. `avro`: as "
+        "JSON, in Confluent's wire format; its schema goes into `registry`.",
     )
 
     @model_validator(mode="after")
     def _include_fits(self) -> Self:
         self._require_free(JSON_FIELDS)
         if self.include and self.format == "binary":
-            raise ValueError("include needs format: json (a binary record has room for the vector alone)")
+            raise ValueError("include needs format: json or avro (a binary record has room for the vector alone)")
+        if self.format == "avro":
+            names = [avro_name(name) for name in self.include]
+            for name, written in zip(self.include, names, strict=True):
+                if names.count(written) > 1 or written in JSON_FIELDS:
+                    raise ValueError(f"include {name} would be called {written} in Avro, and another field is already")
         return self
 
     @property

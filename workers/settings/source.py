@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from workers.settings.base import Section
 
@@ -22,8 +23,23 @@ class SourceSettings(Section):
         description="Where a partition without a committed offset starts: `earliest`, `latest`, or an ISO 8601 timestamp. "
         "After `latest`, partitions that are added later are read whole.",
     )
-    format: Literal["json", "text"] = Field(
-        "json", description="`json`: the value is a JSON object. `text`: the value is the text, in UTF-8."
+    format: Literal["json", "text", "avro", "protobuf", "json_schema"] = Field(
+        "json",
+        description="`json`: the value is a JSON object. `text`: the value is the text, in UTF-8. `avro`, `protobuf`, "
+        "`json_schema`: in Confluent's wire format, by the schemas of `registry`; or plain, by `schema_file`.",
+    )
+    schema_file: Path | None = Field(
+        None,
+        description="Instead of a registry: the schema of every value (`.avsc`, `.proto` or a descriptor set, JSON Schema). "
+        "Every reader's machine needs it at this path.",
+    )
+    message: str | None = Field(
+        None, description="With a `schema_file` of Protobuf that has several messages: the full name of the values'."
+    )
+    envelope: Literal["none", "connect", "debezium"] = Field(
+        "none",
+        description="What a value is wrapped in. `connect`: the JSON of Kafka Connect, `{schema, payload}`. `debezium`: change "
+        "events, whole (`op`, `after`) or flattened (`__deleted`), in `{schema, payload}` or not; a deleted row is a tombstone.",
     )
     text: str = Field(
         "{text}",
@@ -72,6 +88,25 @@ class SourceSettings(Section):
             except ValueError as error:
                 raise ValueError("write earliest, latest, or a timestamp such as 2026-05-01T00:00:00Z") from error
         return value
+
+    @model_validator(mode="after")
+    def _format_is_whole(self) -> Self:
+        if self.schema_file is not None and not self.has_schema:
+            raise ValueError(
+                f"schema_file is for format avro, protobuf and json_schema, not {self.format}; leave it out"
+            )
+        if self.message is not None and (self.format != "protobuf" or self.schema_file is None):
+            raise ValueError(
+                "message needs format: protobuf and schema_file; with a registry each record names its own"
+            )
+        if self.envelope != "none" and self.format == "text":
+            raise ValueError(f"envelope {self.envelope} needs fields, which format: text does not have")
+        return self
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether values are in a format that needs a schema."""
+        return self.format in ("avro", "protobuf", "json_schema")
 
     @property
     def start_timestamp_ms(self) -> int | None:

@@ -1,0 +1,69 @@
+"""Avro in: a record's bytes by the schema that they were written with.
+
+Comes in: a record. Goes out: its value; logical types as Python has them (:mod:`workers.codecs.plain` says how they leave).
+Never here: a schema of ours.
+
+fastavro is written in C and takes bytes at their word. What could hurt it is looked at first: :mod:`workers.codecs.avro_bounds`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import fastavro
+
+from workers.codecs.avro_bounds import Bounds
+from workers.codecs.wire import Schemas
+from workers.errors import PoisonError
+from workers.records import Record
+from workers.schema_registry import Schema
+
+
+class AvroSchema:
+    """What reads bytes of one schema."""
+
+    def __init__(self, schema: Schema) -> None:
+        """Raises ValueError: the text is no Avro schema."""
+        named: dict[str, Any] = {}
+        try:
+            for _, text in schema.references:
+                fastavro.parse_schema(json.loads(text), named_schemas=named)
+            self.parsed = fastavro.parse_schema(json.loads(schema.text), named_schemas=named)
+        except (ValueError, TypeError, KeyError, RecursionError, fastavro.schema.UnknownType) as error:
+            raise ValueError(f"it is not Avro's, or not whole ({type(error).__name__})") from None
+        self._bounds = Bounds.of(self.parsed, named)
+
+    def read(self, body: bytes) -> object:
+        """The value.
+
+        Raises:
+            PoisonError: the bytes are not of this schema.
+        """
+        if self._bounds is not None:
+            self._bounds.check(body)
+        stream = io.BytesIO(body)
+        try:
+            value: object = fastavro.schemaless_reader(stream, self.parsed, None)
+        except Exception as error:  # noqa: BLE001 - what it raises for wrong bytes is not said, and is many things
+            raise PoisonError(
+                "decode", "invalid_avro", f"the value is not Avro of its schema ({type(error).__name__})"
+            ) from None
+        if (left := len(body) - stream.tell()) > 0:
+            raise PoisonError(
+                "decode", "invalid_avro", f"the value is not Avro of its schema: {left} bytes are left over"
+            )
+        return value
+
+
+class AvroValues:
+    """Reads values that are Avro."""
+
+    def __init__(self, schemas: Schemas[AvroSchema]) -> None:
+        self._schemas = schemas
+
+    def read(self, record: Record) -> object:
+        """See :class:`workers.codecs.fields.Values`."""
+        schema, _, body = self._schemas.of(record)
+        return schema.read(body)

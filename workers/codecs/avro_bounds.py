@@ -1,0 +1,149 @@
+"""Bytes that would hurt an Avro reader, found before it reads them.
+
+Comes in: a schema, then bytes. Goes out: nothing, or a refusal. Never here: values.
+
+Two kinds of schema let a few bytes ask for a lot. One that contains itself is read by recursion, a level for each byte, and C has
+no limit to that but the end of its stack. An array of what takes no bytes, such as nulls, has as many items as it says. Only
+values of these two are walked through here; all others are bounded by their own length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+from workers.errors import PoisonError
+
+MOST_LEVELS = 100
+MOST_EMPTY_ITEMS = 10_000
+_FIXED_SIZES = {"null": 0, "boolean": 1, "float": 4, "double": 8}
+_NUMBERS = ("int", "long", "enum")
+
+
+class Bounds(NamedTuple):
+    """What a schema's values are walked by: the schema as fastavro parsed it, and its named types."""
+
+    schema: Any
+    named: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, schema: Any, named: Mapping[str, Any]) -> Bounds | None:
+        """None where nothing needs to be looked at."""
+        found = cls(schema, named)
+        return found if found._dangerous(schema, ()) else None
+
+    def check(self, body: bytes) -> None:
+        """Refuse bytes that nest too deeply, or hold too many of nothing.
+
+        Raises:
+            PoisonError: they do, or they are not of the schema.
+        """
+        try:
+            _Walk(self, body).skip(self.schema, 0, 0)
+        except (IndexError, ValueError, OverflowError):
+            raise PoisonError("decode", "invalid_avro", "the value is not Avro of its schema") from None
+
+    def _dangerous(self, schema: Any, above: tuple[str, ...]) -> bool:
+        schema = self.resolved(schema)
+        if isinstance(schema, list):
+            return any(self._dangerous(branch, above) for branch in schema)
+        kind = schema["type"]
+        if kind in ("record", "error"):
+            if schema["name"] in above:
+                return True
+            above = (*above, schema["name"])
+            return any(self._dangerous(field["type"], above) for field in schema["fields"])
+        if kind == "array":
+            return self.least(schema["items"], ()) == 0 or self._dangerous(schema["items"], above)
+        return self._dangerous(schema["values"], above) if kind == "map" else False
+
+    def least(self, schema: Any, above: tuple[str, ...]) -> int:
+        """The fewest bytes that a value takes."""
+        schema = self.resolved(schema)
+        if isinstance(schema, list):
+            return 1
+        kind = schema["type"]
+        if kind in ("record", "error"):
+            if schema["name"] in above:
+                return 0
+            above = (*above, schema["name"])
+            return sum(self.least(field["type"], above) for field in schema["fields"])
+        if kind == "fixed":
+            return int(schema["size"])
+        return _FIXED_SIZES.get(kind, 1)
+
+    def resolved(self, schema: Any) -> Any:
+        """A type in its long form."""
+        if isinstance(schema, str):
+            return self.named.get(schema) or {"type": schema}
+        if isinstance(schema, dict) and isinstance(schema["type"], dict | list):
+            return self.resolved(schema["type"])
+        return schema
+
+
+class _Walk:
+    """One value, walked through."""
+
+    def __init__(self, bounds: Bounds, body: bytes) -> None:
+        self._bounds = bounds
+        self._body = body
+        self._empty_items = 0
+
+    def skip(self, schema: Any, at: int, depth: int) -> int:
+        if depth > MOST_LEVELS:
+            message = f"the value is nested more than {MOST_LEVELS} levels deep"
+            raise PoisonError("decode", "too_deep", message)
+        schema = self._bounds.resolved(schema)
+        if isinstance(schema, list):
+            branch, at = _long(self._body, at)
+            if not 0 <= branch < len(schema):
+                raise IndexError
+            return self.skip(schema[branch], at, depth)
+        kind = schema["type"]
+        match kind:
+            case "record" | "error":
+                for field in schema["fields"]:
+                    at = self.skip(field["type"], at, depth + 1)
+                return at
+            case "array" | "map":
+                return self._skip_blocks(schema, at, depth)
+            case "bytes" | "string":
+                size, at = _long(self._body, at)
+            case _ if kind in _NUMBERS:
+                return _long(self._body, at)[1]
+            case _:
+                size = int(schema["size"]) if kind == "fixed" else _FIXED_SIZES[cast(str, kind)]
+        if size < 0 or at + size > len(self._body):
+            raise IndexError
+        return at + size
+
+    def _skip_blocks(self, schema: Any, at: int, depth: int) -> int:
+        inner = schema["items"] if schema["type"] == "array" else schema["values"]
+        empty = schema["type"] == "array" and self._bounds.least(inner, ()) == 0
+        while True:
+            count, at = _long(self._body, at)
+            if count == 0:
+                return at
+            if count < 0:
+                count, (_, at) = -count, _long(self._body, at)
+            if empty:
+                self._empty_items += count
+            if self._empty_items > MOST_EMPTY_ITEMS:
+                message = f"the value has lists of more than {MOST_EMPTY_ITEMS:,} items that may take no bytes"
+                raise PoisonError("decode", "too_many_items", message)
+            for _ in range(count):
+                if schema["type"] == "map":
+                    at = self.skip("string", at, depth)
+                at = self.skip(inner, at, depth + 1)
+
+
+def _long(body: bytes, at: int) -> tuple[int, int]:
+    """A zigzag number, and where it ends."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = body[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (number >> 1) ^ -(number & 1), at
+    raise ValueError

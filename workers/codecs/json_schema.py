@@ -1,0 +1,73 @@
+"""JSON in, by a JSON Schema.
+
+Comes in: a record. Goes out: its value, when it meets the schema. Never here: a schema from elsewhere than a registry or a file:
+what it refers to has come with it, or is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import referencing
+import referencing.exceptions
+import referencing.jsonschema
+
+from workers.codecs.base import utf8
+from workers.codecs.json import parse_json
+from workers.codecs.wire import Schemas
+from workers.errors import PoisonError
+from workers.records import Record
+from workers.schema_registry import Schema
+
+_DEFAULT = jsonschema.Draft7Validator  # the one that Confluent's serialisers write
+
+
+class JsonSchema:
+    """What a value has to meet."""
+
+    def __init__(self, schema: Schema) -> None:
+        """Raises ValueError: the text is no JSON Schema."""
+        try:
+            parsed: Any = json.loads(schema.text)
+            made: Any = jsonschema.validators.validator_for(parsed, default=_DEFAULT)
+            made.check_schema(parsed)
+            others = [
+                (name, referencing.Resource.from_contents(json.loads(text), referencing.jsonschema.DRAFT7))
+                for name, text in schema.references
+            ]
+        except (ValueError, TypeError, AttributeError, RecursionError, jsonschema.SchemaError) as error:
+            raise ValueError(f"it is not JSON Schema ({type(error).__name__})") from None
+        self._validator = made(parsed, registry=referencing.Registry().with_resources(others))
+
+    def check(self, value: object) -> None:
+        """Refuse a value that the schema rules out.
+
+        Raises:
+            PoisonError: it does; or the schema refers to what did not come with it.
+        """
+        try:
+            error = next(self._validator.iter_errors(value), None)
+        except RecursionError:
+            raise PoisonError("decode", "schema_mismatch", "the value is nested too deeply for its schema") from None
+        except (referencing.exceptions.Unresolvable, jsonschema.exceptions.RefResolutionError):
+            raise PoisonError("decode", "bad_schema", "the schema refers to what did not come with it") from None
+        if error is not None:
+            # By the schema's words alone: the error's own quote the value.
+            place = "/".join(str(part) for part in error.absolute_schema_path)[:200]
+            raise PoisonError("decode", "schema_mismatch", f"the value does not meet its JSON Schema at {place}")
+
+
+class JsonSchemaValues:
+    """Reads values that are JSON and meet a schema."""
+
+    def __init__(self, schemas: Schemas[JsonSchema]) -> None:
+        self._schemas = schemas
+
+    def read(self, record: Record) -> object:
+        """See :class:`workers.codecs.fields.Values`."""
+        schema, _, body = self._schemas.of(record)
+        value = parse_json(utf8(body))
+        schema.check(value)
+        return value

@@ -1,0 +1,142 @@
+"""Protobuf schemas: ``.proto`` as text, compiled; and the messages that are in it.
+
+Comes in: a schema's text and what it imports, or a descriptor set. Goes out: messages by name and by their place. Never here: a
+record.
+
+The compiler is Google's own, from grpcio-tools, in a process of its own: it writes what it has to say to the process's standard
+error, and ends the process when it does not go on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from workers.schema_registry import Schema
+
+MAIN = "stream-embedder-schema.proto"
+COMPILE_S = 60.0
+# What Confluent's serialisers let a schema import without naming it; the interface that they publish.
+_CONFLUENT = {
+    "confluent/meta.proto": """syntax = "proto3";
+package confluent;
+import "google/protobuf/descriptor.proto";
+message Meta { string doc = 1; map<string, string> params = 2; repeated string tags = 3; }
+extend google.protobuf.FileOptions { Meta file_meta = 1088; }
+extend google.protobuf.MessageOptions { Meta message_meta = 1088; }
+extend google.protobuf.FieldOptions { Meta field_meta = 1088; }
+extend google.protobuf.EnumOptions { Meta enum_meta = 1088; }
+extend google.protobuf.EnumValueOptions { Meta enum_value_meta = 1088; }
+""",
+    "confluent/type/decimal.proto": """syntax = "proto3";
+package confluent.type;
+message Decimal { bytes value = 1; uint32 precision = 2; int32 scale = 3; }
+""",
+}
+
+
+class ProtobufSchema:
+    """The messages of one file."""
+
+    def __init__(self, schema: Schema | descriptor_pb2.FileDescriptorSet) -> None:
+        """Raises ValueError: it does not compile, or is not whole; the sentence says why."""
+        files = schema if isinstance(schema, descriptor_pb2.FileDescriptorSet) else compiled(schema)
+        if not files.file:
+            raise ValueError("it holds no file")
+        # A compiler puts what is imported first, and the file itself last.
+        self._file = files.file[-1]
+        self._pool = descriptor_pool.DescriptorPool()
+        try:
+            for file in files.file:
+                self._pool.Add(file)
+            self._classes = {name: self._class(name) for name in self.names}
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"its files do not go together ({type(error).__name__})") from None
+
+    @property
+    def names(self) -> list[str]:
+        """The full names of the file's messages, those inside others included."""
+        package = f"{self._file.package}." if self._file.package else ""
+        return list(_names(package, self._file.message_type))
+
+    @property
+    def outer_names(self) -> list[str]:
+        """The full names of the messages that are not inside another one."""
+        package = f"{self._file.package}." if self._file.package else ""
+        return [package + each.name for each in self._file.message_type]
+
+    def named(self, name: str) -> Any:
+        """A message by its full name; None: there is none."""
+        return self._classes.get(name)
+
+    def placed(self, indexes: tuple[int, ...]) -> Any:
+        """A message by its place in the file, then in the message that it is inside of, and so on; None: there is none."""
+        inside: Any = self._file.message_type
+        name = self._file.package
+        for index in indexes:
+            # Entries of maps are messages to the compiler alone.
+            real = [each for each in inside if not each.options.map_entry]
+            if not 0 <= index < len(real):
+                return None
+            name, inside = f"{name}.{real[index].name}".lstrip("."), real[index].nested_type
+        return self._classes.get(name)
+
+    def _class(self, name: str) -> Any:
+        return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(name))
+
+
+def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
+    """The descriptors of a schema and of all that it imports, in the order in which they need each other.
+
+    Raises:
+        ValueError: it does not compile; the sentence says where.
+    """
+    import google.type  # noqa: PLC0415 - Google's common types, as .proto beside their modules
+    import grpc_tools  # noqa: PLC0415
+
+    common = Path(next(iter(google.type.__path__))).parents[1]
+    standard = Path(next(iter(grpc_tools.__path__))) / "_proto"
+    with tempfile.TemporaryDirectory(prefix="stream-embedder-proto-") as folder:
+        texts = {**_CONFLUENT, **dict(schema.references), MAIN: schema.text}
+        for name, text in texts.items():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+                raise ValueError("it imports a file by a name that leads out of its folder")
+            place = Path(folder, *path.parts)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+        out = Path(folder, "out.descriptors")
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", f"-I{standard}", f"-I{common}"]
+        command += ["--include_imports", f"--descriptor_set_out={out}", MAIN]
+        try:
+            done = subprocess.run(  # noqa: S603
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=COMPILE_S,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"the compiler was not done with it after {COMPILE_S:g} s") from None
+        if done.returncode != 0 or not out.exists():
+            said = [line for line in done.stderr.splitlines() if line.strip() and "warning" not in line]
+            raise ValueError(f"it does not compile: {' '.join((said or ['?'])[0].split())[:200]}")
+        return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+
+
+def _names(above: str, messages: Any) -> Iterator[str]:
+    for each in messages:
+        if not each.options.map_entry:
+            yield above + each.name
+            yield from _names(f"{above}{each.name}.", each.nested_type)

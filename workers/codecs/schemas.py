@@ -1,0 +1,152 @@
+"""Where the schemas of a source come from, and those of an output go: a file, or the registry.
+
+Comes in: settings. Goes out: what reads a record's value; the id of an output's schema. Never here: a format's own rules.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from workers.codecs.fields import Values
+from workers.codecs.json import JsonValues
+from workers.codecs.wire import OneSchema, RegisteredSchemas, Registry, Schemas
+from workers.errors import EnvironmentFault, RetryableError, SettingsError
+from workers.schema_registry import Refused, Schema, SchemaRegistry
+from workers.settings import Settings, SourceSettings
+
+T = TypeVar("T")
+
+# The full name of the Avro record that an embedding is.
+RECORD_NAME = "stream_embedder.Embedding"
+
+
+def values_of(settings: Settings, registry: Registry | None = None) -> Values:
+    """What reads the values of ``source.format``, of those that have fields.
+
+    Arguments and errors as :func:`workers.codecs.decoder_for`.
+    """
+    source = settings.source
+    known = registry or SchemaRegistry(settings.registry)
+    match source.format:
+        case "avro":
+            from workers.codecs.avro import AvroSchema, AvroValues  # noqa: PLC0415 - only what is used
+
+            return AvroValues(_schemas(source, known, "AVRO", AvroSchema))
+        case "json_schema":
+            from workers.codecs.json_schema import JsonSchema, JsonSchemaValues  # noqa: PLC0415
+
+            return JsonSchemaValues(_schemas(source, known, "JSON", JsonSchema))
+        case "protobuf":
+            return _protobuf(source, known)
+    return JsonValues()
+
+
+def _schemas(source: SourceSettings, registry: Registry, kind: str, read: Callable[[Schema], T]) -> Schemas[T]:
+    if source.schema_file is None:
+        return RegisteredSchemas(registry, kind, read)
+    return OneSchema(_read_file(source.schema_file, lambda raw: read(Schema(kind, raw.decode()))))
+
+
+def _protobuf(source: SourceSettings, registry: Registry) -> Values:
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet  # noqa: PLC0415
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+
+    from workers.codecs.protobuf import ProtobufValues  # noqa: PLC0415
+    from workers.codecs.protobuf_schema import ProtobufSchema  # noqa: PLC0415
+
+    path = source.schema_file
+    if path is None:
+        return ProtobufValues(RegisteredSchemas(registry, "PROTOBUF", ProtobufSchema))
+
+    def read(raw: bytes) -> ProtobufSchema:
+        if path.suffix == ".proto":
+            return ProtobufSchema(Schema("PROTOBUF", raw.decode(), _imports(path)))
+        try:
+            return ProtobufSchema(FileDescriptorSet.FromString(raw))
+        except DecodeError:
+            raise ValueError("it is neither .proto nor a descriptor set") from None
+
+    schema = _read_file(path, read)
+    return ProtobufValues(OneSchema(schema), _message(source, schema.names, schema.outer_names))
+
+
+def _message(source: SourceSettings, names: list[str], outer: list[str]) -> str:
+    if source.message is None and len(outer) == 1:
+        return outer[0]
+    if source.message in names:
+        return str(source.message)
+    known = ", ".join(names[:10]) + ("" if len(names) <= 10 else ", …")
+    what = "is needed" if source.message is None else f"{source.message} is not there"
+    raise SettingsError(f"source.message {what}: {source.schema_file} has {known or 'no messages'}")
+
+
+def _imports(path: Path) -> tuple[tuple[str, str], ...]:
+    """The other ``.proto`` files of a folder, by their paths below it: what one of them may import."""
+    others = [other for other in sorted(path.parent.rglob("*.proto")) if other != path]
+    return tuple(
+        (other.relative_to(path.parent).as_posix(), other.read_text(encoding="utf-8")) for other in others[:1000]
+    )
+
+
+def _read_file(path: Path, read: Callable[[bytes], T]) -> T:
+    try:
+        return read(path.read_bytes())
+    except OSError as error:
+        raise EnvironmentFault(f"source.schema_file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise EnvironmentFault(f"source.schema_file {path} is not UTF-8") from None
+    except ValueError as error:
+        raise EnvironmentFault(f"source.schema_file {path} is not a schema that we take: {error}") from None
+
+
+def subject_of(topic: str, strategy: Literal["topic_name", "record_name", "topic_record_name"]) -> str:
+    """The subject that an output's schema is registered under."""
+    match strategy:
+        case "topic_name":
+            return f"{topic}-value"
+        case "record_name":
+            return RECORD_NAME
+        case "topic_record_name":
+            return f"{topic}-{RECORD_NAME}"
+
+
+class Registration:
+    """Registers an output's schema when its id is first asked for. Thread-safe."""
+
+    def __init__(
+        self,
+        registry: SchemaRegistry,
+        topic: str,
+        strategy: Literal["topic_name", "record_name", "topic_record_name"],
+    ) -> None:
+        self._registry = registry
+        self._subject = subject_of(topic, strategy)
+        self._lock = threading.Lock()
+        self._ids: dict[Schema, int] = {}
+
+    def __call__(self, schema: Schema) -> int:
+        """The schema's id.
+
+        Raises:
+            RetryableError: the registry does not answer, or does not take the schema; nothing is written until it does.
+        """
+        with self._lock:
+            if (found := self._ids.get(schema)) is None:
+                try:
+                    found = self._registry.register(self._subject, schema)
+                except Refused as error:
+                    raise RetryableError(
+                        f"{refusal(self._subject, error)}; until then this reader commits nothing"
+                    ) from None
+                except EnvironmentFault as error:
+                    raise RetryableError(str(error)) from None
+                self._ids[schema] = found
+            return found
+
+
+def refusal(subject: str, error: Refused) -> str:
+    """The sentence for a schema of ours that the registry does not take."""
+    return f"the schema registry does not take the output's schema under subject {subject}: {error}"

@@ -1,0 +1,12 @@
+"""Schemas, from a registry that speaks Confluent's protocol: Confluent's own, Karapace, Apicurio, Redpanda.
+
+Comes in: an id from a record, or a schema of ours. Goes out: the schema with what it refers to, or its id. Never here: what a
+schema means, or a record.
+"""
+
+from __future__ import annotations
+
+from workers.schema_registry.client import SchemaRegistry
+from workers.schema_registry.schema import Refused, Schema, type_schema_id
+
+__all__ = ["Refused", "Schema", "SchemaRegistry", "type_schema_id"]
