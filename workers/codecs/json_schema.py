@@ -51,8 +51,11 @@ class JsonSchema:
             error = next(self._validator.iter_errors(value), None)
         except RecursionError:
             raise PoisonError("decode", "schema_mismatch", "the value is nested too deeply for its schema") from None
-        except (referencing.exceptions.Unresolvable, jsonschema.exceptions.RefResolutionError):
+        except referencing.exceptions.Unresolvable:
             raise PoisonError("decode", "bad_schema", "the schema refers to what did not come with it") from None
+        except Exception as error:  # noqa: BLE001 - a pattern that is none, a multiple of a number out of range, and others
+            message = f"the schema cannot be applied to the value ({type(error).__name__})"
+            raise PoisonError("decode", "bad_schema", message) from None
         if error is not None:
             # By the schema's words alone: the error's own quote the value.
             place = "/".join(str(part) for part in error.absolute_schema_path)[:200]

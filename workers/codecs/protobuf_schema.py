@@ -10,6 +10,7 @@ error, and ends the process when it does not go on.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from workers.schema_registry import Schema
 
 MAIN = "stream-embedder-schema.proto"
 COMPILE_S = 60.0
+# A line of protoc's that is about a file, and no warning.
+_COMPLAINT = re.compile(r"\S+\.proto:(?!.*warning:)")
 # What Confluent's serialisers let a schema import without naming it; the interface that they publish.
 _CONFLUENT = {
     "confluent/meta.proto": """syntax = "proto3";
@@ -130,8 +133,8 @@ def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
         except subprocess.TimeoutExpired:
             raise ValueError(f"the compiler was not done with it after {COMPILE_S:g} s") from None
         if done.returncode != 0 or not out.exists():
-            said = [line for line in done.stderr.splitlines() if line.strip() and "warning" not in line]
-            raise ValueError(f"it does not compile: {' '.join((said or ['?'])[0].split())[:200]}")
+            said = [line for line in done.stderr.splitlines() if _COMPLAINT.match(line)] or ["protoc does not say why"]
+            raise ValueError(f"it does not compile: {' '.join(said[0].split())[:200]}")
         return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
 
 

@@ -1,0 +1,313 @@
+"""Protobuf in: what its types become, which message a record is, and schemas that do not compile."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.test_avro import Registry, framed
+from workers.codecs import decoder_for
+from workers.codecs.protobuf_schema import ProtobufSchema, compiled
+from workers.errors import EnvironmentFault, PoisonError, SettingsError
+from workers.records import Document, Origin, Record
+from workers.schema_registry import Schema
+from workers.settings import Settings
+
+ORIGIN = Origin("documents", 2, 41, epoch=1)
+TEXT = """
+syntax = "proto3";
+package shop;
+import "parts/author.proto";
+import "google/protobuf/timestamp.proto";
+import "google/protobuf/duration.proto";
+import "google/protobuf/wrappers.proto";
+import "google/protobuf/struct.proto";
+import "google/protobuf/any.proto";
+import "google/type/decimal.proto";
+import "confluent/meta.proto";
+import "confluent/type/decimal.proto";
+
+message First { map<string, int32> entries = 1; message Inner { string text = 1; message Deep { string text = 1; } } }
+message Row {
+  string text = 1 [(confluent.field_meta).doc = "what it says"];
+  optional string note = 2;
+  int64 number = 3;
+  uint64 large = 4;
+  bytes raw = 5;
+  Kind kind = 6;
+  repeated string tags = 7;
+  map<int32, string> names = 8;
+  map<bool, Author> authors = 9;
+  Author author = 10;
+  google.protobuf.Timestamp at = 11;
+  google.protobuf.Duration took = 12;
+  google.protobuf.StringValue maybe = 13;
+  google.protobuf.Struct more = 14;
+  google.protobuf.Any any = 15;
+  google.type.Decimal rate = 16;
+  confluent.type.Decimal price = 17;
+  oneof one { string left = 18; int32 right = 19; }
+  double ratio = 20;
+  enum Kind { BOOK = 0; FILM = 1; }
+}
+"""
+AUTHOR = 'syntax = "proto3"; package shop; message Author { string name = 1; }'
+SCHEMA = Schema("PROTOBUF", TEXT, (("parts/author.proto", AUTHOR),))
+ROW = (1,)
+INCLUDE = [
+    *(
+        "text",
+        "note",
+        "number",
+        "large",
+        "raw",
+        "kind",
+        "tags",
+        "names",
+        "authors",
+        "author",
+        "at",
+        "took",
+        "maybe",
+        "more",
+    ),
+    *("any", "rate", "price", "left", "right", "ratio"),
+]
+
+
+@functools.cache
+def schema() -> ProtobufSchema:
+    return ProtobufSchema(SCHEMA)
+
+
+@functools.cache
+def decoder(**source: Any) -> Any:
+    made = Settings(
+        source={"format": "protobuf", **source},
+        registry={"url": "http://localhost:1"},
+        outputs=[{"topic": "v", "include": INCLUDE}],
+    )
+    return decoder_for(made, Registry(_7=SCHEMA))
+
+
+def row(**fields: Any) -> Any:
+    return schema().named("shop.Row")(**fields)
+
+
+def value(body: bytes, indexes: bytes = b"\x02\x02") -> bytes:
+    return framed(7, indexes + body)
+
+
+def decode(body: bytes, **source: Any) -> Document:
+    found = decoder(**source).decode(Record(ORIGIN, b"key", body, 0))
+    assert isinstance(found, Document)
+    return found
+
+
+def refusal(body: bytes, **source: Any) -> PoisonError:
+    with pytest.raises(PoisonError) as caught:
+        decode(body, **source)
+    return caught.value
+
+
+def test_every_type_is_included_as_json_has_it():
+    found = row(
+        text="some text",
+        number=-1,
+        large=1 << 63,
+        raw=b"\xff\x00",
+        kind=1,
+        tags=["a"],
+        names={5: "five"},
+        ratio=0.5,
+        right=0,
+    )
+    found.authors[True].name = "Ann"
+    found.author.name = "Bob"
+    found.at.FromJsonString("2026-05-01T12:00:00.123456789Z")
+    found.took.FromJsonString("1.5s")
+    found.maybe.value = ""
+    found.more.update({"a": [1, None, {"b": True}]})
+    found.any.type_url, found.any.value = "type.googleapis.com/x.Y", b"\x01"
+    found.rate.value = "0.19"
+    found.price.value, found.price.scale = (-1250).to_bytes(2, "big", signed=True), 2
+    assert decode(value(found.SerializeToString())).fields == {
+        "text": "some text",
+        "note": None,
+        "number": -1,
+        "large": 1 << 63,
+        "raw": "/wA=",
+        "kind": "FILM",
+        "tags": ["a"],
+        "names": {"5": "five"},
+        "authors": {"true": {"name": "Ann"}},
+        "author": {"name": "Bob"},
+        "at": "2026-05-01T12:00:00.123456789Z",
+        "took": "1.500s",
+        "maybe": "",
+        "more": {"a": [1.0, None, {"b": True}]},
+        "any": {"type_url": "type.googleapis.com/x.Y", "value": "AQ=="},
+        "rate": "0.19",
+        "price": "-12.50",
+        "left": None,
+        "right": 0,
+        "ratio": 0.5,
+    }
+
+
+def test_what_is_not_set_is_null_where_that_shows():
+    found = decode(value(row(text="x").SerializeToString())).fields
+    assert {name for name, each in found.items() if each is None} == {
+        *("note", "author", "at", "took", "maybe", "more", "any", "rate", "price", "left", "right")
+    }
+    assert (found["number"], found["raw"], found["kind"], found["tags"], found["names"]) == (0, "", "BOOK", [], {})
+
+
+def test_templates_and_ids_are_made_of_its_types():
+    found = row(text="x", number=12, kind=1)
+    found.price.value, found.price.scale = b"\x05", 1
+    body = value(found.SerializeToString())
+    assert decode(body, text="{text} {kind} {price} {author.name|nobody}", id="{number}").text == "x FILM 0.5 nobody"
+    assert decode(body, id="{number}/{kind}").id == "12/FILM"
+    assert refusal(body, text="raw").reason == "wrong_type"
+    assert refusal(value(b""), text="note").reason == "missing_field"
+
+
+def test_an_enums_number_without_a_name_stays_a_number():
+    assert decode(value(row(text="x", kind=9).SerializeToString())).fields["kind"] == 9
+
+
+@pytest.mark.parametrize(
+    ("indexes", "name"),
+    [
+        (b"\x00", "shop.First"),
+        (b"\x02\x00", "shop.First"),
+        (b"\x02\x02", "shop.Row"),
+        (b"\x04\x00\x00", "shop.First.Inner"),
+        (b"\x06\x00\x00\x00", "shop.First.Inner.Deep"),
+    ],
+)
+def test_a_record_says_which_message_it_is(indexes: bytes, name: str):
+    """Entries of maps do not count, though the compiler makes messages of them."""
+    body = schema().named(name)(**({} if name == "shop.First" else {"text": name})).SerializeToString()
+    if name == "shop.First":
+        assert refusal(value(body, indexes)).message == "field text is missing or null, and has no default"
+    else:
+        assert decode(value(body, indexes)).text == name
+
+
+@pytest.mark.parametrize(
+    "indexes", [b"", b"\x02", b"\x02\x08", b"\x02\x01", b"\x04\x02\x00", b"\x01", b"\xfe\xff\xff\xff\x0f", b"\xff" * 10]
+)
+def test_a_message_that_is_not_there_is_refused(indexes: bytes):
+    found = refusal(value(b"", indexes))
+    assert (found.stage, found.reason) == ("decode", "not_framed")
+
+
+def test_the_newer_header_names_schema_and_message():
+    made = decoder()
+    record = Record(
+        ORIGIN, b"k", row(text="x").SerializeToString(), 0, (("__value_schema_id", framed(7, b"\x02\x02")),)
+    )
+    assert made.decode(record).text == "x"
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200), st.binary(max_size=3) | st.just(b"\x02\x02"))
+def test_any_bytes_are_a_document_or_poison(body: bytes, indexes: bytes):
+    try:
+        decode(value(body, indexes))
+    except PoisonError as error:
+        assert error.stage in ("decode", "text", "output")
+
+
+def test_a_value_nested_too_deeply_is_refused():
+    name = "google.protobuf.Value"
+    text = 'syntax = "proto3"; import "google/protobuf/struct.proto"; message R { google.protobuf.Value text = 1; }'
+    registry = Registry(_1=Schema("PROTOBUF", text))
+    made = decoder_for(Settings(source={"format": "protobuf"}, registry={"url": "http://localhost:1"}), registry)
+    body = b""
+    for _ in range(5_000):  # lists of one list each
+        inner = b"\x0a" + _varint(len(body)) + body
+        body = b"\x32" + _varint(len(inner)) + inner
+    with pytest.raises(PoisonError) as caught:
+        made.decode(Record(ORIGIN, b"k", framed(1, b"\x00\x0a" + _varint(len(body)) + body), 0))
+    assert caught.value.reason == "invalid_protobuf", name
+
+
+def _varint(number: int) -> bytes:
+    out = b""
+    while number > 0x7F:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "says"),
+    [
+        ("message {", (), "does not compile: stream-embedder-schema.proto:1:"),
+        ('syntax = "proto3"; import "nowhere.proto";', (), "nowhere.proto"),
+        ('syntax = "proto3";', (("../../outside.proto", ""),), "leads out of its folder"),
+        ('syntax = "proto3";', (("/outside.proto", ""),), "leads out of its folder"),
+    ],
+)
+def test_a_schema_that_does_not_compile_says_where(text: str, references: tuple[tuple[str, str], ...], says: str):
+    with pytest.raises(ValueError, match=says.replace(".", r"\.")):
+        ProtobufSchema(Schema("PROTOBUF", text, references))
+    made = decoder_for(
+        Settings(source={"format": "protobuf"}, registry={"url": "http://localhost:1"}),
+        Registry(_1=Schema("PROTOBUF", text, references)),
+    )
+    with pytest.raises(PoisonError) as found:
+        made.decode(Record(ORIGIN, b"k", framed(1, b"\0"), 0))
+    assert found.value.reason == "bad_schema"
+
+
+# ---- plain, by a file
+
+
+def plain(path: Path, body: bytes, message: str | None = None) -> str:
+    made = decoder_for(Settings(source={"format": "protobuf", "schema_file": path, "message": message}))
+    found = made.decode(Record(ORIGIN, b"k", body, 0))
+    assert isinstance(found, Document)
+    return found.text
+
+
+def test_plain_values_are_read_by_a_file(tmp_path: Path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/author.proto").write_text(AUTHOR)
+    path = tmp_path / "row.proto"
+    path.write_text(TEXT)
+    body = row(text="x").SerializeToString()
+    assert plain(path, body, "shop.Row") == "x"
+    with pytest.raises(SettingsError, match=r"source\.message is needed: .*row\.proto has shop\.First, .* shop\.Row"):
+        plain(path, body)
+    with pytest.raises(SettingsError, match=r"source\.message shop\.No is not there"):
+        plain(path, body, "shop.No")
+    compact = tmp_path / "row.desc"
+    compact.write_bytes(compiled(SCHEMA).SerializeToString())
+    assert plain(compact, body, "shop.Row") == "x"
+
+
+def test_a_file_that_is_no_schema_says_so(tmp_path: Path):
+    for name, content, says in (
+        ("no.proto", b"message {", "does not compile"),
+        ("no.desc", b"\xff\xff", "neither"),
+        ("utf.proto", b"\xff", "not UTF-8"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(EnvironmentFault, match=f"source.schema_file .*{says}"):
+            plain(path, b"")
+    with pytest.raises(EnvironmentFault, match="cannot be read: No such file"):
+        plain(tmp_path / "nowhere.proto", b"")
+    for format, name in (("avro", "x.avsc"), ("json_schema", "x.json")):
+        (tmp_path / name).write_text('{"type": "nonsense"}')
+        with pytest.raises(EnvironmentFault, match="is not a schema that we take"):
+            decoder_for(Settings(source={"format": format, "schema_file": tmp_path / name}))
