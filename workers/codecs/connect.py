@@ -7,7 +7,6 @@ same record in Avro would have them. Never here: the types of a converter other 
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -28,7 +27,7 @@ def as_typed(schema: object, payload: object) -> object:
     """
     try:
         return _typed(schema, payload, 0)
-    except (ValueError, TypeError, OverflowError, AttributeError, binascii.Error):
+    except (ValueError, TypeError, AttributeError, ArithmeticError):
         raise PoisonError("decode", "wrong_envelope", "the envelope's payload is not what its schema says") from None
 
 
@@ -57,7 +56,7 @@ def _typed(schema: Any, value: Any, depth: int) -> Any:
 
 def _decimal(value: Any, schema: Mapping[str, Any]) -> Decimal:
     """Base64 of the digits, as many behind the point as the schema says; or already a number (``decimal.format: NUMERIC``)."""
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return Decimal(repr(value))
     raw = base64.b64decode(_require(value, str), validate=True)
     scale = int((schema.get("parameters") or {}).get("scale", 0))

@@ -133,7 +133,8 @@ def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
         except subprocess.TimeoutExpired:
             raise ValueError(f"the compiler was not done with it after {COMPILE_S:g} s") from None
         if done.returncode != 0 or not out.exists():
-            said = [line for line in done.stderr.splitlines() if _COMPLAINT.match(line)] or ["protoc does not say why"]
+            lines = done.stderr.replace(f"{folder}/", "").splitlines()
+            said = [line for line in lines if _COMPLAINT.match(line)] or ["protoc does not say why"]
             raise ValueError(f"it does not compile: {' '.join(said[0].split())[:200]}")
         return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
 
