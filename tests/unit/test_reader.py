@@ -27,14 +27,15 @@ from tests.fakes import (
     record,
     type_step,
 )
-from workers import metrics, pool, reader
+from workers import intake, metrics, pool, reader
 from workers.checkpoint import Checkpoint
+from workers.codecs.base import Decoder
 from workers.encoder.quantize import Projection
-from workers.errors import PoisonError, StreamEmbedderError
+from workers.errors import EnvironmentFault, PoisonError, RetryableError, StreamEmbedderError
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet
 from workers.pool import Failure, RetryingPool
 from workers.reader import ReaderOptions, StreamReader
-from workers.records import Batch, Message, Position, Record, Tokens, TopicPartition, type_vectors
+from workers.records import Batch, Document, Message, Position, Record, Tokens, TopicPartition, type_vectors
 from workers.settings import LimitSettings
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
@@ -61,6 +62,7 @@ class Stream:
         sink: Callable[[Group], FakeSink] = FakeSink,
         reject_overflow: bool = False,
         limits: LimitSettings | None = None,
+        decoder: Decoder | None = None,
         most_tokens: int = 64,
         group: Group | None = None,
         files: Callable[[metrics.Metrics], list[FileOutlet]] = lambda _: [],
@@ -83,7 +85,7 @@ class Stream:
         dead = DeadLetterOutlet(DEAD, "f", False)
         self.reader = StreamReader(
             self.source,
-            FakeDecoder(),
+            decoder or FakeDecoder(),
             FakeTokenizer(most_tokens),
             self.pool,
             ReaderOptions(
@@ -611,3 +613,63 @@ def test_a_successor_goes_on_where_a_stopped_reader_had_committed(stream: type_s
     second.wait_committed(120 - done)
     second.finish()
     assert first.values() + second.values() == values_of(records)
+
+
+class NeedsRegistry(FakeDecoder):
+    """Cannot decode ``needs…`` while the registry is down."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.down = threading.Event()
+        self.down.set()
+        self.error = error or RetryableError("the schema registry does not answer")
+
+    def decode(self, record: Record) -> Document:
+        if self.down.is_set() and (record.value or b"").startswith(b"needs"):
+            raise self.error
+        return super().decode(record)
+
+
+@pytest.mark.parametrize("error", [None, EnvironmentFault("the token cannot be read")])
+def test_records_whose_schema_is_out_of_reach_wait_in_order(
+    stream: type_stream, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+):
+    monkeypatch.setattr(intake, "SHORTEST_WAIT_S", 0.01)
+    monkeypatch.setattr(intake, "LONGEST_WAIT_S", 0.03)
+    decoder = NeedsRegistry(error)
+    records = [*texts(20), text(20, "needs a schema"), *texts(40, start=21)]
+    running = stream(records, decoder=decoder, limits=LimitSettings(records=15)).start()
+    running.wait_committed(20)
+    running.wait(lambda: running.meter.value(metrics.DECODING_POSTPONED) >= 3 and running.source.full_polls > 0)
+    assert running.values() == values_of(records[:20]), "what came before goes on; what comes after waits, and pauses"
+    running.reader.check()
+    decoder.down.clear()
+    running.wait_committed(61)
+    running.finish()
+    assert running.values() == values_of(records)
+    assert not running.letters()
+
+
+def test_a_drain_does_not_wait_for_a_schema(stream: type_stream):
+    records = [*texts(5), text(5, "needs a schema")]
+    running = stream(records, decoder=NeedsRegistry()).start()
+    running.wait_committed(5)
+    running.wait(lambda: running.meter.value(metrics.DECODING_POSTPONED) > 0)
+    running.finish()
+    assert running.values() == values_of(records[:5])
+    assert running.group.positions[P0].offset == 5
+
+
+def test_a_partition_that_goes_while_its_schema_is_waited_for_is_read_again(
+    stream: type_stream, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(intake, "SHORTEST_WAIT_S", 0.01)
+    decoder, pause = NeedsRegistry(), Pause()
+    records = [text(0, "needs a schema"), *texts(5, start=1)]
+    running = stream([*records, pause, Rebalance([P0], back=True)], decoder=decoder).start()
+    running.wait(lambda: pause.reached.is_set() and running.meter.value(metrics.DECODING_POSTPONED) > 0)
+    pause.go.set()
+    running.wait(running.source.handed_over.is_set)
+    decoder.down.clear()
+    running.wait_committed(6)
+    running.finish()
+    assert running.values() == values_of(records)
