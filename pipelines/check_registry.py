@@ -25,7 +25,7 @@ def examine_registry(settings: Settings, model: Model | None) -> Iterator[Findin
     registry = SchemaRegistry(mine)
     try:
         kinds = registry.kinds()
-        registry.schema(1)  # whether there is one or not: who may not read schemas is told so here
+        registry.latest("-")  # whether there is one or not: who may not read schemas is told so here
         yield Finding(f"schema registry {mine.url}")
         source = settings.source
         wanted = _KINDS.get(source.format)
@@ -40,12 +40,45 @@ def examine_registry(settings: Settings, model: Model | None) -> Iterator[Findin
                 f"what opens the schema registry travels unencrypted to {mine.url}: use https",
                 may_never_happen=True,
             )
+        if source.has_schema and source.schema_file is None:
+            yield from _sources(registry, settings)
         if model is not None:
             for output in settings.outputs:
                 if isinstance(output, KafkaOutput) and output.format == "avro":
                     yield _output(registry, settings, model, output)
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("schema registry", str(error))
+
+
+def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
+    """Whether the fields that the settings name are in the latest schemas of the source, where those have their usual names."""
+    from workers.codecs.avro import AvroSchema  # noqa: PLC0415 - only who reads them pays for it
+    from workers.codecs.named import unnamed  # noqa: PLC0415
+    from workers.codecs.protobuf_schema import ProtobufSchema  # noqa: PLC0415
+
+    for topic in settings.source.topics:
+        subject = f"{topic}-value"
+        schema = registry.latest(subject)
+        if schema is None or schema.kind != _KINDS[settings.source.format]:
+            continue
+        try:
+            if schema.kind == "AVRO":
+                missing = list(unnamed(settings, AvroSchema(schema).has))
+            elif schema.kind == "PROTOBUF":
+                missing = list(unnamed(settings, ProtobufSchema(schema).any_has))
+            else:
+                continue
+        except ValueError as error:
+            missing = []
+            yield Finding(
+                subject,
+                f"the latest schema of subject {subject} is not one that we take: {error}",
+                may_never_happen=True,
+            )
+        for each in missing:
+            yield Finding(
+                subject, f"{each}, which the latest schema of subject {subject} does not have", may_never_happen=True
+            )
 
 
 def _output(registry: SchemaRegistry, settings: Settings, model: Model, output: KafkaOutput) -> Finding:

@@ -195,6 +195,14 @@ def test_what_check_says_of_a_registry(
         assert f"subject {names['out']}-value would not take the schema" in wrong[0]
         assert check("--registry.subject_strategy", "topic_record_name")[0] == 0
 
+        # What the settings name and the source's latest schema does not have: other records may.
+        registry.register(f"{names['in']}-value", json.dumps(BOOK))
+        code, wrong, _ = check("--registry.subject_strategy", "topic_record_name", "--source.text", "titel")
+        assert (code, wrong) == (
+            0,
+            [f"warn   source.text names titel, which the latest schema of subject {names['in']}-value does not have"],
+        )
+
 
 def test_a_table_follows_its_changes(broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path) -> None:
     """Inserts, an update, a deletion with its tombstone, and what else Debezium sends: the compacted output is the table."""

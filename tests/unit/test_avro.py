@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import re
 import struct
 import uuid
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -20,7 +22,8 @@ from workers.codecs import decoder_for, fingerprint_of, renderer_for
 from workers.codecs.avro import AvroSchema
 from workers.codecs.avro_bounds import MOST_EMPTY_ITEMS, MOST_LEVELS
 from workers.codecs.avro_record import AvroRenderer
-from workers.errors import PoisonError
+from workers.codecs.base import Decoder
+from workers.errors import PoisonError, SettingsError
 from workers.records import Document, Embedding, Origin, Record
 from workers.schema_registry import Schema
 from workers.settings import Settings
@@ -250,6 +253,47 @@ def test_what_is_not_as_it_should_be_has_its_reason(value: bytes, reason: str, s
     found = refusal(value, Registry(_7=json.dumps(EVERYTHING), **more))
     assert (found.stage, found.reason) == ("decode", reason)
     assert says in found.message
+
+
+def test_fields_that_a_files_schema_does_not_have_are_said_at_the_start(tmp_path: Path):
+    path = tmp_path / "row.avsc"
+    path.write_text(json.dumps(EVERYTHING))
+
+    def made(
+        schema: Path = path, include: list[str] | None = None, prompt: str | None = None, **source: Any
+    ) -> Decoder:
+        return decoder_for(
+            Settings(
+                model={"prompt_text": prompt},
+                source={"format": "avro", "schema_file": schema, **source},
+                outputs=[{"topic": "v", "include": include or []}],
+            )
+        )
+
+    found = made(text="{text} {author.name} {nowhere|none}", id="uid", include=["map.any", "editor.name"])
+    assert found.decode(Record(ORIGIN, b"k", VALUE[5:], 0)).id == str(UID)  # type: ignore[union-attr]
+    for given_, says in (
+        ({"text": "titel"}, "source.text names titel"),
+        ({"text": "titel", "id": "x"}, "source.text names titel"),
+        ({"text": "{text.x}"}, "source.text names text.x"),
+        ({"text": "{author.nam}"}, "source.text names author.nam"),
+        ({"id": "nowhere"}, "source.id names nowhere"),
+        ({"prompt": "title: {titel} | "}, "model.prompt_text names titel"),
+        ({"include": ["text", "no"]}, "outputs.0.include names no"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(f"{says}, which {path} does not have")):
+            made(**given_)
+    events = {
+        "type": "record",
+        "name": "Envelope",
+        "fields": [{"name": "after", "type": ["null", EVERYTHING]}, {"name": "op", "type": "string"}],
+    }
+    event = tmp_path / "event.avsc"
+    event.write_text(json.dumps(events))
+    made(event, envelope="debezium")
+    made(envelope="debezium")
+    with pytest.raises(SettingsError, match=r"source\.text names op"):
+        made(event, envelope="debezium", text="op")
 
 
 # ---- bytes that are meant to hurt

@@ -379,6 +379,7 @@ def test_a_prompt_that_is_no_template_is_said():
         (b"[]", "decode", "not_an_object"),
         (b"null", "decode", "not_an_object"),
         (b'"text"', "decode", "not_an_object"),
+        (b'\0\0\0\0\1{"text": "x"}', "decode", "invalid_json"),
         (b'{"body": "x"}', "text", "missing_field"),
         (b'{"text": null}', "text", "missing_field"),
         (b'{"text": ["x"]}', "text", "wrong_type"),

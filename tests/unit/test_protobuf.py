@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,20 @@ def test_a_schema_that_does_not_compile_says_where(text: str, references: tuple[
     assert found.value.reason == "bad_schema"
 
 
+def test_a_schema_may_be_a_descriptor_in_base64():
+    """Confluent's Python client registers them so, and not every registry makes text of it."""
+    files = compiled(SCHEMA).file
+    texts = {file.name: base64.b64encode(file.SerializeToString()).decode() for file in files}
+    both = ProtobufSchema(
+        Schema(
+            "PROTOBUF", texts["stream-embedder-schema.proto"], (("parts/author.proto", texts["parts/author.proto"]),)
+        )
+    )
+    assert both.names == schema().names
+    mixed = ProtobufSchema(Schema("PROTOBUF", texts["stream-embedder-schema.proto"], SCHEMA.references))
+    assert mixed.named("shop.Row")(text="x").SerializeToString() == row(text="x").SerializeToString()
+
+
 # ---- plain, by a file
 
 
@@ -290,6 +305,12 @@ def test_plain_values_are_read_by_a_file(tmp_path: Path):
         plain(path, body)
     with pytest.raises(SettingsError, match=r"source\.message shop\.No is not there"):
         plain(path, body, "shop.No")
+    for path_, missing in (
+        ({"text": "{text} {nowhere}"}, "source.text names nowhere"),
+        ({"id": "author.no"}, "source.id names author.no"),
+    ):
+        with pytest.raises(SettingsError, match=f"{missing}, which .*row.proto does not have"):
+            decoder_for(Settings(source={"format": "protobuf", "schema_file": path, "message": "shop.Row", **path_}))
     compact = tmp_path / "row.desc"
     compact.write_bytes(compiled(SCHEMA).SerializeToString())
     assert plain(compact, body, "shop.Row") == "x"

@@ -73,10 +73,28 @@ def test_that_an_id_is_unknown_is_kept_for_a_while(gateway: Gateway):
     mine = SchemaRegistry(RegistrySettings(url=gateway.url, timeout_s=20), clock=lambda: now[0])
     for _ in range(3):
         assert mine.schema(999_999) is None
-    assert len(gateway.paths) == 1
+    assert len(gateway.paths) == 2, "asked again once: not every server of a registry may know of it yet"
+    assert mine.schema(999_998) is None
+    assert len(gateway.paths) == 3, "and not for each of many"
     now[0] = 31.0
     assert mine.schema(999_999) is None
-    assert len(gateway.paths) == 2
+    assert len(gateway.paths) == 5
+
+
+def test_a_server_that_has_not_heard_of_a_schema_is_given_time(
+    registry: RegistryServer, unique_name: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+):
+    id = registry.register(unique_name(), avro("late"))
+    mine = client(registry.url)
+    asked: list[object] = []
+    real = SchemaRegistry._ask
+
+    def late(self: SchemaRegistry, wanted: int) -> Schema | None:
+        asked.append(wanted)
+        return None if len(asked) == 1 else real(self, wanted)
+
+    monkeypatch.setattr(SchemaRegistry, "_ask", late)
+    assert mine.schema(id) == Schema("AVRO", avro("late"))
 
 
 def test_a_schema_of_ours_is_registered_once(registry: RegistryServer, unique_name: Callable[[], str]):

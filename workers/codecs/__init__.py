@@ -56,10 +56,12 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
     from workers.codecs.fields import FieldsDecoder  # noqa: PLC0415
     from workers.codecs.schemas import values_of  # noqa: PLC0415
 
+    text = text_template(settings)
+    id_template = None if source.id is None else _template("source.id", source.id)
     return FieldsDecoder(
         values_of(settings, registry),
-        text_template(settings),
-        None if source.id is None else _template("source.id", source.id),
+        text,
+        id_template,
         tuple(dict.fromkeys(name for output in settings.outputs for name in output.include)),
         refuse_empty=refuse_empty,
         prompt=prompt,

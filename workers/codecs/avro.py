@@ -14,7 +14,7 @@ from typing import Any
 
 import fastavro
 
-from workers.codecs.avro_bounds import Bounds
+from workers.codecs.avro_bounds import Bounds, resolved
 from workers.codecs.wire import Schemas
 from workers.errors import PoisonError
 from workers.records import Record
@@ -33,7 +33,25 @@ class AvroSchema:
             self.parsed = fastavro.parse_schema(json.loads(schema.text), named_schemas=named)
         except (ValueError, TypeError, KeyError, RecursionError, fastavro.schema.UnknownType) as error:
             raise ValueError(f"it is not Avro's, or not whole ({type(error).__name__})") from None
+        self._named = named
         self._bounds = Bounds.of(self.parsed, named)
+
+    def has(self, path: tuple[str, ...]) -> bool:
+        """Whether a path leads to something in values of this schema."""
+        return self._leads(self.parsed, path)
+
+    def _leads(self, schema: Any, path: tuple[str, ...]) -> bool:
+        if not path:
+            return True
+        schema = resolved(schema, self._named)
+        if isinstance(schema, list):
+            return any(self._leads(branch, path) for branch in schema)
+        match schema["type"]:
+            case "record" | "error":
+                return any(self._leads(each["type"], path[1:]) for each in schema["fields"] if each["name"] == path[0])
+            case "map":
+                return self._leads(schema["values"], path[1:])
+        return False
 
     def read(self, body: bytes) -> object:
         """The value.

@@ -44,7 +44,7 @@ class Bounds(NamedTuple):
             raise PoisonError("decode", "invalid_avro", "the value is not Avro of its schema") from None
 
     def _dangerous(self, schema: Any, above: tuple[str, ...]) -> bool:
-        schema = self.resolved(schema)
+        schema = resolved(schema, self.named)
         if isinstance(schema, list):
             return any(self._dangerous(branch, above) for branch in schema)
         kind = schema["type"]
@@ -59,7 +59,7 @@ class Bounds(NamedTuple):
 
     def least(self, schema: Any, above: tuple[str, ...]) -> int:
         """The fewest bytes that a value takes."""
-        schema = self.resolved(schema)
+        schema = resolved(schema, self.named)
         if isinstance(schema, list):
             return 1
         kind = schema["type"]
@@ -71,14 +71,6 @@ class Bounds(NamedTuple):
         if kind == "fixed":
             return int(schema["size"])
         return _FIXED_SIZES.get(kind, 1)
-
-    def resolved(self, schema: Any) -> Any:
-        """A type in its long form."""
-        if isinstance(schema, str):
-            return self.named.get(schema) or {"type": schema}
-        if isinstance(schema, dict) and isinstance(schema["type"], dict | list):
-            return self.resolved(schema["type"])
-        return schema
 
 
 class _Walk:
@@ -93,7 +85,7 @@ class _Walk:
         if depth > MOST_LEVELS:
             message = f"the value is nested more than {MOST_LEVELS} levels deep"
             raise PoisonError("decode", "too_deep", message)
-        schema = self._bounds.resolved(schema)
+        schema = resolved(schema, self._bounds.named)
         if isinstance(schema, list):
             branch, at = _long(self._body, at)
             if not 0 <= branch < len(schema):
@@ -135,6 +127,15 @@ class _Walk:
                 if schema["type"] == "map":
                     at = self.skip("string", at, depth)
                 at = self.skip(inner, at, depth + 1)
+
+
+def resolved(schema: Any, named: Mapping[str, Any]) -> Any:
+    """A type in its long form; a union is a list of them."""
+    if isinstance(schema, str):
+        return named.get(schema) or {"type": schema}
+    if isinstance(schema, dict) and isinstance(schema["type"], dict | list):
+        return resolved(schema["type"], named)
+    return schema
 
 
 def _long(body: bytes, at: int) -> tuple[int, int]:

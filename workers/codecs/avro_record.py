@@ -55,8 +55,16 @@ class AvroRenderer:
         return Schema("AVRO", json.dumps(self._definition()))
 
     @cached_property
-    def _parsed(self) -> Any:
-        return fastavro.parse_schema(self._definition())
+    def _parts(self) -> tuple[Any, Any, Any]:
+        """The schemas of what stands before the vector, of the vector, and of what stands after it.
+
+        A record in Avro is its fields one after another, so a vector of floats need not go through Python's.
+        """
+        definition = self._definition()
+        before, vector, *after = definition["fields"]
+        head = fastavro.parse_schema({"type": "record", "name": "Head", "fields": [before]})
+        tail = fastavro.parse_schema({"type": "record", "name": "Tail", "fields": after})
+        return head, fastavro.parse_schema(vector["type"]), tail
 
     def _definition(self) -> dict[str, Any]:
         item = "float" if self.precision in ("float32", "float16") else "int"
@@ -98,8 +106,6 @@ class AvroRenderer:
         if not np.isfinite(vector).all():
             raise PoisonError("output", "not_finite", "the vector holds a number that is not finite")
         value = {
-            "id": embedding.document.id,
-            "embedding": vector.tolist(),
             "dim": self.dim,
             "precision": self.precision,
             "scale": None if scale is None else float(shortest(scale)),
@@ -109,9 +115,17 @@ class AvroRenderer:
             "truncated": embedding.truncated,
         }
         value |= {avro_name(name): _field(embedding.document.fields.get(name)) for name in self.include}
+        head, array, tail = self._parts
         out = io.BytesIO()
         try:
-            fastavro.schemaless_writer(out, self._parsed, value)
+            fastavro.schemaless_writer(out, head, {"id": embedding.document.id})
+            if vector.dtype.kind == "f":
+                # One block of items, and the one without any that ends an array.
+                fastavro.schemaless_writer(out, "long", len(vector))
+                out.write(vector.astype("<f4").tobytes() + b"\0")
+            else:
+                fastavro.schemaless_writer(out, array, vector.tolist())
+            fastavro.schemaless_writer(out, tail, value)
         except UnicodeEncodeError:
             message = "the id or an included field holds half of a surrogate pair, which is no character"
             raise PoisonError("output", "lone_surrogate", message) from None

@@ -36,6 +36,11 @@ class JsonValues:
 
     def read(self, record: Record) -> object:
         """See :class:`workers.codecs.fields.Values`."""
+        if record.value is not None and record.value.startswith(b"\0"):
+            message = (
+                "the value is not JSON: it may be in Confluent's wire format, which source.format json_schema reads"
+            )
+            raise PoisonError("decode", "invalid_json", message)
         return parse_json(utf8_value(record))
 
 

@@ -1,7 +1,7 @@
 """Protobuf schemas: ``.proto`` as text, compiled; and the messages that are in it.
 
-Comes in: a schema's text and what it imports, or a descriptor set. Goes out: messages by name and by their place. Never here: a
-record.
+Comes in: a schema's text (or its descriptor in base64) and what it imports, or a descriptor set. Goes out: messages by name
+and by their place. Never here: a record.
 
 The compiler is Google's own, from grpcio-tools, in a process of its own: it writes what it has to say to the process's standard
 error, and ends the process when it does not go on.
@@ -9,6 +9,7 @@ error, and ends the process when it does not go on.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from workers.schema_registry import Schema
 
@@ -43,6 +45,9 @@ package confluent.type;
 message Decimal { bytes value = 1; uint32 precision = 2; int32 scale = 3; }
 """,
 }
+
+
+_ANYTHING = ("google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.Any")
 
 
 class ProtobufSchema:
@@ -91,6 +96,15 @@ class ProtobufSchema:
             name, inside = f"{name}.{real[index].name}".lstrip("."), real[index].nested_type
         return self._classes.get(name)
 
+    def has(self, name: str, path: tuple[str, ...]) -> bool:
+        """Whether a path leads to something in a message; what may hold anything may hold that too."""
+        found = self.named(name)
+        return found is not None and _leads(found.DESCRIPTOR, path)
+
+    def any_has(self, path: tuple[str, ...]) -> bool:
+        """Whether a path leads to something in any of the messages."""
+        return any(self.has(name, path) for name in self.names)
+
     def _class(self, name: str) -> Any:
         return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(name))
 
@@ -108,6 +122,8 @@ def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
     standard = Path(next(iter(grpc_tools.__path__))) / "_proto"
     with tempfile.TemporaryDirectory(prefix="stream-embedder-proto-") as folder:
         texts = {**_CONFLUENT, **dict(schema.references), MAIN: schema.text}
+        given = Path(folder, "given.descriptors")
+        given.write_bytes(_take_descriptors(texts).SerializeToString())
         for name, text in texts.items():
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
@@ -117,7 +133,7 @@ def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
             place.write_text(text, encoding="utf-8")
         out = Path(folder, "out.descriptors")
         command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", f"-I{standard}", f"-I{common}"]
-        command += ["--include_imports", f"--descriptor_set_out={out}", MAIN]
+        command += [f"--descriptor_set_in={given}", "--include_imports", f"--descriptor_set_out={out}", MAIN]
         try:
             done = subprocess.run(  # noqa: S603
                 command,
@@ -137,6 +153,34 @@ def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
             said = [line for line in lines if _COMPLAINT.match(line)] or ["protoc does not say why"]
             raise ValueError(f"it does not compile: {' '.join(said[0].split())[:200]}")
         return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+
+
+def _leads(message: Any, path: tuple[str, ...]) -> bool:
+    if not path or message.full_name in _ANYTHING:
+        return True
+    field = message.fields_by_name.get(path[0])
+    if field is None:
+        return False
+    path = path[1:]
+    inner = field.message_type
+    if path and inner is not None and inner.GetOptions().map_entry:
+        inner, path = inner.fields_by_name["value"].message_type, path[1:]
+    return not path or (inner is not None and _leads(inner, path))
+
+
+def _take_descriptors(texts: dict[str, str]) -> descriptor_pb2.FileDescriptorSet:
+    """Take out of the texts those that are descriptors in base64, by which some clients register their schemas."""
+    found = descriptor_pb2.FileDescriptorSet()
+    for name, text in list(texts.items()):
+        try:
+            file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(text.strip(), validate=True))
+        except (ValueError, DecodeError):
+            continue
+        if file.name:
+            file.name = name
+            found.file.append(file)
+            del texts[name]
+    return found
 
 
 def _names(above: str, messages: Any) -> Iterator[str]:

@@ -12,7 +12,8 @@ from typing import Literal, TypeVar
 
 from workers.codecs.fields import Values
 from workers.codecs.json import JsonValues
-from workers.codecs.wire import OneSchema, RegisteredSchemas, Registry, Schemas
+from workers.codecs.named import type_has, unnamed
+from workers.codecs.wire import OneSchema, RegisteredSchemas, Registry
 from workers.errors import EnvironmentFault, RetryableError, SettingsError
 from workers.schema_registry import Refused, Schema, SchemaRegistry
 from workers.settings import Settings, SourceSettings
@@ -34,30 +35,32 @@ def values_of(settings: Settings, registry: Registry | None = None) -> Values:
         case "avro":
             from workers.codecs.avro import AvroSchema, AvroValues  # noqa: PLC0415 - only what is used
 
-            return AvroValues(_schemas(source, known, "AVRO", AvroSchema))
+            if source.schema_file is None:
+                return AvroValues(RegisteredSchemas(known, "AVRO", AvroSchema))
+            one = _read_file(source.schema_file, lambda raw: AvroSchema(Schema("AVRO", raw.decode())))
+            _require_fields(settings, one.has)
+            return AvroValues(OneSchema(one))
         case "json_schema":
             from workers.codecs.json_schema import JsonSchema, JsonSchemaValues  # noqa: PLC0415
 
-            return JsonSchemaValues(_schemas(source, known, "JSON", JsonSchema))
+            if source.schema_file is None:
+                return JsonSchemaValues(RegisteredSchemas(known, "JSON", JsonSchema))
+            return JsonSchemaValues(
+                OneSchema(_read_file(source.schema_file, lambda raw: JsonSchema(Schema("JSON", raw.decode()))))
+            )
         case "protobuf":
-            return _protobuf(source, known)
+            return _protobuf(settings, known)
     return JsonValues()
 
 
-def _schemas(source: SourceSettings, registry: Registry, kind: str, read: Callable[[Schema], T]) -> Schemas[T]:
-    if source.schema_file is None:
-        return RegisteredSchemas(registry, kind, read)
-    return OneSchema(_read_file(source.schema_file, lambda raw: read(Schema(kind, raw.decode()))))
-
-
-def _protobuf(source: SourceSettings, registry: Registry) -> Values:
+def _protobuf(settings: Settings, registry: Registry) -> Values:
     from google.protobuf.descriptor_pb2 import FileDescriptorSet  # noqa: PLC0415
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
     from workers.codecs.protobuf import ProtobufValues  # noqa: PLC0415
     from workers.codecs.protobuf_schema import ProtobufSchema  # noqa: PLC0415
 
-    path = source.schema_file
+    path = settings.source.schema_file
     if path is None:
         return ProtobufValues(RegisteredSchemas(registry, "PROTOBUF", ProtobufSchema))
 
@@ -70,7 +73,14 @@ def _protobuf(source: SourceSettings, registry: Registry) -> Values:
             raise ValueError("it is neither .proto nor a descriptor set") from None
 
     schema = _read_file(path, read)
-    return ProtobufValues(OneSchema(schema), _message(source, schema.names, schema.outer_names))
+    name = _message(settings.source, schema.names, schema.outer_names)
+    _require_fields(settings, lambda path: schema.has(name, path))
+    return ProtobufValues(OneSchema(schema), name)
+
+
+def _require_fields(settings: Settings, has: type_has) -> None:
+    if missing := list(unnamed(settings, has)):
+        raise SettingsError("\n".join(f"{each}, which {settings.source.schema_file} does not have" for each in missing))
 
 
 def _message(source: SourceSettings, names: list[str], outer: list[str]) -> str:

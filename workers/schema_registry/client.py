@@ -26,6 +26,9 @@ LOG = log.get(__name__)
 MOST_SCHEMAS = 1_000
 MOST_UNKNOWN = 10_000
 UNKNOWN_S = 30.0
+# A registry of several may answer from one that has not heard of a new schema yet: it is asked again after the first time,
+# if that has not been done for the second.
+SECOND_LOOK_S, SECOND_LOOK_EVERY_S = 0.5, 10.0
 MOST_REFERENCES = 200
 
 
@@ -39,6 +42,7 @@ class SchemaRegistry:
         self._lock = threading.Lock()
         self._schemas: OrderedDict[type_schema_id, Schema] = OrderedDict()
         self._unknown: OrderedDict[type_schema_id, float] = OrderedDict()
+        self._next_second_look = 0.0
 
     def schema(self, id: type_schema_id) -> Schema | None:
         """The schema that has this id; None: the registry knows of none.
@@ -53,18 +57,26 @@ class SchemaRegistry:
                 return found
             if self._clock() < self._unknown.get(id, 0.0):
                 return None
-        path = ("schemas", "guids", str(id)) if isinstance(id, uuid.UUID) else ("schemas", "ids", str(id))
-        try:
-            answer = self._transport.ask("GET", *path)
-        except NotFound:
+        schema = self._ask(id)
+        if schema is None and self._clock() >= self._next_second_look:
+            time.sleep(SECOND_LOOK_S)
+            schema = self._ask(id)
+            self._next_second_look = self._clock() + SECOND_LOOK_EVERY_S
+        if schema is None:
             with self._lock:
                 _put(self._unknown, id, self._clock() + UNKNOWN_S, MOST_UNKNOWN)
             return None
-        schema = self._read(answer)
         with self._lock:
             _put(self._schemas, id, schema, MOST_SCHEMAS)
         LOG.info("schema read %s", log.fields(id=id, kind=schema.kind))
         return schema
+
+    def _ask(self, id: type_schema_id) -> Schema | None:
+        path = ("guids", str(id)) if isinstance(id, uuid.UUID) else ("ids", str(id))
+        try:
+            return self._read(self._transport.ask("GET", "schemas", *path))
+        except NotFound:
+            return None
 
     def register(self, subject: str, schema: Schema) -> int:
         """The id of a schema under a subject, where it is put unless the settings say that it must be there.
@@ -101,6 +113,13 @@ class SchemaRegistry:
         except NotFound:
             return True  # the subject's first
         return isinstance(answer, dict) and answer.get("is_compatible") is True
+
+    def latest(self, subject: str) -> Schema | None:
+        """A subject's latest schema; None: there is none. Errors as above."""
+        try:
+            return self._read(self._transport.ask("GET", "subjects", subject, "versions", "latest"))
+        except NotFound:
+            return None
 
     def kinds(self) -> list[str]:
         """The kinds of schemas that the registry takes: the cheapest thing to ask it. Errors as above."""
