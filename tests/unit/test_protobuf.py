@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_avro import Registry, framed
-from workers.codecs import decoder_for
+from workers.codecs import decoder_for, protobuf_bounds
 from workers.codecs.protobuf_schema import ProtobufSchema, compiled
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.records import Document, Origin, Record
@@ -239,6 +239,43 @@ def test_a_value_nested_too_deeply_is_refused():
     with pytest.raises(PoisonError) as caught:
         made.decode(Record(ORIGIN, b"k", framed(1, b"\x00\x0a" + _varint(len(body)) + body), 0))
     assert caught.value.reason == "invalid_protobuf", name
+
+
+WIDE = "".join(f"string f{number} = {number + 2};" for number in range(100))
+
+
+def test_many_empty_messages_are_refused_before_they_are_parsed():
+    """A megabyte of these would take 800."""
+    text = f'syntax = "proto3"; message R {{ string text = 1; repeated W w = 2; message W {{ {WIDE} }} }}'
+    registry = Registry(_1=Schema("PROTOBUF", text))
+    made = decoder_for(Settings(source={"format": "protobuf"}, registry={"url": "http://localhost:1"}), registry)
+
+    def read(count: int) -> Document:
+        return made.decode(Record(ORIGIN, b"k", framed(1, b"\x00\x0a\x01x" + b"\x12\x00" * count), 0))
+
+    assert read(20_000).text == "x"
+    with pytest.raises(PoisonError) as caught:
+        read(500_000)
+    assert (caught.value.stage, caught.value.reason) == ("decode", "too_many_items")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=100))
+def test_looking_before_parsing_judges_no_wrong_bytes(body: bytes):
+    protobuf_bounds.check(
+        schema().named("shop.Row").DESCRIPTOR, body * (1 + protobuf_bounds.SHORT // max(1, len(body)))
+    )
+
+
+def test_a_field_that_is_out_of_range_is_refused_when_it_is_asked_for():
+    found = row(text="x")
+    found.at.seconds = 1 << 60
+    body = value(found.SerializeToString())
+    made = decoder_for(
+        Settings(source={"format": "protobuf"}, registry={"url": "http://localhost:1"}), Registry(_7=SCHEMA)
+    )
+    assert made.decode(Record(ORIGIN, b"k", body, 0)).text == "x"
+    assert refusal(body).reason == "invalid_protobuf"
 
 
 def _varint(number: int) -> bytes:

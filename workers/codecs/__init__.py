@@ -15,7 +15,7 @@ from workers.errors import SettingsError
 from workers.settings import KafkaOutput, ModelSettings, ParquetOutput, Settings
 
 if TYPE_CHECKING:
-    from workers.codecs.fields import Envelope
+    from workers.codecs.fields import Envelope, Values
     from workers.codecs.parquet import ParquetRenderer
     from workers.codecs.wire import Registry
     from workers.schema_registry import Schema
@@ -54,12 +54,11 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
             )
         return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
     from workers.codecs.fields import FieldsDecoder  # noqa: PLC0415
-    from workers.codecs.schemas import values_of  # noqa: PLC0415
 
     text = text_template(settings)
     id_template = None if source.id is None else _template("source.id", source.id)
     return FieldsDecoder(
-        values_of(settings, registry),
+        _values(settings, registry),
         text,
         id_template,
         tuple(dict.fromkeys(name for output in settings.outputs for name in output.include)),
@@ -67,6 +66,16 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
         prompt=prompt,
         envelope=_envelope(source.envelope),
     )
+
+
+def _values(settings: Settings, registry: Registry | None) -> Values:
+    if not settings.source.has_schema:
+        from workers.codecs.json import JsonValues  # noqa: PLC0415
+
+        return JsonValues()
+    from workers.codecs.schemas import values_of  # noqa: PLC0415
+
+    return values_of(settings, registry)
 
 
 def _envelope(name: str) -> Envelope | None:

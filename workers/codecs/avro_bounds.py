@@ -10,7 +10,7 @@ values of these two are walked through here; all others are bounded by their own
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from workers.errors import PoisonError
 
@@ -20,11 +20,14 @@ _FIXED_SIZES = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 _NUMBERS = ("int", "long", "enum")
 
 
-class Bounds(NamedTuple):
+class Bounds:
     """What a schema's values are walked by: the schema as fastavro parsed it, and its named types."""
 
-    schema: Any
-    named: Mapping[str, Any]
+    def __init__(self, schema: Any, named: Mapping[str, Any]) -> None:
+        self.schema = schema
+        self.named = named
+        self._safe: set[str] = set()
+        self._fewest: dict[str, int] = {}
 
     @classmethod
     def of(cls, schema: Any, named: Mapping[str, Any]) -> Bounds | None:
@@ -43,34 +46,41 @@ class Bounds(NamedTuple):
         except (IndexError, ValueError, OverflowError):
             raise PoisonError("decode", "invalid_avro", "the value is not Avro of its schema") from None
 
-    def _dangerous(self, schema: Any, above: tuple[str, ...]) -> bool:
-        schema = resolved(schema, self.named)
-        if isinstance(schema, list):
-            return any(self._dangerous(branch, above) for branch in schema)
-        kind = schema["type"]
-        if kind in ("record", "error"):
-            if schema["name"] in above:
-                return True
-            above = (*above, schema["name"])
-            return any(self._dangerous(field["type"], above) for field in schema["fields"])
-        if kind == "array":
-            return self.least(schema["items"], ()) == 0 or self._dangerous(schema["items"], above)
-        return self._dangerous(schema["values"], above) if kind == "map" else False
-
-    def least(self, schema: Any, above: tuple[str, ...]) -> int:
+    def fewest(self, schema: Any, above: tuple[str, ...] = ()) -> int:
         """The fewest bytes that a value takes."""
         schema = resolved(schema, self.named)
         if isinstance(schema, list):
             return 1
         kind = schema["type"]
         if kind in ("record", "error"):
-            if schema["name"] in above:
+            name = schema["name"]
+            if name in above:
                 return 0
-            above = (*above, schema["name"])
-            return sum(self.least(field["type"], above) for field in schema["fields"])
+            if name not in self._fewest:
+                self._fewest[name] = sum(self.fewest(field["type"], (*above, name)) for field in schema["fields"])
+            return self._fewest[name]
         if kind == "fixed":
             return int(schema["size"])
         return _FIXED_SIZES.get(kind, 1)
+
+    def _dangerous(self, schema: Any, above: tuple[str, ...]) -> bool:
+        schema = resolved(schema, self.named)
+        if isinstance(schema, list):
+            return any(self._dangerous(branch, above) for branch in schema)
+        kind = schema["type"]
+        if kind in ("record", "error"):
+            name = schema["name"]
+            if name in above:
+                return True
+            if name in self._safe:
+                return False
+            if any(self._dangerous(field["type"], (*above, name)) for field in schema["fields"]):
+                return True
+            self._safe.add(name)
+            return False
+        if kind == "array":
+            return self.fewest(schema["items"]) == 0 or self._dangerous(schema["items"], above)
+        return self._dangerous(schema["values"], above) if kind == "map" else False
 
 
 class _Walk:
@@ -111,7 +121,7 @@ class _Walk:
 
     def _skip_blocks(self, schema: Any, at: int, depth: int) -> int:
         inner = schema["items"] if schema["type"] == "array" else schema["values"]
-        empty = schema["type"] == "array" and self._bounds.least(inner, ()) == 0
+        empty = schema["type"] == "array" and self._bounds.fewest(inner) == 0
         while True:
             count, at = _long(self._body, at)
             if count == 0:

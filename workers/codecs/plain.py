@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import base64
 import datetime
+import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Final
 
 from workers.errors import PoisonError
+
+# Of one included field; more would fit no record.
+MOST_VALUES = 1_000_000
 
 
 class _Unavailable:
@@ -55,24 +59,24 @@ def plain(value: object) -> object:
     """A value with nothing in it that JSON does not have.
 
     Raises:
-        PoisonError: stage ``output``: it is nested too deeply.
+        PoisonError: stage ``output``: it is nested too deeply, or holds too many values.
     """
     try:
-        return _plain(value)
+        return _plain(value, itertools.count())
     except RecursionError:
         raise PoisonError("output", "not_json", "an included field has too many levels") from None
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, counted: Iterator[int]) -> object:
+    if next(counted) >= MOST_VALUES:
+        raise PoisonError("output", "not_json", f"an included field holds more than {MOST_VALUES:,} values")
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Mapping():
-            return {str(name): _plain(inner) for name, inner in value.items()}
+            return {str(name): _plain(inner, counted) for name, inner in value.items()}
         case list() | tuple():
-            return [_plain(inner) for inner in value]
+            return [_plain(inner, counted) for inner in value]
         case bytes():
             return base64.b64encode(value).decode("ascii")
-        case _ if value is UNAVAILABLE:
-            return None
     return written(value)

@@ -10,12 +10,13 @@ what they hold; an ``Any`` is its type and its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
 from google.protobuf import json_format
 
+from workers.codecs import protobuf_bounds
 from workers.codecs.protobuf_schema import ProtobufSchema
 from workers.codecs.wire import Schemas
 from workers.errors import PoisonError
@@ -39,39 +40,64 @@ class ProtobufValues:
         found = schema.named(self._name or "") if indexes is None else schema.placed(indexes)
         if found is None:
             raise PoisonError("decode", "not_framed", "the value names a message that its schema does not have")
+        protobuf_bounds.check(found.DESCRIPTOR, body)
         try:
             parsed = found.FromString(body)
-            return _fields(parsed)
+        except Exception as error:  # noqa: BLE001 - parsers differ in what they raise for wrong bytes
+            raise _refusal(error) from None
+        return _of(parsed)
+
+
+class Fields(Mapping[str, object]):
+    """A message's fields by name, each made of the message when it is asked for: most never are.
+
+    Raises:
+        PoisonError: on access, stage ``decode``: a field is not what its type says, such as a timestamp out of range.
+    """
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+
+    def __getitem__(self, name: str) -> object:
+        message = self._message
+        field = message.DESCRIPTOR.fields_by_name[name]
+        if field.has_presence and not message.HasField(name):
+            return None
+        try:
+            value = getattr(message, name)
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                inner = field.message_type.fields_by_name["value"]
+                return {_key(key): _one(inner, value[key]) for key in value}
+            if field.is_repeated:
+                return [_one(field, each) for each in value]
+            return _one(field, value)
         except PoisonError:
             raise
-        except Exception as error:  # noqa: BLE001 - parsers differ in what they raise for wrong bytes
-            raise PoisonError(
-                "decode", "invalid_protobuf", f"the value is not Protobuf of its schema ({type(error).__name__})"
-            ) from None
+        except Exception as error:  # noqa: BLE001 - as above
+            raise _refusal(error) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in self._message.DESCRIPTOR.fields)
+
+    def __len__(self) -> int:
+        return len(self._message.DESCRIPTOR.fields)
 
 
-def _fields(found: Any) -> object:
-    special = _SPECIAL.get(found.DESCRIPTOR.full_name)
-    if special is not None:
-        return special(found)
-    values: dict[str, object] = {}
-    for field in found.DESCRIPTOR.fields:
-        value = getattr(found, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            inner = field.message_type.fields_by_name["value"]
-            values[field.name] = {_key(key): _one(inner, value[key]) for key in value}
-        elif field.is_repeated:
-            values[field.name] = [_one(field, each) for each in value]
-        elif field.has_presence and not found.HasField(field.name):
-            values[field.name] = None
-        else:
-            values[field.name] = _one(field, value)
-    return values
+def _refusal(error: Exception) -> PoisonError:
+    message = f"the value is not Protobuf of its schema ({type(error).__name__})"
+    return PoisonError("decode", "invalid_protobuf", message)
+
+
+def _of(message: Any) -> object:
+    special = _SPECIAL.get(message.DESCRIPTOR.full_name)
+    return Fields(message) if special is None else special(message)
 
 
 def _one(field: Any, value: Any) -> object:
     if field.message_type is not None:
-        return _fields(value)
+        return _of(value)
     if field.enum_type is not None:
         named = field.enum_type.values_by_number.get(value)
         return value if named is None else named.name

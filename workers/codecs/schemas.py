@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from workers.codecs.fields import Values
-from workers.codecs.json import JsonValues
 from workers.codecs.named import type_has, unnamed
 from workers.codecs.wire import OneSchema, RegisteredSchemas, Registry
 from workers.errors import EnvironmentFault, RetryableError, SettingsError
@@ -25,7 +24,7 @@ RECORD_NAME = "stream_embedder.Embedding"
 
 
 def values_of(settings: Settings, registry: Registry | None = None) -> Values:
-    """What reads the values of ``source.format``, of those that have fields.
+    """What reads the values of ``source.format``, of those that need a schema.
 
     Arguments and errors as :func:`workers.codecs.decoder_for`.
     """
@@ -48,9 +47,7 @@ def values_of(settings: Settings, registry: Registry | None = None) -> Values:
             return JsonSchemaValues(
                 OneSchema(_read_file(source.schema_file, lambda raw: JsonSchema(Schema("JSON", raw.decode()))))
             )
-        case "protobuf":
-            return _protobuf(settings, known)
-    return JsonValues()
+    return _protobuf(settings, known)
 
 
 def _protobuf(settings: Settings, registry: Registry) -> Values:

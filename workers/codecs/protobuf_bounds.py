@@ -1,0 +1,73 @@
+"""Bytes that would hurt a Protobuf parser, found before it parses them.
+
+Comes in: a message's descriptor and bytes. Goes out: nothing, or a refusal. Never here: values, or a judgement of bytes that are
+wrong: the parser has that.
+
+An empty message takes two bytes on the wire and, parsed, room for all of its fields: a megabyte of them takes as many gigabytes
+as the message has hundreds of fields. Nesting is the parser's own limit, a hundred levels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workers.errors import PoisonError
+
+# Too short to hurt, and so not looked at: nearly all records.
+SHORT = 32 << 10
+# Fields, set or not, of all messages together; each takes about 16 bytes.
+MOST_SLOTS = 5_000_000
+
+
+def check(descriptor: Any, body: bytes) -> None:
+    """Refuse bytes whose messages would take too much room.
+
+    Raises:
+        PoisonError: they would.
+    """
+    if len(body) <= SHORT:
+        return
+    slots = 0
+    known: dict[str, dict[int, Any]] = {}
+    stack = [(descriptor, 0, len(body))]
+    try:
+        while stack:
+            message, at, end = stack.pop()
+            inner = known.get(message.full_name)
+            if inner is None:
+                inner = {field.number: field.message_type for field in message.fields if field.message_type is not None}
+                known[message.full_name] = inner
+            while at < end:
+                tag, at = _varint(body, at)
+                match tag & 7:
+                    case 0:
+                        _, at = _varint(body, at)
+                    case 1:
+                        at += 8
+                    case 2:
+                        size, at = _varint(body, at)
+                        if (found := inner.get(tag >> 3)) is not None:
+                            slots += 1 + len(found.fields)
+                            if slots > MOST_SLOTS:
+                                raise PoisonError(
+                                    "decode",
+                                    "too_many_items",
+                                    f"the value's messages have more than {MOST_SLOTS:,} fields",
+                                )
+                            stack.append((found, at, min(at + size, end)))
+                        at += size
+                    case 5:
+                        at += 4
+    except IndexError:
+        return  # it ends too soon, as the parser will say
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = body[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise IndexError
