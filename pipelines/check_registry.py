@@ -5,13 +5,14 @@ Comes in: settings and a model. Goes out: findings. Never here: a change in the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from pipelines.finding import Finding
 from pipelines.model import Model
 from workers.codecs import renderer_for
 from workers.errors import EnvironmentFault, RetryableError
-from workers.schema_registry import SchemaRegistry
+from workers.schema_registry import Forbidden, SchemaRegistry
 from workers.settings import KafkaOutput, Settings
 
 _KINDS = {"avro": "AVRO", "protobuf": "PROTOBUF", "json_schema": "JSON"}
@@ -24,12 +25,11 @@ def examine_registry(settings: Settings, model: Model | None) -> Iterator[Findin
         return
     registry = SchemaRegistry(mine)
     try:
-        kinds = registry.kinds()
-        registry.latest("-")  # whether there is one or not: who may not read schemas is told so here
+        kinds = _probe(registry)
         yield Finding(f"schema registry {mine.url}")
         source = settings.source
         wanted = _KINDS.get(source.format)
-        if wanted is not None and source.schema_file is None and wanted not in kinds:
+        if wanted is not None and source.schema_file is None and kinds and wanted not in kinds:
             yield Finding(
                 "schema registry",
                 f"the schema registry at {mine.url} has schemas of {', '.join(kinds)}, and source.format is {source.format}",
@@ -50,6 +50,16 @@ def examine_registry(settings: Settings, model: Model | None) -> Iterator[Findin
         yield Finding("schema registry", str(error))
 
 
+def _probe(registry: SchemaRegistry) -> list[str]:
+    """The kinds of schemas that the registry takes, none where it keeps that to itself; raises when it does not let us in."""
+    kinds: list[str] = []
+    with contextlib.suppress(Forbidden):
+        kinds = registry.kinds()
+    with contextlib.suppress(Forbidden):
+        registry.latest("-")  # whether there is one or not: not every registry asks for credentials above
+    return kinds
+
+
 def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
     """Whether the fields that the settings name are in the latest schemas of the source, where those have their usual names."""
     from workers.codecs.avro import AvroSchema  # noqa: PLC0415 - only who reads them pays for it
@@ -58,7 +68,11 @@ def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
 
     for topic in settings.source.topics:
         subject = f"{topic}-value"
-        schema = registry.latest(subject)
+        try:
+            schema = registry.latest(subject)
+        except Forbidden as error:
+            yield Finding(subject, str(error), may_never_happen=True)
+            continue
         if schema is None or schema.kind != _KINDS[settings.source.format]:
             continue
         try:

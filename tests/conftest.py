@@ -92,11 +92,15 @@ def _unique(stem: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test with the S3 server may have to wait until it is built."""
+    """The first test with the S3 server may have to wait until it is built, the first with the registry until it is fetched."""
+    late = {}
     if not s3_server.PROGRAM.is_file():
-        for item in items:
-            if "s3" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.timeout(s3_server.BUILD_S + 300))
+        late["s3"] = s3_server.BUILD_S
+    if not registry_server.PROGRAM.is_dir():
+        late["registry"] = registry_server.FETCH_S
+    for item in items:
+        for name in late.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(late[name] + 500))
 
 
 @pytest.fixture(scope="session")

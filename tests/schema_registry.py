@@ -33,6 +33,8 @@ from workers.cache_folder import cache_folder
 VERSION = "3.3.3"
 API = "/apis/ccompat/v7"
 START_S = 120.0
+FETCH_S = 1200
+PROGRAM = cache_folder(os.environ) / f"apicurio-registry-{VERSION}"
 
 
 class NoRegistry(Exception):
@@ -41,7 +43,7 @@ class NoRegistry(Exception):
 
 def program() -> Path:
     """The folder of the registry's program, fetched by Maven when the cache has none."""
-    folder = cache_folder(os.environ) / f"apicurio-registry-{VERSION}"
+    folder = PROGRAM
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / ".apicurio.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -161,13 +163,14 @@ class RegistryServer:
 class Gateway:
     """What stands before a registry in production: it asks for credentials, may speak TLS, and may be out of order.
 
-    ``authorization``: the header that it wants. ``fail``: the HTTP status that it answers by itself, instead of passing
-    requests on. ``guids``: GUID → id, for a registry that does not know GUIDs: the published form of that request is answered
-    with the schema of the id.
+    ``authorization``: the header that it wants. ``allowed``: whether who has come in may do anything. ``fail``: the HTTP status
+    that it answers by itself, instead of passing requests on. ``guids``: GUID → id, for a registry that does not know GUIDs:
+    the published form of that request is answered with the schema of the id.
     """
 
     def __init__(self, server: RegistryServer, certificate: tuple[Path, Path] | None = None) -> None:
         self.authorization: str | None = None
+        self.allowed = True
         self.fail: int | None = None
         self.guids: dict[str, int] = {}
         self.paths: list[str] = []
@@ -214,6 +217,8 @@ class Gateway:
             return self.fail, b"<html>out of order</html>"
         if self.authorization is not None and authorization != self.authorization:
             return 401, b'{"error_code": 401, "message": "Unauthorized"}'
+        if not self.allowed:
+            return 403, b'{"error_code": 40301, "message": "User is denied operation Read"}'
         if path.startswith("/schemas/guids/"):
             id = self.guids.get(path.rpartition("/")[2])
             if id is None:

@@ -25,6 +25,10 @@ from workers.sinks.files import FileOutput
 type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
 
 
+# Refused for what did not travel because it did not change: the vector that is there is still right for it.
+STILL_RIGHT = ("unavailable_value",)
+
+
 class RowRenderer(Protocol):
     """Writes outcomes down as rows."""
 
@@ -185,7 +189,7 @@ class Outlets:
                     f"{mend}; until then this reader commits nothing"
                 )
             out.append(dead)
-        if self._dead_letters.tombstone and record.key is not None:
+        if self._dead_letters.tombstone and record.key is not None and outcome.reason not in STILL_RIGHT:
             out += self._deletes(record, wanted)
             return outcome, out, [outlet.renderer.deletion(record) for outlet in self._files]
         return outcome, out, []

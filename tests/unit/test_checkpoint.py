@@ -354,6 +354,16 @@ def test_a_refused_update_deletes_the_older_vector_from_every_output_when_told_t
     assert len(bench.values(DEAD)) == 3
 
 
+def test_an_update_whose_text_did_not_travel_deletes_nothing():
+    """It did not change, so the older vector is still right."""
+    bench = opened(tombstone=True)
+    bench.settle(0, DeadLetter("decode", "unavailable_value", "it did not travel"), key=b"k")
+    bench.settle(1, REFUSED, key=b"r")
+    bench.checkpoint.commit()
+    assert [m.key for m in bench.sink.committed if m.topic == OUT] == [b"r"]
+    assert len(bench.values(DEAD)) == 2
+
+
 def test_a_refused_update_keeps_the_older_vector_otherwise(bench: Bench):
     bench.settle(0, REFUSED, key=b"k")
     bench.checkpoint.commit()

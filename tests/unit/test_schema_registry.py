@@ -12,10 +12,8 @@ import pytest
 from tests.certificates import Authority
 from tests.schema_registry import Gateway, RegistryServer, basic
 from workers.errors import EnvironmentFault, RetryableError
-from workers.schema_registry import Refused, Schema, SchemaRegistry
+from workers.schema_registry import Forbidden, Refused, Schema, SchemaRegistry
 from workers.settings import RegistrySettings
-
-pytestmark = pytest.mark.timeout(400)  # the first of them may have to fetch the registry
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -139,6 +137,17 @@ def test_credentials_open_it(gateway: Gateway, tmp_path: Path):
     assert mine.kinds(), "read again"
     with pytest.raises(RetryableError, match=r"does not let user ann in"):
         client(gateway.url, username="ann", password="wr0ng").kinds()
+    gateway.allowed = False
+    for ask, what in (
+        (lambda: mine.schema(1), "read schemas"),
+        (lambda: mine.latest("s"), "read subject s"),
+        (lambda: mine.registered("s", Schema("AVRO", avro("x"))), "read subject s"),
+        (lambda: mine.register("s", Schema("AVRO", avro("x"))), "register a schema under subject s"),
+        (lambda: mine.compatible("s", Schema("AVRO", avro("x"))), "look into subject s"),
+    ):
+        with pytest.raises(Forbidden, match=rf"does not allow this client to {what} \(HTTP 403\)"):
+            ask()
+    gateway.allowed = True
     with pytest.raises(RetryableError, match=r"give registry.username and password, or a token"):
         client(gateway.url).kinds()
     file.unlink()

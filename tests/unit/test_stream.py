@@ -11,6 +11,7 @@ import pytest
 from workers import metrics
 from workers.errors import DeviceLost, RetryableError
 from workers.records import Batch
+from workers.settings import KafkaSettings, RegistrySettings, Settings
 
 
 class Ended(BaseException):
@@ -48,3 +49,20 @@ def test_a_lost_device_ends_the_replica(monkeypatch, caplog):
     assert 'replica ends error="cuda is lost to this process"' in caplog.text
     with pytest.raises(RetryableError):
         replica(RetryableError("too little memory"))._forward(batch)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, at import
+def test_what_opens_kafka_and_the_registry_does_not_go_to_the_encoders():
+    from pipelines.stream import build
+
+    given = Settings(
+        outputs=[{"topic": "vectors"}],
+        pool={"gpus_per_replica": 0},
+        kafka={"bootstrap_servers": "far:1"},
+        registry={"url": "https://far:2", "token": "s3cret"},
+    )
+    reader = build(given)._bound_deployment
+    settings, encoder = reader.init_args
+    assert settings.registry.token.get_secret_value() == "s3cret"
+    (closed,) = encoder._bound_deployment.init_args
+    assert (closed.kafka, closed.registry) == (KafkaSettings(), RegistrySettings())

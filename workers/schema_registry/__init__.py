@@ -7,6 +7,7 @@ schema means, or a record.
 from __future__ import annotations
 
 from workers.schema_registry.client import SchemaRegistry
+from workers.schema_registry.http import Forbidden
 from workers.schema_registry.schema import Refused, Schema, type_schema_id
 
-__all__ = ["Refused", "Schema", "SchemaRegistry", "type_schema_id"]
+__all__ = ["Forbidden", "Refused", "Schema", "SchemaRegistry", "type_schema_id"]

@@ -41,6 +41,10 @@ class NotFound(Exception):
         self.code = code
 
 
+class Forbidden(RetryableError):
+    """The registry knows us, and does not allow us this."""
+
+
 class Transport:
     """One registry, at one address or several. Thread-safe."""
 
@@ -69,7 +73,7 @@ class Transport:
                     sentence = f"the schema registry at {url} does not answer: {_cause(error, self._settings)}"
                 else:
                     if status not in _ASK_AGAIN:
-                        return self._answer(url, status, raw)
+                        return self._answer(url, status, raw, method, path)
                     sentence = f"the schema registry at {url} answers HTTP {status}, and not as a registry does"
                 with self._lock:  # the others go on with the next one too
                     if self._urls[0] == url:
@@ -83,6 +87,7 @@ class Transport:
             headers=self._headers(),
             body=None if body is None else json.dumps(body).encode(),
             preload_content=False,
+            redirect=False,  # credentials go where the settings say, and nowhere else
         )
         try:
             raw = response.read(MOST_BYTES + 1)
@@ -95,7 +100,7 @@ class Transport:
         finally:
             response.release_conn()
 
-    def _answer(self, url: str, status: int, raw: bytes) -> Any:
+    def _answer(self, url: str, status: int, raw: bytes, method: str, path: tuple[str, ...]) -> Any:
         try:
             answer: Any = json.loads(raw)
         except (ValueError, RecursionError):
@@ -103,11 +108,12 @@ class Transport:
         if status == 200 and answer is not None:
             return answer
         code = answer.get("error_code") if isinstance(answer, dict) else None
-        if status in (401, 403):
+        who = self._settings.who
+        if status == 401:
             what = "give registry.username and password, or a token" if not self._credentials() else "check them"
-            raise RetryableError(
-                f"the schema registry at {url} does not let {self._settings.who} in (HTTP {status}): {what}"
-            )
+            raise RetryableError(f"the schema registry at {url} does not let {who} in (HTTP 401): {what}")
+        if status == 403:
+            raise Forbidden(f"the schema registry at {url} does not allow {who} to {_what(method, path)} (HTTP 403)")
         if status == 404 and isinstance(code, int) and 40400 <= code < 40500:
             raise NotFound(code)
         if status in (409, 422) and isinstance(code, int):
@@ -145,6 +151,13 @@ class Transport:
                     ssl_context=_context(self._settings) if encrypted else None,
                 )
             return self._pool
+
+
+def _what(method: str, path: tuple[str, ...]) -> str:
+    """What a request asks for, in a few words."""
+    if path[0] == "subjects":
+        return f"{'register a schema under' if path[2:] and method == 'POST' else 'read'} subject {path[1]}"
+    return f"look into subject {path[2]}" if path[0] == "compatibility" else "read schemas"
 
 
 def _secret(value: SecretStr | None) -> str:
