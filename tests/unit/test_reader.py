@@ -673,3 +673,19 @@ def test_a_partition_that_goes_while_its_schema_is_waited_for_is_read_again(
     running.wait_committed(6)
     running.finish()
     assert running.values() == values_of(records)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_waits_for_its_schema_goes_with_its_assignment(gone: bool):
+    """It is read again, and would be there twice."""
+    held = intake.Intake([], [], LimitSettings(), metrics.Metrics())
+    held.assigned(P0, 1, Position(0))
+    held.received(texts(3))
+    with held.lock:
+        records = held.take()
+    with held.holding(records):
+        if gone:
+            held.revoked([P0], lost=False)
+        raise RetryableError("the schema registry does not answer")
+    assert list(held.inbox) == ([] if gone else [records])
+    assert not held.ready, "not before its time"
