@@ -187,6 +187,19 @@ def test_what_is_no_registrys_answer_is_a_fault_and_not_a_missing_schema(gateway
     mine.schema(1)
 
 
+def test_a_registry_that_is_down_is_asked_once_at_a_time(gateway: Gateway):
+    mine = client(gateway.url)
+    gateway.fail = 503
+    counts = []
+    for _ in range(3):
+        with pytest.raises(RetryableError):
+            mine.schema(1)
+        counts.append(len(gateway.paths))
+    assert counts == [3, 4, 5]
+    gateway.fail = None
+    assert mine.kinds()
+
+
 def test_another_address_is_tried_and_kept(gateway: Gateway):
     mine = client(f"{NOWHERE}, {gateway.url}/")
     assert mine.kinds() and mine.kinds()

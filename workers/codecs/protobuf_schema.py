@@ -53,9 +53,9 @@ _ANYTHING = ("google.protobuf.Struct", "google.protobuf.Value", "google.protobuf
 class ProtobufSchema:
     """The messages of one file."""
 
-    def __init__(self, schema: Schema | descriptor_pb2.FileDescriptorSet) -> None:
-        """Raises ValueError: it does not compile, or is not whole; the sentence says why."""
-        files = schema if isinstance(schema, descriptor_pb2.FileDescriptorSet) else compiled(schema)
+    def __init__(self, schema: Schema | descriptor_pb2.FileDescriptorSet, imports: Path | None = None) -> None:
+        """``imports``: a folder of files that it may import. Raises ValueError: it does not compile, or is not whole."""
+        files = schema if isinstance(schema, descriptor_pb2.FileDescriptorSet) else compiled(schema, imports)
         if not files.file:
             raise ValueError("it holds no file")
         # A compiler puts what is imported first, and the file itself last.
@@ -109,8 +109,10 @@ class ProtobufSchema:
         return message_factory.GetMessageClass(self._pool.FindMessageTypeByName(name))
 
 
-def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
+def compiled(schema: Schema, imports: Path | None = None) -> descriptor_pb2.FileDescriptorSet:
     """The descriptors of a schema and of all that it imports, in the order in which they need each other.
+
+    What it imports is looked for in its references, in the folder ``imports``, and in what comes with the compiler.
 
     Raises:
         ValueError: it does not compile; the sentence says where.
@@ -132,7 +134,8 @@ def compiled(schema: Schema) -> descriptor_pb2.FileDescriptorSet:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
         out = Path(folder, "out.descriptors")
-        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", f"-I{standard}", f"-I{common}"]
+        folders = [folder, *([] if imports is None else [imports.absolute()]), standard, common]
+        command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{each}" for each in folders)]
         command += [f"--descriptor_set_in={given}", "--include_imports", f"--descriptor_set_out={out}", MAIN]
         try:
             done = subprocess.run(  # noqa: S603

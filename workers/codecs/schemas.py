@@ -5,6 +5,7 @@ Comes in: settings. Goes out: what reads a record's value; the id of an output's
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def _protobuf(settings: Settings, registry: Registry) -> Values:
 
     def read(raw: bytes) -> ProtobufSchema:
         if path.suffix == ".proto":
-            return ProtobufSchema(Schema("PROTOBUF", raw.decode(), _imports(path)))
+            return ProtobufSchema(Schema("PROTOBUF", raw.decode()), _home(path).parent)
         try:
             return ProtobufSchema(FileDescriptorSet.FromString(raw))
         except DecodeError:
@@ -90,23 +91,20 @@ def _message(source: SourceSettings, names: list[str], outer: list[str]) -> str:
     raise SettingsError(f"source.message {what}: {source.schema_file} has {known or 'no messages'}")
 
 
-def _imports(path: Path) -> tuple[tuple[str, str], ...]:
-    """The other ``.proto`` files of a folder, by their paths below it: what one of them may import."""
-    others = [other for other in sorted(path.parent.rglob("*.proto")) if other != path]
-    return tuple(
-        (other.relative_to(path.parent).as_posix(), other.read_text(encoding="utf-8")) for other in others[:1000]
-    )
-
-
 def _read_file(path: Path, read: Callable[[bytes], T]) -> T:
     try:
-        return read(path.read_bytes())
+        return read(_home(path).read_bytes())
     except OSError as error:
         raise EnvironmentFault(f"source.schema_file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise EnvironmentFault(f"source.schema_file {path} is not UTF-8") from None
     except ValueError as error:
         raise EnvironmentFault(f"source.schema_file {path} is not a schema that we take: {error}") from None
+
+
+def _home(path: Path) -> Path:
+    """The path with the home folder for its tilde."""
+    return Path(os.path.expanduser(path))  # pathlib's raises where there is no such user
 
 
 def subject_of(topic: str, strategy: Literal["topic_name", "record_name", "topic_record_name"]) -> str:

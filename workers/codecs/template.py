@@ -124,8 +124,8 @@ def lookup(values: Mapping[str, object], path: tuple[str, ...]) -> object:
         raise PoisonError(
             "decode",
             "unavailable_value",
-            f"field {'.'.join(path)} did not change, and Debezium did not send it; the vector that is there is still right for "
-            "it, or give the table REPLICA IDENTITY FULL",
+            f"field {'.'.join(path)} did not change, and Debezium did not send it: the older vector is still right for it; "
+            "REPLICA IDENTITY FULL makes Postgres send it",
         )
     return None
 

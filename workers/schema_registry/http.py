@@ -53,6 +53,7 @@ class Transport:
         self._urls = list(settings.urls)
         self._lock = threading.Lock()
         self._pool: urllib3.PoolManager | None = None
+        self._answered = True
 
     def ask(self, method: str, *path: str, body: object = None) -> Any:
         """What the registry answers, from JSON; ``path`` is put together with slashes, its parts quoted.
@@ -64,7 +65,8 @@ class Transport:
             EnvironmentFault: a certificate or the token's file cannot be read.
         """
         sentence = "there is no registry.url"
-        for pause in _AGAIN_AFTER_S:
+        # While it is down each question waits once, and not three times over: whoever asks has other things to do.
+        for pause in _AGAIN_AFTER_S if self._answered else _AGAIN_AFTER_S[:1]:
             time.sleep(pause)
             for url in tuple(self._urls):
                 try:
@@ -73,11 +75,13 @@ class Transport:
                     sentence = f"the schema registry at {url} does not answer: {_cause(error, self._settings)}"
                 else:
                     if status not in _ASK_AGAIN:
+                        self._answered = True
                         return self._answer(url, status, raw, method, path)
                     sentence = f"the schema registry at {url} answers HTTP {status}, and not as a registry does"
                 with self._lock:  # the others go on with the next one too
                     if self._urls[0] == url:
                         self._urls.append(self._urls.pop(0))
+        self._answered = False
         raise RetryableError(sentence)
 
     def _request(self, method: str, url: str, body: object) -> tuple[int, bytes]:
