@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipelines.broker import Broker, local_broker
@@ -22,6 +23,10 @@ from tests import schema_registry as registry_server
 from workers import kafka_topics
 from workers.errors import StreamEmbedderError
 from workers.settings import KafkaSettings
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load the packaged model and tiny ones of their own, never a hub's
 # Small models gain nothing from a second thread, and threads that wait for each other on a busy machine lose a lot.
