@@ -24,7 +24,7 @@ from workers.settings import KafkaSettings
 
 pytestmark = pytest.mark.timeout(500)
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 DIM = 16
 
 
