@@ -94,10 +94,9 @@ def _second(scene: Scene) -> Iterator[Pipeline]:
     folder.mkdir()
     settings = {**scene.settings, "delivery": {**scene.settings["delivery"], "cluster": "second"}}
     with Pipeline(folder, settings, scene.pipeline.module) as second:
-        wait_until(
-            lambda: "assigned" in second.tail(10_000), PATIENCE_S, lambda: f"a second deployment\n{second.tail()}"
-        )
-        time.sleep(scene.random.uniform(0, 3))
+        # Its readers are members by then, with partitions or, where there are too few, without.
+        wait_until(lambda: "live running" in second.tail(10_000), PATIENCE_S, lambda: f"no second\n{second.tail()}")
+        time.sleep(scene.random.uniform(1, 5))
         yield second
 
 
