@@ -93,7 +93,10 @@ COMMANDS = {
 }
 
 # Commands without settings, which read their line themselves.
-STANDALONE = {"bench": "Measure this encoder beside its peers, on this machine."}
+STANDALONE = {
+    "bench": "Measure this encoder beside its peers, on this machine.",
+    "simulate": "Run the scaling policy against load curves, beside other scalers.",
+}
 
 
 class _Parser(argparse.ArgumentParser):

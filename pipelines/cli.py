@@ -203,6 +203,10 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
         from pipelines.bench.command import run_bench
 
         return run_bench(rest, environ)
+    if name == "simulate":
+        from pipelines.simulator.command import run_simulate
+
+        return run_simulate(rest)
     if name == "dead-letters":
         if {"-h", "--help"}.intersection(rest):
             print(overview(name))

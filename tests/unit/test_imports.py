@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom up: a room imports from the rows below its own, and from its own row.
 ROWS = (
-    ("records", "errors", "deadline"),
+    ("records", "errors", "deadline", "scaling"),
     ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
@@ -55,7 +55,7 @@ HEAVY = {
     "safetensors": ("workers.encoder", "pipelines.bench.shape"),
     "huggingface_hub": ("workers.encoder",),
     "sentence_transformers": ("pipelines.bench.adapters",),
-    "matplotlib": ("pipelines.bench.plot",),
+    "matplotlib": ("pipelines.bench.plot", "pipelines.simulator.plot"),
     "kafka": (
         "workers.kafka_client",
         "workers.kafka_headers",

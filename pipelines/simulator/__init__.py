@@ -1,0 +1,1 @@
+"""Scalers against load curves, in simulated time: what they cost, and how long records wait."""
