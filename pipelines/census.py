@@ -37,9 +37,11 @@ class Census:
         """``ask`` may raise whatever it likes: the controller may be dead or starting, and the stream goes on."""
         self._in_flight = settings.pool.in_flight
         self._to_zero = settings.pool.min == 0
+        self._elastic = settings.pool.min != settings.pool.max
         self._meter = meter
         self._ask = ask
-        self._last = Count(max(1, settings.pool.min), settings.readers.count)
+        # Where replicas come and go, they are there when they have been counted.
+        self._last = Count(0 if self._elastic else max(1, settings.pool.min), settings.readers.count)
         self._gone_since: float | None = None
         self._logged = 0.0
         self._ended = threading.Event()
@@ -54,7 +56,13 @@ class Census:
         self._ended.set()
 
     def capacity(self) -> int:
-        """How many calls one reader may have under way: its share, and one at least, which finds out when they are back."""
+        """How many calls one reader may have under way: its share, and one at least, which finds out when they are back.
+
+        Where replicas come and go, none without a replica: with a call that waits for the first one, Serve starts that one
+        and asks nobody how many it should be.
+        """
+        if self._elastic and self._last.encoders == 0:
+            return 0
         return max(1, self._in_flight * self._last.encoders // self._last.readers)
 
     def _run(self) -> None:
@@ -71,7 +79,8 @@ class Census:
         self._last = found._replace(readers=max(1, found.readers))
         self._meter.set(metrics.ENCODERS_RUNNING, found.encoders)
         # A pool that may shrink to nothing is gone only where somebody waits for it.
-        if found.encoders > 0 or (self._to_zero and not self._meter.value(metrics.CALLS_IN_FLIGHT)):
+        waits = self._meter.value(metrics.CALLS_IN_FLIGHT) or self._meter.value(metrics.IN_FLIGHT_RECORDS)
+        if found.encoders > 0 or (self._to_zero and not waits):
             if self._gone_since is not None:
                 LOG.info("encoders are back %s", log.fields(after_s=now - self._gone_since))
             self._gone_since = None

@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
-from ray.util import metrics as ray_metrics
 
 from pipelines import configure, guard, heap, identity
 from pipelines.census import Census, of_serve
+from pipelines.exporter import RayExporter
 from pipelines.model import Model
 from pipelines.outputs import file_outlets, topic_outlets
 from pipelines.patience import has_run, patiently
+from pipelines.scaler import scaled
 from workers import log, metrics
+from workers.backlog import Backlog
 from workers.checkpoint import Checkpoint
 from workers.codecs import decoder_for
 from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
@@ -47,41 +48,6 @@ APP = "stream-embedder"
 LOG = log.get(__name__)
 # Serve looks after a dead or stalled replica this often; its default of 10 s leaves a partition unread for longer.
 HEALTH_PERIOD_S = 2.0
-
-
-class RayExporter:
-    """Hands every update to Ray's metrics, which each node serves to Prometheus."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, metric: metrics.Metric, value: float, labels: dict[str, str]) -> None:
-        """Count, set or observe; ``value`` as in :class:`workers.metrics.Metrics`."""
-        made = self._metric(metric)
-        match metric.kind:
-            case "counter":
-                if value > 0:
-                    made.inc(value, tags=labels)
-            case "gauge":
-                made.set(value, tags=labels)
-            case "histogram":
-                made.observe(value, tags=labels)
-
-    def _metric(self, metric: metrics.Metric) -> Any:
-        with self._lock:
-            if metric.name not in self._made:
-                # Ray appends _total to a counter's name itself.
-                name = metrics.PREFIX + metric.name.removesuffix("_total")
-                arguments: dict[str, Any] = {"description": metric.help, "tag_keys": metric.labels}
-                match metric.kind:
-                    case "counter":
-                        self._made[metric.name] = ray_metrics.Counter(name, **arguments)
-                    case "gauge":
-                        self._made[metric.name] = ray_metrics.Gauge(name, **arguments)
-                    case "histogram":
-                        self._made[metric.name] = ray_metrics.Histogram(name, boundaries=metric.buckets, **arguments)
-            return self._made[metric.name]
 
 
 class Encoder:
@@ -157,6 +123,9 @@ class Reader:
         guard.refuse_other_fingerprints(settings, wanted)
         self._reader = self._build(model, outlets)
         self._loop = threading.Thread(target=self._run, name="reader", daemon=True)
+        self._ended = threading.Event()
+        self._backlog = Backlog(settings.kafka, self._reader.progress, self._meter)
+        threading.Thread(target=self._backlog.run, args=(self._ended,), name="backlog", daemon=True).start()
         self._census.start()
         self._loop.start()
 
@@ -221,6 +190,7 @@ class Reader:
             pass  # logged there, and raised by check_health
         finally:
             self._census.stop()
+            self._ended.set()
 
     # ---- what Serve and the driver call
 
@@ -229,8 +199,8 @@ class Reader:
         self._reader.check()
 
     def stats(self) -> dict[str, float]:
-        """The metrics of this reader."""
-        return self._meter.snapshot()
+        """The metrics of this reader, and how old its ``backlog_records`` is: infinite before it is known."""
+        return self._meter.snapshot() | {"backlog_age_seconds": self._backlog.age_s}
 
     async def drain(self) -> tuple[bool, int]:
         """Finish what is in flight, commit, leave the group: whether that fitted the time, and how many records are left."""
@@ -263,12 +233,7 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     settings = settings.model_copy(update={"pool": pool.model_copy(update={"gpus_per_replica": gpus})})
     size: dict[str, Any] = {"num_replicas": pool.min}
     if pool.min != pool.max:
-        # Readers keep at most in_flight calls for each replica: three quarters of that means that they wait for encoders.
-        size = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=pool.min, max_replicas=pool.max, target_ongoing_requests=0.75 * pool.in_flight
-            )
-        }
+        size = {"autoscaling_config": scaled(settings, APP)}
     encoder = serve.deployment(encoder_class).options(
         name="Encoder",
         **size,

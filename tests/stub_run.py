@@ -1,6 +1,6 @@
 """``python -m tests.stub_run -c pipeline.yaml``: ``stream-embedder run`` with the stub encoder in the model's place.
 
-With ``--mortal`` the stub is the fault lab's, which one text kills.
+With ``--mortal`` the stub is the fault lab's, which one text kills; with ``--slow`` its calls take their time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ def main(words: list[str]) -> int:
         from tests.lab.encoder import MortalEncoder
 
         encoder = MortalEncoder
+    elif "--slow" in words:
+        from tests.slow_encoder import SlowEncoder
+
+        encoder = SlowEncoder
     try:
         settings = configure.load(Path(words[words.index("-c") + 1]), [], os.environ).settings
         settings.require_stream()

@@ -149,6 +149,11 @@ class Intake:
         ended, self._ended = self._ended, False
         return self.ledger.epochs if ended else None
 
+    def progress(self) -> tuple[dict[TopicPartition, int], int]:
+        """Where each partition goes on, and how many records are held."""
+        with self.lock:
+            return self.ledger.following, self.ledger.records
+
     def close(self) -> None:
         """Look no more chains up."""
         self._placing.close()

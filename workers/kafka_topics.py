@@ -147,6 +147,13 @@ def end_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[T
     return _offsets(client, topics, OffsetSpec.LATEST)
 
 
+def ends_of(client: KafkaAdminClient, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The same of these partitions; those that are gone are left out."""
+    wanted = {KafkaTopicPartition(*partition): OffsetSpec.LATEST for partition in partitions}
+    found = client.list_partition_offsets(wanted) if wanted else {}
+    return {TopicPartition(*tp): answer.offset for tp, answer in found.items() if answer.offset >= 0}
+
+
 def begin_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[TopicPartition, int]:
     """The offset of each partition's first record that is still there."""
     return _offsets(client, topics, OffsetSpec.EARLIEST)

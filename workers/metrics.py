@@ -80,6 +80,20 @@ ENCODERS_UNAVAILABLE = Metric(
     "For how long no encoder has run; what was read waits meanwhile, and the reader stays in its group. 0: one runs.",
 )
 CALLS_IN_FLIGHT = Metric("encode_calls_in_flight", "gauge", "Encoder calls under way.")
+CALL_SECONDS = Metric(
+    "encode_calls_in_flight_seconds_total", "counter", "Time that encoder calls were under way, side by side."
+)
+TOKENS_ENCODED = Metric("tokens_encoded_total", "counter", "Tokens of encoder calls that were answered.")
+RECORDS_PREPARED = Metric("records_prepared_total", "counter", "Records decoded and tokenised.")
+TOKENS_PREPARED = Metric("tokens_prepared_total", "counter", "Tokens of the texts among them.")
+PREPARED_AT_SPEED = Metric(
+    "tokens_prepared_at_speed_total", "counter", "Tokens prepared while many records were at hand."
+)
+PREPARING_SECONDS = Metric("preparing_at_speed_seconds_total", "counter", "Time that these took the reader.")
+BACKLOG_RECORDS = Metric(
+    "backlog_records", "gauge", "Records without a committed outcome in this reader's partitions: held and unread."
+)
+RECORDS_ARRIVED = Metric("records_arrived_total", "counter", "Offsets by which this reader's partitions have grown.")
 PARTITIONS_ASSIGNED = Metric("partitions_assigned", "gauge", "Partitions that this reader owns.")
 PARTITIONS_PAUSED = Metric("partitions_paused", "gauge", "Partitions paused because a limit is reached.")
 REBALANCES = Metric("rebalances_total", "counter", "Assignments and revocations, by kind.", ("kind",))
@@ -105,6 +119,16 @@ MODEL_LOADS_FAILED = Metric(
     "model_loads_failed_total", "counter", "Attempts to load the model that failed, by who tried.", ("actor",)
 )
 MODEL_LOAD_SECONDS = Metric("model_load_seconds", "gauge", "Duration of loading, warming and testing the model.")
+
+ENCODERS_TARGET = Metric("encoders_target", "gauge", "Encoder replicas that scaling wants.")
+ENCODERS_NEED = Metric(
+    "encoders_need", "gauge", "Encoder replicas that the figures ask for, before limits and patience."
+)
+SCALING_DECISIONS = Metric("scaling_decisions_total", "counter", "Decisions on the number of encoders.", ("reason",))
+SCALING_TOKEN_BACKLOG = Metric("scaling_backlog_tokens", "gauge", "Tokens that wait, as scaling sees them.")
+SCALING_ARRIVALS = Metric("scaling_arrivals_tokens_per_second", "gauge", "Tokens that arrive in a second, smoothed.")
+SCALING_RATE = Metric("scaling_replica_tokens_per_second", "gauge", "Tokens that a busy replica embeds in a second.")
+SCALING_AGE = Metric("scaling_figures_age_seconds", "gauge", "Age of the figures that scaling goes by.")
 
 FILES_PUT = Metric("files_put_total", "counter", "Files that an output has added to its chains.", ("output",))
 FILE_BYTES_PUT = Metric("file_bytes_put_total", "counter", "Bytes of those files.", ("output",))

@@ -81,6 +81,11 @@ class OffsetLedger:
         return self._bytes
 
     @property
+    def following(self) -> dict[TopicPartition, int]:
+        """The assigned partitions with the offset after the last record added to each."""
+        return {partition: lane.next_offset for partition, lane in self._lanes.items()}
+
+    @property
     def epochs(self) -> dict[TopicPartition, int]:
         """The assigned partitions with the epoch of each."""
         return {partition: lane.epoch for partition, lane in self._lanes.items()}

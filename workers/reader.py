@@ -26,6 +26,7 @@ from workers.checkpoint import MOST_RECORDS, Checkpoint
 from workers.codecs.base import Decoder
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
+from workers.flow import Flow
 from workers.intake import Intake
 from workers.offsets import OffsetLedger
 from workers.pool import Answer, EncoderPool, PoolClosed
@@ -79,6 +80,8 @@ class StreamReader:
         self._options = options
         self._meter = meter
         self._intake = Intake(topics, files, options.limits, meter)
+        self._flow = Flow(meter)
+        self.progress = self._intake.progress
         self._lock, self._ledger = self._intake.lock, self._intake.ledger
         self._files = tuple(files)
         self._checkpoint = checkpoint(self._ledger, self._lock)
@@ -177,6 +180,7 @@ class StreamReader:
 
     def _work(self) -> None:
         while not self._stop.is_set():
+            self._flow.calls(self._under_way)
             with self._lock:
                 if not (self._answers or self._stop.is_set() or (self._intake.ready and not self._window.full)):
                     self._lock.wait(IDLE_S if self._window.empty else max(0.001, self._options.linger_s))
@@ -191,6 +195,7 @@ class StreamReader:
                 self._prepare(records)
             for call, answer, seconds in answers:
                 if answer is not None:
+                    self._flow.done(call.batch.tokens)
                     self._window.measured(call.batch.tokens, seconds)
                     self._settle(outcomes.answered(call.texts, answer))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
@@ -202,7 +207,9 @@ class StreamReader:
 
     def _prepare(self, records: Sequence[Record]) -> None:
         with self._intake.holding(records):
+            started = time.monotonic()
             texts, settled = self._understand(records)
+            self._flow.prepared(len(records), texts, time.monotonic() - started)
             self._window.add(texts, time.monotonic())
             self._settle(settled)
 
@@ -214,8 +221,8 @@ class StreamReader:
             with self._lock:
                 self._under_way += 1
                 self._intake.measure()
-            self._meter.set(metrics.CALLS_IN_FLIGHT, self._under_way)
-            self._meter.observe(metrics.CALL_TOKENS, call.batch.tokens)
+            self._flow.calls(self._under_way)
+            self._flow.sent(call.batch.tokens)
             self._send(call, time.monotonic())
 
     def _send(self, call: Call, started: float) -> None:

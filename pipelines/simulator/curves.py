@@ -56,7 +56,7 @@ def _time(hours: float) -> type_series:
 def _noisy(load: npt.NDArray[np.floating], seed: int, share: float = 0.05) -> type_series:
     """Independent noise on every tick: what a steady stream looks like in two seconds."""
     noise = np.random.default_rng(seed).normal(1.0, share, len(load))
-    noisy: type_series = load * np.clip(noise, 0.0, None)
+    noisy: type_series = np.asarray(load * np.clip(noise, 0.0, None), dtype=np.float64)
     return noisy
 
 

@@ -45,6 +45,17 @@ def test_readers_share_what_the_encoders_take_and_one_call_always_finds_out(
     assert meter.value(metrics.ENCODERS_RUNNING) == encoders
 
 
+def test_where_replicas_come_and_go_no_call_is_sent_before_one_is_there(meter: metrics.Metrics) -> None:
+    """A call that waits would make Serve start one replica, and ask the policy only when that one runs."""
+    counted = census(meter, min=0, max=4, in_flight=2)
+    assert counted.capacity() == 0
+    counted.note(Count(3, 2), 0.0)
+    assert counted.capacity() == 3
+    counted.note(Count(0, 2), 5.0)
+    assert counted.capacity() == 0
+    assert census(meter, min=2, max=2).capacity() == 4, "a pool of one size is thought to be there"
+
+
 def test_encoders_that_are_gone_are_said_with_the_reason_and_for_how_long(
     meter: metrics.Metrics, lines: pytest.LogCaptureFixture
 ) -> None:

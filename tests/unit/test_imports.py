@@ -22,8 +22,8 @@ ROWS = (
         *("kafka_client", "kafka_headers", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),
         "schema_registry",
     ),
-    ("checkpoint", "window", "outcomes", "outlets", "placing", "intake"),
-    ("reader",),
+    ("checkpoint", "window", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
+    ("reader", "autoscaler"),
     ("pipelines",),
     ("pipelines.cli",),
 )

@@ -61,7 +61,7 @@ class Observation:
     ``unread``: records behind them in the source. ``arrived`` (records), ``done`` (tokens embedded) and ``call_s`` (seconds
     of the readers' calls, side by side) count up for ever. ``feed``: tokens/s that the readers can deliver at most.
     ``blocked``: readers hold all that they may, so whatever holds things up comes after them. ``requests``: calls of others,
-    waiting or being served.
+    waiting or being served. ``arrived_at``: when ``arrived`` was counted, if that was before ``at``.
     """
 
     at: float
@@ -77,6 +77,7 @@ class Observation:
     feed: float | None = None
     blocked: bool = False
     requests: float = 0.0
+    arrived_at: float | None = None
 
     def usable(self, since: float | None, stale_s: float) -> bool:
         """Whether the figures are all there, young enough, numbers, and not from before ``since``."""

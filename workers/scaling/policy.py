@@ -51,6 +51,7 @@ class State:
     """What is remembered between two decisions; ``State()`` knows nothing. Counters are those of the last observation."""
 
     at: float | None = None
+    arrived_at: float = 0.0
     ready: int = 0
     backlog: float = 0.0
     arrived: float = 0.0
@@ -230,11 +231,13 @@ def _remember(seen: Observation, state: State, limits: Limits, asked: float) -> 
     arrivals, throughput, orders = state.arrivals, state.throughput, state.orders
     arrived, done, called = seen.arrived - state.arrived, seen.done - state.done, seen.call_s - state.call_s
     orders = orders.arrived(seen.at, ready)
+    arrived_at = seen.at if number(seen.arrived_at) is None else min(number(seen.arrived_at) or 0.0, seen.at)
+    counted = arrived_at - state.arrived_at if state.at is not None else 0.0
+    if counted > 0 and arrived >= 0:
+        sample = min(arrived * (number(seen.tokens_per_record) or 0.0) / counted, MOST)
+        start_s = orders.start_s if orders.start_s is not None else limits.start_s
+        arrivals = arrivals.follow(sample, counted, start_s=start_s, settle_s=limits.settle_s)
     if passed > 0:
-        if arrived >= 0:
-            sample = min(arrived * (number(seen.tokens_per_record) or 0.0) / passed, MOST)
-            start_s = orders.start_s if orders.start_s is not None else limits.start_s
-            arrivals = arrivals.follow(sample, passed, start_s=start_s, settle_s=limits.settle_s)
         if ready == 0 or ready != state.ready or done < 0 or called < 0:
             throughput = throughput.unsettled()
         else:
@@ -249,4 +252,18 @@ def _remember(seen: Observation, state: State, limits: Limits, asked: float) -> 
             )
     works = bool(seen.held) or asked > 0 or (state.at is not None and (done > 0 or called > 0))
     idle_at = None if works else (seen.at if state.idle_at is None else state.idle_at)
-    return State(seen.at, ready, backlog, seen.arrived, seen.done, seen.call_s, idle_at, arrivals, throughput, orders)
+    if state.at is not None and counted <= 0:
+        arrived_at = state.arrived_at
+    return State(
+        at=seen.at,
+        arrived_at=arrived_at,
+        ready=ready,
+        backlog=backlog,
+        arrived=seen.arrived if counted > 0 or state.at is None else state.arrived,
+        done=seen.done,
+        call_s=seen.call_s,
+        idle_at=idle_at,
+        arrivals=arrivals,
+        throughput=throughput,
+        orders=orders,
+    )

@@ -26,7 +26,14 @@ from workers.settings.outputs import (
     type_precision,
 )
 from workers.settings.registry import RegistrySettings
-from workers.settings.running import DeliverySettings, LimitSettings, PoolSettings, RaySettings, ReaderSettings
+from workers.settings.running import (
+    DeliverySettings,
+    LimitSettings,
+    PoolSettings,
+    RaySettings,
+    ReaderSettings,
+    ScalingSettings,
+)
 from workers.settings.source import SourceSettings
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "ReaderSettings",
     "RegistrySettings",
     "Rotation",
+    "ScalingSettings",
     "Section",
     "Settings",
     "SourceSettings",
@@ -78,6 +86,7 @@ class Settings(BaseSettings):
     registry: RegistrySettings = RegistrySettings()
     readers: ReaderSettings = ReaderSettings()
     pool: PoolSettings = PoolSettings()
+    scaling: ScalingSettings = ScalingSettings()
     ray: RaySettings = RaySettings()
 
     @classmethod

@@ -58,11 +58,30 @@ class ReaderSettings(Section):
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for a reader.")
 
 
+class ScalingSettings(Section):
+    """How many encoders there are between ``pool.min`` and ``pool.max``."""
+
+    drain_target_s: Annotated[float, Field(ge=1)] = Field(
+        60.0, description="Seconds in which a backlog should be gone, from when the replicas that it takes are ready."
+    )
+    idle_s: type_seconds = Field(300.0, description="Seconds without work after which the pool goes to `min`.")
+    settle_s: type_seconds = Field(
+        240.0,
+        description="Seconds that a lower need must last before replicas go; far less is believed in an eighth of that.",
+    )
+    start_s: type_seconds = Field(
+        120.0, description="Seconds that a new replica takes, its node included, until one has been seen to start."
+    )
+    tokens_per_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="What a replica embeds in a second, until it is measured. Default: the first one shows it."
+    )
+
+
 class PoolSettings(Section):
     """The encoder replicas."""
 
     min: Annotated[int, Field(ge=0)] = Field(1, description="Fewest encoder replicas.")
-    max: type_count = Field(1, description="Most encoder replicas; between `min` and this, waiting calls decide.")
+    max: type_count = Field(1, description="Most encoder replicas; between `min` and this, `scaling` decides.")
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = Field(
         None, description="GPUs per replica, fractions allowed. Default: 1 where the cluster has GPUs, else 0."
     )

@@ -1,0 +1,51 @@
+"""What goes through a reader, counted: what it prepares and how fast, the calls that are out, the tokens that come back.
+
+Comes in: counts, from the reader's work thread. Goes out: metrics, which size the pool of encoders too. Never here: waiting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from workers import metrics
+from workers.window import WaitingText
+
+# So many records at once show how fast a reader is; what few of them cost is mostly not theirs.
+MANY = 64
+
+
+class Flow:
+    """Belongs to one thread; ``clock`` in seconds."""
+
+    def __init__(self, meter: metrics.Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._meter = meter
+        self._clock = clock
+        self._calls = 0
+        self._since = clock()
+
+    def prepared(self, records: int, texts: Sequence[WaitingText], seconds: float) -> None:
+        """Records have been decoded and tokenised, which took ``seconds``; ``texts`` are those that go to an encoder."""
+        tokens = sum(len(text.tokens.ids) for text in texts)
+        self._meter.add(metrics.RECORDS_PREPARED, records)
+        self._meter.add(metrics.TOKENS_PREPARED, tokens)
+        if records >= MANY:
+            self._meter.add(metrics.PREPARED_AT_SPEED, tokens)
+            self._meter.add(metrics.PREPARING_SECONDS, seconds)
+
+    def calls(self, count: int) -> None:
+        """So many calls are out from now on; what was out until now is counted with the time that passed."""
+        now = self._clock()
+        if self._calls:
+            self._meter.add(metrics.CALL_SECONDS, self._calls * (now - self._since))
+        if count != self._calls:
+            self._meter.set(metrics.CALLS_IN_FLIGHT, count)
+        self._calls, self._since = count, now
+
+    def sent(self, tokens: int) -> None:
+        """A call goes out."""
+        self._meter.observe(metrics.CALL_TOKENS, tokens)
+
+    def done(self, tokens: int) -> None:
+        """A call has come back with its vectors."""
+        self._meter.add(metrics.TOKENS_ENCODED, tokens)
