@@ -62,7 +62,9 @@ class Backlog:
                         stop.wait(PERIOD_S)
             except (EnvironmentFault, RetryableError) as error:
                 LOG.debug("backlog unknown %s", log.fields(error=error))
-                stop.wait(PERIOD_S)
+            except Exception as error:  # noqa: BLE001 - whatever the client raises, the figures grow old and are asked for again
+                LOG.warning("backlog unknown %s", log.fields(error=type(error).__name__))
+            stop.wait(PERIOD_S)
 
     def look(self, client: Any) -> None:
         """Ask once."""

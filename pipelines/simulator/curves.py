@@ -107,14 +107,14 @@ def small_day() -> Curve:
 
 
 def bursts() -> Curve:
-    """Two minutes of much, every half hour."""
+    """Three minutes of much, every half hour."""
     t = _time(6)
-    first, every, length = 0.25 * HOUR, 0.5 * HOUR, 120.0
+    first, every, length = 0.25 * HOUR, 0.5 * HOUR, 180.0
     inside = (t >= first) & ((t - first) % every < length)
     marks = tuple(float(at) for at in np.arange(first, 6 * HOUR, every))
     return Curve(
-        "burst", "10, and 40 for two minutes in each half hour, nodes take 1 min",
-        _noisy(np.where(inside, 40.0, 10.0), 7), 60, 0, marks=marks,
+        "burst", "10, and 30 for three minutes in each half hour, nodes take 1 min",
+        _noisy(np.where(inside, 30.0, 10.0), 7), 60, 0, marks=marks,
     )  # fmt: skip
 
 
@@ -126,9 +126,9 @@ def noise() -> Curve:
     for tick, push in enumerate(rng.normal(0, 1, len(t))):
         walk = 0.95 * walk + push * np.sqrt(1 - 0.95**2)  # forgets in 40 s
         wander[tick] = walk
-    load = 40 * np.clip(1 + 0.15 * wander, 0, None) * rng.gamma(4.0, 1 / 4.0, len(t))
+    load = 40 * np.clip(1 + 0.1 * wander, 0, None) * rng.gamma(9.0, 1 / 9.0, len(t))
     return Curve(
-        "noise", "40 on average, ±50 % from tick to tick, ±15 % over a minute, nodes take 2 min", load, 120, 42
+        "noise", "40 on average, ±33 % from tick to tick, ±10 % over a minute, nodes take 2 min", load, 120, 42
     )
 
 

@@ -85,11 +85,11 @@ def _sentences(results: Sequence[Result], drain_s: float) -> list[str]:
     worst = max(results, key=lambda result: result.cost(OURS))
     best = sum(result.best_hours for result in results)
     told = [
-        f"× is GPU-hours over those of a clairvoyant scaler, which knows the curve, spreads each record's work over the "
-        f"{drain_s:g} s after its arrival, has nodes ordered so that they are ready in time, and keeps a replica through a gap "
-        "when that costs less than another start. Everybody pays for a node from its order on. Drain: the slowest backlog "
-        f"of a step, a burst or lost nodes, from when nodes that are ordered within {REACTION_S:g} s are ready until it is "
-        "gone. Events: changes of the target.",
+        f"× is GPU-hours over those of a clairvoyant scaler, which knows the curve, does every record's work within "
+        f"{drain_s:g} s of its arrival and as evenly as that allows, has nodes ordered so that they are ready in time, and keeps "
+        "a replica through a gap when that costs less than another start. Everybody pays for a node from its order on. Drain: the "
+        "slowest backlog of a step, a burst or lost nodes, from when nodes that are ordered within "
+        f"{REACTION_S:g} s are ready until it is gone. Events: changes of the target.",
         f"{OURS}: {sum(result.scores[OURS].gpu_hours for result in results) / best:.2f}× over all curves, "
         f"{worst.cost(OURS):.2f}× on the worst ({worst.curve.name}).",
     ]

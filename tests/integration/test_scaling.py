@@ -36,7 +36,9 @@ def generations(kafka: KafkaSettings, group: str) -> list[int]:
     try:
         from kafka import TopicPartition
 
-        partitions = [TopicPartition("__consumer_offsets", n) for n in consumer.partitions_for_topic("__consumer_offsets")]
+        partitions = [
+            TopicPartition("__consumer_offsets", n) for n in consumer.partitions_for_topic("__consumer_offsets")
+        ]
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
         ends = consumer.end_offsets(partitions)

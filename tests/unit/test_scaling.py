@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,7 +85,7 @@ limits_ = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(observations(), min_size=1, max_size=12), limits_)
 def test_it_never_raises_and_stays_within_the_limits_whatever_the_figures(
     figures: list[Observation], limits: Limits
@@ -120,7 +121,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Observation], Limits]:
     return found, limits
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(histories(), st.floats(0, 1e6), st.booleans())
 def test_a_larger_backlog_never_needs_less(history: tuple[list[Observation], Limits], more: float, new: bool) -> None:
     """At the same moment of the same history, more records held (old ones, or new arrivals) give no lower target."""
@@ -132,7 +133,7 @@ def test_a_larger_backlog_never_needs_less(history: tuple[list[Observation], Lim
     assert decide(larger, state, limits).target >= decide(last, state, limits).target
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 80), st.floats(0, 0.3), st.sampled_from([30.0, 120.0, 300.0]))
 def test_noise_does_not_make_it_flap(seed: int, mean: float, share: float, starts_s: float) -> None:
     """Two hours of a constant load under noise: after the first half hour the target hardly moves."""
@@ -148,7 +149,7 @@ def simulate_(curve: Curve):
     return simulate(curve, TokenBacklog(curve))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(2, 200), st.sampled_from([60.0, 180.0, 300.0]))
 def test_a_cold_start_does_not_overshoot_while_nodes_take_minutes(height: float, starts_s: float) -> None:
     """Once it knows replica and start, it orders for the load, and for what piles up until the nodes are there; no more."""
@@ -157,7 +158,7 @@ def test_a_cold_start_does_not_overshoot_while_nodes_take_minutes(height: float,
     curve = Curve("cold", "", np.where(t < 1800, 1.0, np.where(t < 3600, 0.0, height)), starts_s, 0, most=5000)
     run = simulate_(curve)
     assert run.target[t < 3600].max() <= 1 + 1 + 2 * starts_s / 60 * 1.3, "at first it knows nothing, and starts one"
-    piled = height * (starts_s + 30) / (0.9 * 60)
+    piled = height * (starts_s + 30) / (0.85 * 60)
     assert height <= run.target.max() <= 1.15 * (height + piled) + 2
     assert run.target[-1] <= 1.12 * height + 1
 
@@ -212,7 +213,7 @@ def test_a_backlog_is_sized_by_the_drain_target() -> None:
     found = decide(seen(6.0, 0, 8, held=records), found.state, LIMITS)
     assert found.reason is Reason.BACKLOG
     # What its flow through the pipeline takes is none: the eight on their way work on it for 6 s before others come.
-    assert 10 <= found.target <= math.ceil(10 / 0.9)
+    assert 10 <= found.target <= math.ceil(10 / 0.85)
 
 
 def test_twice_the_drain_target_needs_half() -> None:
@@ -231,9 +232,11 @@ def test_arrivals_are_kept_up_with() -> None:
 
 
 def test_a_trend_is_met_before_it_arrives() -> None:
-    """Replicas take a minute to start, so what counts is the load in a minute."""
+    """What is smoothed lags behind a load that rises; the need does not."""
     found = drive(lambda at: 10 + at / 60, 1800)
-    assert found.target >= 10 + 1800 / 60 + 0.8
+    assert found.arrivals < 39.6 * RATE
+    assert found.need > 39.8
+    assert found.target >= 40
     assert found.backlog == 0
 
 
@@ -294,7 +297,7 @@ def test_replicas_on_their_way_are_not_ordered_again() -> None:
         found = decide(seen(at, 1, target, held=records), state, LIMITS)
         target, state = found.target, found.state
         targets.append(target)
-    assert targets[-1] == targets[10] <= math.ceil(50 / 0.9) + 1
+    assert targets[-1] == targets[10] <= math.ceil(50 / 0.85) + 1
     assert found.reason is Reason.STARTING
 
 
@@ -305,8 +308,9 @@ def test_growth_and_shrinking_are_limited() -> None:
     assert (found.target, found.reason) == (40, Reason.GROWTH)
     found = decide(seen(6.0, 10, 40, held=1e9), found.state, LIMITS)
     assert found.target == 100
-    shrunk = drive(lambda at: 90.0 if at < 600 else 1.0, 650)
-    assert shrunk.target >= 100 // 4 // 4
+    targets = [drive(lambda at: 90.0 if at < 600 else 1.0, end).target for end in range(600, 700, 2)]
+    assert targets[-1] <= 2
+    assert all(after >= before // 4 for before, after in itertools.pairwise(targets))
 
 
 def test_a_drop_waits_until_it_has_lasted() -> None:

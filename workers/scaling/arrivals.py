@@ -18,9 +18,11 @@ FAST_S, SPREAD_S, TREND_S = 4.0, 120.0, 240.0
 # Noise is smoothed over as long as a replica takes to start, within these: what passes sooner, no replica can help.
 SLOW_S = (30.0, 120.0)
 # A leap leaves the expected by this share, and by so many mean deviations, for so long.
-LEAP_SHARE, LEAP_SPREADS, LEAP_S = 0.15, 2.5, 4.0
+LEAP_SHARE, LEAP_SPREADS, LEAP_S = 0.15, 3.5, 4.0
+# However much noise there was: a fall to this share of the expected is one.
+FALLEN = 0.3
 # The settling time in pieces, of which the highest level is kept.
-PIECES = 16
+PIECES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,15 @@ class Arrivals:
         fast = toward(self.fast, sample, passed, min(FAST_S, self.since_leap_s + passed))
         expected = self.level + self.trend * within
         leap = max(LEAP_SHARE * expected, LEAP_SPREADS * self.spread)
-        beyond = (fast > expected + leap) - (fast < expected - leap)
+        fall = min(leap, (1 - FALLEN) * expected)
+        beyond = (fast > expected + leap) - (fast < expected - fall)
         beyond_s = beyond * passed + (self.beyond_s if beyond * self.beyond_s > 0 else 0.0)
         trend, since_leap_s = self.trend, self.since_leap_s + passed
         if abs(beyond_s) >= LEAP_S:
             level, since_leap_s = fast, FAST_S
         else:
             level = toward(self.level, sample, passed, within)
-            level = max(0.0, min(max(level, expected - leap), expected + leap))
+            level = max(0.0, min(max(level, expected - fall), expected + leap))
             if since_leap_s > within:
                 trend = toward(trend, (level - self.level) / passed, passed, TREND_S)
         seen_s = self.seen_s + passed

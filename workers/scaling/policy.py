@@ -30,14 +30,14 @@ from workers.scaling.throughput import Throughput
 
 # Up when the need is this share above the target (above what is on its way: the second); down when it is this share below,
 # and less right after a step down, which may have been cut short.
-UP_BAND, STARTING_BAND, DOWN_BAND, FOLLOWING_BAND = 0.04, 0.06, 0.10, 0.03
-# Two pieces of the settling time are believed when they need no more than this share of the target.
-SOON, BELIEVED = 2, 0.7
+UP_BAND, STARTING_BAND, DOWN_BAND, FOLLOWING_BAND = 0.03, 0.08, 0.10, 0.03
+# The last piece of the settling time is believed when it needs no more than this share of the target.
+SOON, BELIEVED = 1, 0.7
 # Texts on their way through the pipeline are no backlog: so many seconds of arrivals, or of a replica's work.
 FLOW_S = 3.0
 # A backlog is sized to be gone in this share of the drain target, the rest is for what was not foreseen; and one of less than
 # the second share's worth of arrivals drains by the way.
-AIM, TOLERATED = 0.9, 1 / 3
+AIM, TOLERATED = 0.85, 1 / 3
 # Arrivals that outrun the replicas by no more than this are noise, and pile nothing up.
 OUTRUN = 0.10
 # A trend counts as far as it stands out of the noise, and for no more than half the arrivals.

@@ -67,7 +67,7 @@ class ScalingSettings(Section):
     idle_s: type_seconds = Field(300.0, description="Seconds without work after which the pool goes to `min`.")
     settle_s: type_seconds = Field(
         240.0,
-        description="Seconds that a lower need must last before replicas go; far less is believed in an eighth of that.",
+        description="Seconds that a lower need must last before replicas go; far less is believed within a twelfth of that.",
     )
     start_s: type_seconds = Field(
         120.0, description="Seconds that a new replica takes, its node included, until one has been seen to start."
