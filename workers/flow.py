@@ -33,18 +33,16 @@ class Flow:
             self._meter.add(metrics.PREPARED_AT_SPEED, tokens)
             self._meter.add(metrics.PREPARING_SECONDS, seconds)
 
-    def calls(self, count: int) -> None:
-        """So many calls are out from now on; what was out until now is counted with the time that passed."""
+    def calls(self, count: int, sent: int | None = None) -> None:
+        """So many calls are out from now on, a new one of them with ``sent`` tokens; those until now took the time that passed."""
         now = self._clock()
         if self._calls:
             self._meter.add(metrics.CALL_SECONDS, self._calls * (now - self._since))
         if count != self._calls:
             self._meter.set(metrics.CALLS_IN_FLIGHT, count)
+        if sent is not None:
+            self._meter.observe(metrics.CALL_TOKENS, sent)
         self._calls, self._since = count, now
-
-    def sent(self, tokens: int) -> None:
-        """A call goes out."""
-        self._meter.observe(metrics.CALL_TOKENS, tokens)
 
     def done(self, tokens: int) -> None:
         """A call has come back with its vectors."""

@@ -37,7 +37,6 @@ from workers.sources.base import Source
 from workers.window import Call, Window
 
 LOG = log.get(__name__)
-
 IDLE_S = 0.25
 STALL_S = 60.0
 
@@ -80,8 +79,7 @@ class StreamReader:
         self._options = options
         self._meter = meter
         self._intake = Intake(topics, files, options.limits, meter)
-        self._flow = Flow(meter)
-        self.progress = self._intake.progress
+        self._flow, self.progress = Flow(meter), self._intake.progress
         self._lock, self._ledger = self._intake.lock, self._intake.ledger
         self._files = tuple(files)
         self._checkpoint = checkpoint(self._ledger, self._lock)
@@ -221,8 +219,7 @@ class StreamReader:
             with self._lock:
                 self._under_way += 1
                 self._intake.measure()
-            self._flow.calls(self._under_way)
-            self._flow.sent(call.batch.tokens)
+            self._flow.calls(self._under_way, call.batch.tokens)
             self._send(call, time.monotonic())
 
     def _send(self, call: Call, started: float) -> None:

@@ -77,10 +77,10 @@ def test_encoders_come_and_go_and_the_group_notices_nothing(
         "kafka": {"bootstrap_servers": broker.bootstrap_servers},
         "readers": {"cpus": 0.25},
         "pool": {"min": 0, "max": 3, "cpus_per_replica": 0.1, "gpus_per_replica": 0},
-        "scaling": {"idle_s": 8, "tokens_per_s": 2000, "start_s": 10, "settle_s": 30},
+        "scaling": {"idle_s": 6, "tokens_per_s": 2000, "start_s": 10, "settle_s": 30},
         "delivery": {"commit_interval_s": 0.3},
     }
-    many, few = 12_000, 50
+    many, few = 6_000, 50
     pipeline = Pipeline(tmp_path, settings, "tests.stub_run --slow")
     seen: set[int] = set()
 
