@@ -85,7 +85,8 @@ class Census:
                 LOG.info("encoders are back %s", log.fields(after_s=now - self._gone_since))
             self._gone_since = None
         elif self._gone_since is None:
-            self._gone_since, self._logged = now, now - LOG_EVERY_S
+            # A pool that comes back from nothing takes its time; that is said when it takes long.
+            self._gone_since, self._logged = now, now if self._to_zero else now - LOG_EVERY_S
         gone = 0.0 if self._gone_since is None else now - self._gone_since
         self._meter.set(metrics.ENCODERS_UNAVAILABLE, gone)
         if self._gone_since is not None and now - self._logged >= LOG_EVERY_S:

@@ -86,6 +86,9 @@ def test_a_pool_that_shrank_to_nothing_is_gone_only_for_who_waits(
     counted.note(Count(0, 1), 62.0)
     counted.note(Count(0, 1), 65.0)
     assert meter.value(metrics.ENCODERS_UNAVAILABLE) == 3
+    assert "no encoder runs" not in lines.text, "one is started meanwhile"
+    counted.note(Count(0, 1), 62.0 + LOG_EVERY_S)
+    assert lines.text.count("no encoder runs") == 1
 
 
 def test_only_our_own_sentence_is_taken_out_of_a_message() -> None:
