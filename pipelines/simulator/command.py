@@ -44,9 +44,9 @@ def run_simulate(words: Sequence[str]) -> int:
         return 0
     from pipelines.simulator import report  # noqa: PLC0415 - not for --help
     from pipelines.simulator.compare import compare  # noqa: PLC0415
-    from pipelines.simulator.curves import standard  # noqa: PLC0415
+    from pipelines.simulator.curves import hard, standard  # noqa: PLC0415
 
-    known = {curve.name: curve for curve in standard()}
+    known = {curve.name: curve for curve in [*standard(), *hard()]}
     names = list(known) if found.curves == "all" else [name.strip() for name in found.curves.split(",") if name.strip()]
     if unknown := [name for name in names if name not in known]:
         raise SettingsError(f"there is no curve {unknown[0]!r}: choose from {', '.join(known)}")

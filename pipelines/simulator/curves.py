@@ -30,6 +30,7 @@ class Curve:
     ``starts_s``: from an order to a replica that works. ``marks``: when a backlog begins that must be drained in time.
     ``source``: what the readers or the sink let through, in replicas; ``limit`` says who. ``losses``: (when, how many) ready
     replicas die; whoever runs them starts others in their place. ``initial`` replicas are ready when the curve begins.
+    ``hard``: beyond the standard set; what nobody should promise much for.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Curve:
     source: float | None = None
     limit: Literal["readers", "sink"] = "readers"
     losses: tuple[tuple[float, int], ...] = ()
+    hard: bool = False
     seconds: type_series = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,28 +110,44 @@ def small_day() -> Curve:
 
 def bursts() -> Curve:
     """Three minutes of much, every half hour."""
+    return _bursts("burst", 3, 180)
+
+
+def sharp_bursts() -> Curve:
+    """Over before the nodes that it would take are there."""
+    return _bursts("sharp burst", 6, 60, hard=True)
+
+
+def _bursts(name: str, times: float, length_s: float, *, hard: bool = False) -> Curve:
     t = _time(6)
-    first, every, length = 0.25 * HOUR, 0.5 * HOUR, 180.0
-    inside = (t >= first) & ((t - first) % every < length)
+    first, every = 0.25 * HOUR, 0.5 * HOUR
+    inside = (t >= first) & ((t - first) % every < length_s)
     marks = tuple(float(at) for at in np.arange(first, 6 * HOUR, every))
-    return Curve(
-        "burst", "10, and 30 for three minutes in each half hour, nodes take 1 min",
-        _noisy(np.where(inside, 30.0, 10.0), 7), 60, 0, marks=marks,
-    )  # fmt: skip
+    about = f"10, and {10 * times:g} for {length_s / 60:g} min in each half hour, nodes take 1 min"
+    load = _noisy(np.where(inside, 10.0 * times, 10.0), 7)
+    return Curve(name, about, load, 60, 0, marks=marks, hard=hard)
 
 
 def noise() -> Curve:
     """A constant mean that never looks like it."""
+    return _wandering("noise", 9.0, 0.1)
+
+
+def heavy_noise() -> Curve:
+    """The same, worse."""
+    return _wandering("heavy noise", 4.0, 0.2, hard=True)
+
+
+def _wandering(name: str, shape: float, far: float, *, hard: bool = False) -> Curve:
     t = _time(6)
     rng = np.random.default_rng(8)
     wander, walk = np.empty(len(t)), 0.0
     for tick, push in enumerate(rng.normal(0, 1, len(t))):
         walk = 0.95 * walk + push * np.sqrt(1 - 0.95**2)  # forgets in 40 s
         wander[tick] = walk
-    load = 40 * np.clip(1 + 0.1 * wander, 0, None) * rng.gamma(9.0, 1 / 9.0, len(t))
-    return Curve(
-        "noise", "40 on average, ±33 % from tick to tick, ±10 % over a minute, nodes take 2 min", load, 120, 42
-    )
+    load = 40 * np.clip(1 + far * wander, 0, None) * rng.gamma(shape, 1 / shape, len(t))
+    about = f"40 on average, ±{1 / shape**0.5:.0%} from tick to tick, ±{far:.0%} over a minute, nodes take 2 min"
+    return Curve(name, about, load, 120, 42, hard=hard)
 
 
 def hot_partition() -> Curve:
@@ -185,3 +203,8 @@ CURVES: tuple[Callable[[], Curve], ...] = (
 def standard() -> list[Curve]:
     """The standard set."""
     return [make() for make in CURVES]
+
+
+def hard() -> list[Curve]:
+    """Curves beyond the standard set."""
+    return [sharp_bursts(), heavy_noise()]

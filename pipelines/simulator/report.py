@@ -82,17 +82,21 @@ def _seconds(value: float | None) -> str:
 
 
 def _sentences(results: Sequence[Result], drain_s: float) -> list[str]:
-    worst = max(results, key=lambda result: result.cost(OURS))
-    best = sum(result.best_hours for result in results)
+    usual = [result for result in results if not result.curve.hard] or list(results)
+    worst = max(usual, key=lambda result: result.cost(OURS))
+    best = sum(result.best_hours for result in usual)
     told = [
         f"× is GPU-hours over those of a clairvoyant scaler, which knows the curve, does every record's work within "
         f"{drain_s:g} s of its arrival and as evenly as that allows, has nodes ordered so that they are ready in time, and keeps "
         "a replica through a gap when that costs less than another start. Everybody pays for a node from its order on. Drain: the "
         "slowest backlog of a step, a burst or lost nodes, from when nodes that are ordered within "
         f"{REACTION_S:g} s are ready until it is gone. Events: changes of the target.",
-        f"{OURS}: {sum(result.scores[OURS].gpu_hours for result in results) / best:.2f}× over all curves, "
+        f"{OURS}: {sum(result.scores[OURS].gpu_hours for result in usual) / best:.2f}× over the standard curves, "
         f"{worst.cost(OURS):.2f}× on the worst ({worst.curve.name}).",
     ]
+    beyond = [result.curve.name for result in results if result.curve.hard]
+    if 0 < len(beyond) < len(results):
+        told.append(f"Beyond the standard set: {' and '.join(beyond)}.")
     late = [
         result.curve.name
         for result in results

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines import cli
 from pipelines.simulator.clairvoyant import clairvoyant, taut
 from pipelines.simulator.compare import KEDA, OURS, SERVE, Result, compare
-from pipelines.simulator.curves import HOUR, TICK_S, TOKENS_PER_RECORD, TOKENS_PER_S, Curve, standard
+from pipelines.simulator.curves import HOUR, TICK_S, TOKENS_PER_RECORD, TOKENS_PER_S, Curve, hard, standard
 from pipelines.simulator.scalers import LagProportional, ServeDefault
 from pipelines.simulator.score import score
 from pipelines.simulator.world import Glance, simulate
@@ -64,6 +64,13 @@ def test_where_the_source_lets_all_through_nothing_is_left(results: dict[str, Re
         ours = result.runs[OURS]
         assert result.scores[OURS].left <= 60 * TOKENS_PER_S * max(1.0, float(result.curve.load[-1]))
         assert np.all(ours.paid >= ours.ready)
+
+
+def test_what_is_harder_than_the_standard_set_costs_more_and_still_less_than_others_take() -> None:
+    for result in compare(hard(), DRAIN_S):
+        ours = result.cost(OURS)
+        assert ours <= 1.30 and ours < min(result.cost(SERVE), result.cost(KEDA)), result.curve.name
+        assert all(drain <= DRAIN_S for drain in result.scores[OURS].drains)
 
 
 # ---- the world
@@ -237,6 +244,7 @@ def test_the_command_writes_table_values_and_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.simulator.curves.standard", lambda: [curve([2.0] * 900)])
+    monkeypatch.setattr("pipelines.simulator.curves.hard", list)
     assert cli.main(["simulate", "--out", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
     assert "made" in out
