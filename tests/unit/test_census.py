@@ -75,6 +75,14 @@ def test_encoders_that_are_gone_are_said_with_the_reason_and_for_how_long(
     assert "encoders are back after_s=48.000" in lines.text
 
 
+def test_the_first_encoder_may_take_its_time(meter: metrics.Metrics, lines: pytest.LogCaptureFixture) -> None:
+    counted = census(meter)
+    counted.note(Count(0, 1), 0.0)
+    counted.note(Count(0, 1), LOG_EVERY_S - 1)
+    counted.note(Count(1, 1), LOG_EVERY_S)
+    assert lines.text == "" and meter.value(metrics.ENCODERS_UNAVAILABLE) == 0
+
+
 def test_a_pool_that_shrank_to_nothing_is_gone_only_for_who_waits(
     meter: metrics.Metrics, lines: pytest.LogCaptureFixture
 ) -> None:
