@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from workers.codecs.varint import zigzag
 from workers.errors import PoisonError
 
 MOST_LEVELS = 100
@@ -97,7 +98,7 @@ class _Walk:
             raise PoisonError("decode", "too_deep", message)
         schema = resolved(schema, self._bounds.named)
         if isinstance(schema, list):
-            branch, at = _long(self._body, at)
+            branch, at = zigzag(self._body, at)
             if not 0 <= branch < len(schema):
                 raise IndexError
             return self.skip(schema[branch], at, depth)
@@ -110,9 +111,9 @@ class _Walk:
             case "array" | "map":
                 return self._skip_blocks(schema, at, depth)
             case "bytes" | "string":
-                size, at = _long(self._body, at)
+                size, at = zigzag(self._body, at)
             case _ if kind in _NUMBERS:
-                return _long(self._body, at)[1]
+                return zigzag(self._body, at)[1]
             case _:
                 size = int(schema["size"]) if kind == "fixed" else _FIXED_SIZES[cast(str, kind)]
         if size < 0 or at + size > len(self._body):
@@ -123,11 +124,11 @@ class _Walk:
         inner = schema["items"] if schema["type"] == "array" else schema["values"]
         empty = schema["type"] == "array" and self._bounds.fewest(inner) == 0
         while True:
-            count, at = _long(self._body, at)
+            count, at = zigzag(self._body, at)
             if count == 0:
                 return at
             if count < 0:
-                count, (_, at) = -count, _long(self._body, at)
+                count, (_, at) = -count, zigzag(self._body, at)
             if empty:
                 self._empty_items += count
             if self._empty_items > MOST_EMPTY_ITEMS:
@@ -146,15 +147,3 @@ def resolved(schema: Any, named: Mapping[str, Any]) -> Any:
     if isinstance(schema, dict) and isinstance(schema["type"], dict | list):
         return resolved(schema["type"], named)
     return schema
-
-
-def _long(body: bytes, at: int) -> tuple[int, int]:
-    """A zigzag number, and where it ends."""
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = body[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return (number >> 1) ^ -(number & 1), at
-    raise ValueError

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workers.codecs.varint import varint
 from workers.errors import PoisonError
 
 # Too short to hurt, and so not looked at: nearly all records.
@@ -38,14 +39,14 @@ def check(descriptor: Any, body: bytes) -> None:
                 inner = {field.number: field.message_type for field in message.fields if field.message_type is not None}
                 known[message.full_name] = inner
             while at < end:
-                tag, at = _varint(body, at)
+                tag, at = varint(body, at)
                 match tag & 7:
                     case 0:
-                        _, at = _varint(body, at)
+                        _, at = varint(body, at)
                     case 1:
                         at += 8
                     case 2:
-                        size, at = _varint(body, at)
+                        size, at = varint(body, at)
                         if (found := inner.get(tag >> 3)) is not None:
                             slots += 1 + len(found.fields)
                             if slots > MOST_SLOTS:
@@ -58,16 +59,5 @@ def check(descriptor: Any, body: bytes) -> None:
                         at += size
                     case 5:
                         at += 4
-    except IndexError:
+    except (IndexError, ValueError):
         return  # it ends too soon, as the parser will say
-
-
-def _varint(body: bytes, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = body[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-    raise IndexError

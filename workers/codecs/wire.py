@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from workers.codecs.base import SCHEMA_HEADER, bytes_of
+from workers.codecs.varint import zigzag
 from workers.errors import PoisonError
 from workers.records import Record
 from workers.schema_registry import Schema, type_schema_id
@@ -122,6 +123,8 @@ def unframe(record: Record, *, indexed: bool) -> Framed:
         indexes, at = _indexes(source, at) if indexed else ((), at)
     except (IndexError, struct.error):
         raise PoisonError("decode", "not_framed", f"the {what} ends within the id of its schema") from None
+    except ValueError:
+        raise PoisonError("decode", "not_framed", "the value names its message by a number without an end") from None
     return Framed(id, indexes, value[at:] if header is None else value)
 
 
@@ -146,23 +149,11 @@ def _id(source: bytes, what: str) -> tuple[type_schema_id, int]:
 
 
 def _indexes(source: bytes, at: int) -> tuple[tuple[int, ...], int]:
-    count, at = _varint(source, at)
+    count, at = zigzag(source, at)
     if not 0 <= count <= _MOST_INDEXES:
         raise PoisonError("decode", "not_framed", "the value names a message that lies too deep in its schema")
     found = []
     for _ in range(count):
-        number, at = _varint(source, at)
+        number, at = zigzag(source, at)
         found.append(number)
     return tuple(found) or (0,), at
-
-
-def _varint(source: bytes, at: int) -> tuple[int, int]:
-    """A zigzag number, and where it ends."""
-    number = 0
-    for shift in range(0, 35, 7):
-        byte = source[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return (number >> 1) ^ -(number & 1), at
-    raise PoisonError("decode", "not_framed", "the value names its message by a number without an end")
