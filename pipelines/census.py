@@ -42,7 +42,7 @@ class Census:
         self._ask = ask
         # Where replicas come and go, they are there when they have been counted.
         self._last = Count(0 if self._elastic else max(1, settings.pool.min), settings.readers.count)
-        self._seen = False
+        self._seen = self._missed = False
         self._gone_since: float | None = None
         self._logged = 0.0
         self._ended = threading.Event()
@@ -79,13 +79,13 @@ class Census:
         """Take a count; ``now`` in monotonic seconds."""
         self._last = found._replace(readers=max(1, found.readers))
         self._meter.set(metrics.ENCODERS_RUNNING, found.encoders)
-        first, self._seen = not self._seen, self._seen or found.encoders > 0
+        self._seen = self._seen or found.encoders > 0
         # A pool that may shrink to nothing is gone only where somebody waits for it.
         waits = self._meter.value(metrics.CALLS_IN_FLIGHT) or self._meter.value(metrics.IN_FLIGHT_RECORDS)
         if found.encoders > 0 or (self._to_zero and not waits):
-            if self._gone_since is not None and not first:
+            if self._gone_since is not None and self._missed:
                 LOG.info("encoders are back %s", log.fields(after_s=now - self._gone_since))
-            self._gone_since = None
+            self._gone_since, self._missed = None, False
         elif self._gone_since is None:
             # The first one takes its time, and so does one that comes back to an empty pool: that is said when it takes long.
             soon = self._seen and not self._to_zero
@@ -93,7 +93,7 @@ class Census:
         gone = 0.0 if self._gone_since is None else now - self._gone_since
         self._meter.set(metrics.ENCODERS_UNAVAILABLE, gone)
         if self._gone_since is not None and now - self._logged >= LOG_EVERY_S:
-            self._logged = now
+            self._logged, self._missed = now, True
             reason = own_sentence(found.message)
             LOG.warning(
                 "no encoder runs; what was read waits, and reading pauses at the limits %s",

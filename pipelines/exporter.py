@@ -6,19 +6,28 @@ Comes in: every update of a :class:`workers.metrics.Metrics`. Goes out: Ray's co
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 from ray.util import metrics as ray_metrics
 
 from workers import metrics
 
+# Ray drops a gauge that is not set again within two of its reports, 10 s each: one that stands still, as in a stall, is gone
+# when it is needed most.
+REPEAT_S = 5.0
+
 
 class RayExporter:
-    """Hands every update to Ray's metrics, which each node serves to Prometheus."""
+    """Hands every update to Ray's metrics, which each node serves to Prometheus; gauges again and again."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
+        self._gauges: dict[tuple[str, tuple[str, ...]], tuple[Any, float, dict[str, str]]] = {}
         self._lock = threading.Lock()
+        self._stop = threading.Event()
+        weakref.finalize(self, self._stop.set)
+        threading.Thread(target=_repeat, args=(weakref.ref(self), self._stop), name="gauges", daemon=True).start()
 
     def __call__(self, metric: metrics.Metric, value: float, labels: dict[str, str]) -> None:
         """Count, set or observe; ``value`` as in :class:`workers.metrics.Metrics`."""
@@ -28,9 +37,18 @@ class RayExporter:
                 if value > 0:
                     made.inc(value, tags=labels)
             case "gauge":
-                made.set(value, tags=labels)
+                with self._lock:
+                    # Under the lock: a repetition must not undo it.
+                    self._gauges[metric.name, tuple(labels.values())] = (made, value, labels)
+                    made.set(value, tags=labels)
             case "histogram":
                 made.observe(value, tags=labels)
+
+    def repeat(self) -> None:
+        """Set every gauge to what it stands at."""
+        with self._lock:
+            for made, value, labels in self._gauges.values():
+                made.set(value, tags=labels)
 
     def _metric(self, metric: metrics.Metric) -> Any:
         with self._lock:
@@ -46,3 +64,11 @@ class RayExporter:
                     case "histogram":
                         self._made[metric.name] = ray_metrics.Histogram(name, boundaries=metric.buckets, **arguments)
             return self._made[metric.name]
+
+
+def _repeat(exporter: weakref.ref[RayExporter], stop: threading.Event) -> None:
+    while not stop.wait(REPEAT_S):
+        if (alive := exporter()) is None:
+            return
+        alive.repeat()
+        del alive

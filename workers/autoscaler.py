@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,37 +127,38 @@ class Autoscaler:
         self._clock = clock
         self._state = State()
         self._figures: Figures | None = None
+        self._held = 0.0
         self._calls: deque[tuple[float, float]] = deque()
         self._decided: Figures | None = None
         self._decided_at = -math.inf
         self._said: tuple[int, Reason] | None = None
         self._said_at = -math.inf
-        self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        # Serve drops a policy without a word, when it makes another.
+        weakref.finalize(self, self._stop.set)
         self._failed = False
 
     # ---- the thread that asks
 
     def start(self) -> None:
         """Begin to ask."""
-        self._thread = threading.Thread(target=self._look, name="autoscaler", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=_look, args=(weakref.ref(self), self._stop), name="autoscaler", daemon=True)
+        thread.start()
 
     def stop(self) -> None:
         """Ask no more."""
         self._stop.set()
 
-    def _look(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            self.look()
-
     def look(self) -> None:
         """Ask once; what cannot be had now leaves the last figures, which grow old."""
         try:
-            found = self._readers.add_up(self._clock(), self._ask())
+            answers = self._ask()
+            found = self._readers.add_up(self._clock(), answers)
         except Exception as error:  # noqa: BLE001 - readers are being replaced, or Serve is; we ask again
             LOG.debug("readers not asked %s", log.fields(error=type(error).__name__))
+            self._held = 0.0
             return
+        self._held = sum(answer.get(metrics.IN_FLIGHT_RECORDS.name, 0.0) for answer in answers)
         if found is not None:
             self._figures = found
 
@@ -184,7 +186,7 @@ class Autoscaler:
     def _decide(
         self, now: float, figures: Figures | None, ready: int, target: int, requests: float, least: int, most: int
     ) -> int:
-        seen = Observation(now, ready, target, math.inf, requests=self._others(now, requests, figures))
+        seen = Observation(now, ready, target, math.inf, held=self._held, requests=self._others(now, requests, figures))
         if figures is not None:
             seen = Observation(
                 # Counters are of the moment when readers were asked.
@@ -251,3 +253,11 @@ class Autoscaler:
                 age_s=seen.age_s,
             ),
         )
+
+
+def _look(scaler: weakref.ref[Autoscaler], stop: threading.Event) -> None:
+    while not stop.wait(PERIOD_S):
+        if (alive := scaler()) is None:
+            return
+        alive.look()
+        del alive

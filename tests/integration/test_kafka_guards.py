@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import gc
 import pickle
+import random
 import threading
 import time
 from collections import defaultdict
@@ -951,7 +952,7 @@ def test_what_the_broker_would_refuse_is_found_before_a_transaction_begins(
     small, keyed = make_topic(max_message_bytes=2_000), make_topic(cleanup_policy="compact")
     source, group = make_topic(), unique_name()
     sink = open_sink(broker.settings, small, keyed)
-    large, keyless = message(small, b"x" * 1_950), message(keyed, key=None)
+    large, keyless = message(small, random.Random(1).randbytes(1_950)), message(keyed, key=None)
     for refused in (large, keyless):
         with pytest.raises(RetryableError, match=r"MessageSizeTooLargeError|InvalidRecordError"):
             sink.write([refused])  # premise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -301,3 +302,31 @@ def test_serves_own_wrapper_passes_the_target_on(monkeypatch: pytest.MonkeyPatch
     assert answer(30, 30, 4) == 4
     assert answer(4, 4, 0) == 1, "Serve goes to zero by way of one"
     assert answer(4, 1, 0) == 0
+
+
+def test_one_reader_that_holds_records_before_an_empty_pool_is_enough_to_start_it() -> None:
+    bench = Bench(count=2)
+    bench.answers = [reader(held=500)]
+    assert [bench.tick() for _ in range(40)][-1] == 1
+    assert bench.meter.value(metrics.SCALING_DECISIONS, reason="backlog") >= 1
+    bench.target = 1
+    assert {bench.tick(ready=1) for _ in range(40)} == {1}, "more is not known before all readers answer"
+    bench.answers, bench.target = [reader(held=0)], 0
+    assert {bench.tick() for _ in range(40)} == {0}
+
+
+def test_a_policy_that_serve_drops_asks_no_more() -> None:
+    asked = threading.Event()
+
+    def ask() -> list[dict[str, float]]:
+        asked.set()
+        return []
+
+    scaler = Autoscaler(ask, LIMITS, readers=1, meter=metrics.Metrics())
+    scaler.start()
+    assert asked.wait(10)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "autoscaler"]
+    del scaler
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.simulator.curves import TICK_S, Curve
@@ -135,6 +135,7 @@ def test_a_larger_backlog_never_needs_less(history: tuple[list[Observation], Lim
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 80), st.floats(0, 0.3), st.sampled_from([30.0, 120.0, 300.0]))
+@example(0, 1.0, 0.25, 30.0)  # one replica's whole work
 def test_noise_does_not_make_it_flap(seed: int, mean: float, share: float, starts_s: float) -> None:
     """Two hours of a constant load under noise: after the first half hour the target hardly moves."""
     ticks = int(2 * 3600 / TICK_S)

@@ -7,7 +7,8 @@ Never here: measuring (``arrivals``, ``throughput``, ``orders`` do that), or an 
          + backlog as it will be then / (rate × drain target)
          + requests of other callers / calls that a replica takes
 
-1. Old or missing figures change nothing, but for callers who wait.
+1. Old or missing figures change nothing, but for callers who wait, and for records that some reader holds before an empty
+   pool: they get one replica, whatever the other readers do.
 2. To zero when readers have held no record and done nothing for ``idle_s`` seconds; up again when one holds a record. Offsets
    that nobody can read (transaction markers, open transactions) therefore keep nothing awake.
 3. While nobody knows a replica's rate: one, which shows it.
@@ -33,6 +34,8 @@ from workers.scaling.throughput import Throughput
 UP_BAND, STARTING_BAND, DOWN_BAND, FOLLOWING_BAND = 0.03, 0.08, 0.10, 0.03
 # The last piece of the settling time is believed when it needs no more than this share of the target.
 SOON, BELIEVED = 1, 0.7
+# And then this much is added: one replica of two would otherwise go in a lull, and be missed after it.
+SPARE = 0.25
 # Texts on their way through the pipeline are no backlog: so many seconds of arrivals, or of a replica's work.
 FLOW_S = 3.0
 # A backlog is sized to be gone in this share of the drain target, the rest is for what was not foreseen; and one of less than
@@ -93,8 +96,11 @@ def decide(seen: Observation, state: State, limits: Limits) -> Decision:
     target = min(max(count(seen.target), least), most)
     asked = (number(seen.requests) or 0.0) / max(1, limits.calls_per_replica)
     if not seen.usable(state.at, limits.stale_s):
-        waiting = _Wish(asked, Reason.REQUESTS).whole(least, most)
-        return Decision(max(target, waiting), Reason.REQUESTS if waiting > target else Reason.STALE, state)
+        waiting = _Wish(asked, Reason.REQUESTS)
+        if target == 0 and asked <= 1 and (number(seen.held) or 0.0) > 0:
+            waiting = _Wish(1.0, Reason.BACKLOG)
+        wanted = waiting.whole(least, most)
+        return Decision(max(target, wanted), waiting.reason if wanted > target else Reason.STALE, state)
     # The trend from before this look: with a leap it does not follow the arrivals, and a larger backlog must not need less.
     trend, state = state.arrivals.trend, _remember(seen, state, limits, asked)
     if state.idle_at is not None and (target == 0 or seen.at - state.idle_at >= limits.idle_s):
@@ -172,7 +178,7 @@ def _lowered(
 
     low, soon = lower(highs), lower(highs[:SOON])
     if soon.replicas <= BELIEVED * target:
-        low = soon
+        low = replace(soon, replicas=soon.replicas + SPARE)
     to = low.whole(floor, most)
     band = FOLLOWING_BAND if state.orders.shrank(seen.at, 3.0) else DOWN_BAND
     if to >= target or low.replicas > target * (1 - band):
