@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,28 +18,39 @@ from tests.lab.report import render
 from tests.lab.trial import Result
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
     """``1-100``, ``7``, or ``3,5,9-12``."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers:
+            raise ValueError
+        found += numbers
     return found
+
+
+def count_of(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the seeds; 1 if one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description="Faults over real parts, and a checker.")
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("1-100"), help="such as 7, or 1-100 (default)")
-    parser.add_argument("--records", type=int, default=20_000, help="of each seed (default: 20,000)")
+    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("1-100"), help="such as 7, or 1-100 (default)")
+    parser.add_argument("--records", type=count_of, default=20_000, help="of each seed (default: 20,000)")
     parser.add_argument("--sinks", choices=SINKS, help="for all seeds; by default they take turns")
-    parser.add_argument("--lanes", type=int, default=2, help="seeds at a time, each lane with servers of its own (2)")
+    parser.add_argument(
+        "--lanes", type=count_of, default=2, help="seeds at a time, each lane with servers of its own (2)"
+    )
     parser.add_argument("--report", type=Path, help="where the tables go, as Markdown")
     parser.add_argument("--results", type=Path, help="a line for each seed that is done; those in it are not run again")
     parser.add_argument("--folder", type=Path, help="where the servers' data and failed seeds lie (default: temporary)")
     options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="fault-lab-"))
-    results = _earlier(options.results)
+    results = _earlier(options)
     done = {result.plan.seed for result in results}
     plans = [Plan.of(seed, options.sinks) for seed in options.seeds if seed not in done]
     context = multiprocessing.get_context("spawn")
@@ -51,18 +64,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     lines.write(result.as_json() + "\n")
             if options.report is not None:
                 results.sort(key=lambda result: result.plan.seed)
-                options.report.write_text(render(results, _command(options)), encoding="utf-8")
+                options.report.write_text(
+                    render(results, _command(options, f"{options.seeds[0]}-{options.seeds[-1]}")), encoding="utf-8"
+                )
     failed = [result.plan.seed for result in results if not result.sound]
     print(f"{len(results)} seeds, {sum(result.records for result in results):,} records, failed: {failed or 'none'}")
     if failed:
-        print(f"again: python -m tests.lab --records {options.records} --seeds {','.join(map(str, failed))}")
+        print(f"again: {_command(options, ','.join(map(str, failed)))}")
     return 1 if failed else 0
 
 
-def _earlier(file: Path | None) -> list[Result]:
-    if file is None or not file.exists():
+def _earlier(options: argparse.Namespace) -> list[Result]:
+    """Seeds of this very run that are done; a line that an end cut short is none."""
+    if options.results is None or not options.results.exists():
         return []
-    return [Result.of_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for line in options.results.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(Result.of_json(line))
+    return [
+        result
+        for result in found
+        if result.records == options.records and result.plan == Plan.of(result.plan.seed, options.sinks)
+    ]
 
 
 def _say(result: Result) -> None:
@@ -73,9 +97,9 @@ def _say(result: Result) -> None:
         print("\n".join([*result.findings.examples, result.trouble, f"kept in {result.folder}"]), flush=True)
 
 
-def _command(options: argparse.Namespace) -> str:
-    seeds = f"{options.seeds[0]}-{options.seeds[-1]}"
-    return f"python -m tests.lab --seeds {seeds} --records {options.records}"
+def _command(options: argparse.Namespace, seeds: str) -> str:
+    sinks = f" --sinks {shlex.quote(options.sinks)}" if options.sinks else ""
+    return f"python -m tests.lab --seeds {seeds} --records {options.records}{sinks}"
 
 
 if __name__ == "__main__":

@@ -208,9 +208,8 @@ def check_dead_letters(sent: Mapping[int, Sent], records: Sequence[Any], finding
 
 
 def check_files(sent: Mapping[int, Sent], table: Any, vectors: Vectors, findings: Findings) -> None:
-    """Rows of a plain glob (a pyarrow table), in the order of the source."""
+    """Rows of a plain glob (a pyarrow table), file by file, these in the order of their names."""
     numbers = {(each.partition, each.offset): number for number, each in sent.items()}
-    table = table.sort_by([("partition", "ascending"), ("offset", "ascending")])
     width = table.schema.field("embedding").type.list_size
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "embedding"}
     column = table.column("embedding").combine_chunks()

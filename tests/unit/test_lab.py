@@ -138,7 +138,7 @@ def _other_vector(records: list[KafkaRecord]) -> None:
     _edit(records, value=orjson.dumps(value | {"embedding": other["embedding"]}))
 
 
-def _swap(records: list[KafkaRecord]) -> None:
+def _swap(records: list[Any]) -> None:
     records[10], records[13] = records[13], records[10]
 
 
@@ -154,6 +154,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Outputs], Outputs]]] = {
     "a vector became a delete": ("altered", _topic(lambda records: _edit(records, value=None))),
     "a row is missing": ("lost", _rows(lambda rows: rows.pop(7))),
     "a row is there twice": ("twice", _rows(lambda rows: rows.append(rows[7]))),
+    "two rows are swapped": ("out of order", _rows(_swap)),
     "a row has another offset": ("altered", _rows(lambda rows: rows[7].update(offset=10**6))),
     "a row has another vector": ("altered", _rows(lambda rows: rows[7].update(embedding=[0.25] * DIM))),
     "a row is cut, and does not say so": (

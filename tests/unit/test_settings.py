@@ -146,6 +146,14 @@ def test_a_connection_is_whole(kafka: dict, says: str):
     assert says in refused(kafka=kafka)
 
 
+def test_a_registrys_token_fits_a_header_or_is_refused_without_being_quoted():
+    kept = Settings(registry={"url": "http://localhost:1", "token": " c4n4ry\n"}).registry.token
+    assert kept is not None and kept.get_secret_value() == "c4n4ry"
+    for token in ("c4n 4ry", "c4n\n4ry", "c4n4ry€", " "):
+        said = refused(registry={"url": "http://localhost:1", "token": token})
+        assert "no header can carry" in said
+
+
 def test_a_secret_is_in_nothing_that_is_shown():
     canary = "c4n4ry"
     kafka = {

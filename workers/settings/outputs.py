@@ -85,7 +85,7 @@ class KafkaOutput(Vectors):
     """Embeddings as records of a Kafka topic."""
 
     kind: Literal["kafka"] = Field("kafka", description=Vectors.model_fields["kind"].description)
-    topic: str = Field(min_length=1, description="The topic that embeddings are written to.")
+    topic: str = Field(min_length=1, description="Of `kafka`: the topic that embeddings are written to.")
     format: Literal["json", "binary", "avro"] = Field(
         "json",
         description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers. `avro`: as "
@@ -129,7 +129,7 @@ class ParquetOutput(Vectors):
     kind: Literal["parquet"] = Field("parquet", description=Vectors.model_fields["kind"].description)
     uri: str = Field(
         min_length=1,
-        description="Where the files go: `s3://bucket/prefix`, `gs://…`, `az://…`, `abfss://…`, or a folder as "
+        description="Of `parquet`: where the files go: `s3://bucket/prefix`, `gs://…`, `az://…`, `abfss://…`, or a folder as "
         "`file:///folder`.",
     )
     rotate: Rotation = Rotation()

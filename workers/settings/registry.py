@@ -67,6 +67,17 @@ class RegistrySettings(Section):
                 raise ValueError("write the address without ? and #")
         return value
 
+    @field_validator("token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        """Out of a secret's file a token comes with its line's end; else it is what a header can carry, or nothing is sent."""
+        if value is None:
+            return None
+        token = value.get_secret_value().strip()
+        if not token or not all("!" <= character <= "~" for character in token):
+            raise ValueError("the token is empty, or holds what no header can carry; write it as it was issued")
+        return SecretStr(token)
+
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
         if self.url is None:
