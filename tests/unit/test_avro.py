@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import io
 import json
 import re
@@ -253,6 +254,35 @@ def test_what_is_not_as_it_should_be_has_its_reason(value: bytes, reason: str, s
     found = refusal(value, Registry(_7=json.dumps(EVERYTHING), **more))
     assert (found.stage, found.reason) == ("decode", reason)
     assert says in found.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        (logical("bytes", "decimal", precision=2, scale=5), "not Avro's"),
+        ({"type": "enum", "name": "E", "symbols": ["a-b"]}, "not Avro's"),
+        ({"type": "record", "name": "R", "fields": [{"name": "x", "type": "int", "default": "one"}]}, "not Avro's"),
+        (
+            {
+                "type": "record",
+                "name": "R",
+                "fields": [{"name": "x", "type": {"type": "fixed", "name": "R", "size": 1}}],
+            },
+            "not Avro's",
+        ),
+        (
+            functools.reduce(lambda inner, _: ["null", {"type": "map", "values": inner}], range(250), "long"),
+            "too deeply",
+        ),
+    ],
+    ids=["scale", "symbol", "default", "name", "deep"],
+)
+def test_a_schema_that_fastavro_does_not_take_is_bad_and_ends_nothing(schema: object, says: str):
+    text = json.dumps(schema)
+    with pytest.raises(ValueError, match=says):
+        AvroSchema(Schema("AVRO", text))
+    found = refusal(framed(1, b"\0"), Registry(_1=text))
+    assert (found.stage, found.reason) == ("decode", "bad_schema")
 
 
 def test_fields_that_a_files_schema_does_not_have_are_said_at_the_start(tmp_path: Path):

@@ -25,16 +25,18 @@ class AvroSchema:
     """What reads bytes of one schema."""
 
     def __init__(self, schema: Schema) -> None:
-        """Raises ValueError: the text is no Avro schema."""
+        """Raises ValueError: the text is no Avro schema, or is nested too deeply to be looked at."""
         named: dict[str, Any] = {}
         try:
             for _, text in schema.references:
                 fastavro.parse_schema(json.loads(text), named_schemas=named)
             self.parsed = fastavro.parse_schema(json.loads(schema.text), named_schemas=named)
-        except (ValueError, TypeError, KeyError, RecursionError, fastavro.schema.UnknownType) as error:
+            self._bounds = Bounds.of(self.parsed, named)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        except Exception as error:  # noqa: BLE001 - what it raises for a schema that is none is not said, and is many things
             raise ValueError(f"it is not Avro's, or not whole ({type(error).__name__})") from None
         self._named = named
-        self._bounds = Bounds.of(self.parsed, named)
 
     def has(self, path: tuple[str, ...]) -> bool:
         """Whether a path leads to something in values of this schema."""
