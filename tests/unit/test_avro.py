@@ -24,7 +24,8 @@ from workers.codecs.avro import AvroSchema
 from workers.codecs.avro_bounds import MOST_EMPTY_ITEMS, MOST_LEVELS
 from workers.codecs.avro_record import AvroRenderer
 from workers.codecs.base import Decoder
-from workers.errors import PoisonError, SettingsError
+from workers.codecs.wire import RegisteredSchemas
+from workers.errors import PoisonError, RetryableError, SettingsError
 from workers.records import Document, Embedding, Origin, Record
 from workers.schema_registry import Schema
 from workers.settings import Settings
@@ -283,6 +284,45 @@ def test_a_schema_that_fastavro_does_not_take_is_bad_and_ends_nothing(schema: ob
         AvroSchema(Schema("AVRO", text))
     found = refusal(framed(1, b"\0"), Registry(_1=text))
     assert (found.stage, found.reason) == ("decode", "bad_schema")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret"), RecursionError(), KeyError("secret")])
+def test_whatever_reading_a_schema_raises_the_schema_is_bad(error: Exception):
+    asked = []
+
+    def read(schema: Schema) -> object:
+        asked.append(schema)
+        raise error
+
+    schemas = RegisteredSchemas(Registry(_1='"long"'), "AVRO", read)
+    for _ in range(2):
+        with pytest.raises(PoisonError) as caught:
+            schemas.of(Record(ORIGIN, b"k", framed(1, b""), 0))
+        assert caught.value.reason == "bad_schema"
+        assert type(error).__name__ in caught.value.message and "secret" not in caught.value.message
+    assert len(asked) == 1
+
+
+def test_what_the_registry_or_the_machine_lacks_is_not_the_schemas_fault():
+    faults: list[Exception] = [OSError(28, "No space left on device"), MemoryError()]
+
+    def read(schema: Schema) -> object:
+        if faults:
+            raise faults.pop(0)
+        return schema
+
+    class Down(Registry):
+        def schema(self, id: object) -> Schema | None:
+            raise RetryableError("down")
+
+    record = Record(ORIGIN, b"k", framed(1, b""), 0)
+    with pytest.raises(RetryableError, match="down"):
+        RegisteredSchemas(Down(), "AVRO", read).of(record)
+    schemas = RegisteredSchemas(Registry(_1='"long"'), "AVRO", read)
+    for _ in range(2):
+        with pytest.raises(RetryableError, match="id 1 cannot be read here now"):
+            schemas.of(record)
+    assert schemas.of(record)[0] == Schema("AVRO", '"long"')
 
 
 def test_fields_that_a_files_schema_does_not_have_are_said_at_the_start(tmp_path: Path):

@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from workers.codecs.base import SCHEMA_HEADER, bytes_of
 from workers.codecs.varint import zigzag
-from workers.errors import PoisonError
+from workers.errors import PoisonError, RetryableError
 from workers.records import Record
 from workers.schema_registry import Schema, type_schema_id
 
@@ -53,7 +53,7 @@ class Schemas(Protocol[T_co]):
 
         Raises:
             PoisonError: stage ``decode``.
-            RetryableError: the registry does not answer.
+            RetryableError: the registry does not answer, or there is no room here to read what it says.
         """
 
 
@@ -102,6 +102,11 @@ class RegisteredSchemas(Generic[T]):
             made = self._read(schema)
         except ValueError as error:
             made = ValueError(str(error))
+        except (OSError, MemoryError) as error:
+            # This machine's fault, such as a full disk, and not the schema's.
+            raise RetryableError(f"the schema with id {id} cannot be read here now ({type(error).__name__})") from None
+        except Exception as error:  # noqa: BLE001 - anybody's schema may not end the reader of all records
+            made = ValueError(f"it cannot be read ({type(error).__name__})")
         self._known[id] = made
         if len(self._known) > MOST_READ:
             self._known.popitem(last=False)
