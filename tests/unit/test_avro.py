@@ -24,7 +24,7 @@ from workers.codecs.avro import AvroSchema
 from workers.codecs.avro_bounds import MOST_EMPTY_ITEMS, MOST_LEVELS
 from workers.codecs.avro_record import AvroRenderer
 from workers.codecs.base import Decoder
-from workers.codecs.wire import RegisteredSchemas
+from workers.codecs.wire import MOST_READ, RegisteredSchemas
 from workers.errors import PoisonError, RetryableError, SettingsError
 from workers.records import Document, Embedding, Origin, Record
 from workers.schema_registry import Schema
@@ -193,6 +193,15 @@ def test_a_schema_is_read_once():
     for _ in range(3):
         made.decode(Record(ORIGIN, b"key", VALUE, 0))
     assert registry.asked == 1
+
+
+def test_a_schema_in_use_is_kept_while_others_come_and_go():
+    registry = Registry(**{f"_{id}": '"long"' for id in range(2 * MOST_READ)})
+    schemas = RegisteredSchemas(registry, "AVRO", AvroSchema)
+    for id in range(2 * MOST_READ):
+        for each in (0, id):
+            schemas.of(Record(ORIGIN, b"k", framed(each, b""), 0))
+    assert registry.asked == 2 * MOST_READ
 
 
 def test_each_record_is_read_by_its_own_schema():

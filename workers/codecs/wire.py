@@ -84,6 +84,7 @@ class RegisteredSchemas(Generic[T]):
         found = self._known.get(framed.id)
         if found is None:
             found = self._ask(framed.id)
+        self._known.move_to_end(framed.id)  # what goes when there is no more room is what was longest not used
         if isinstance(found, ValueError):
             raise PoisonError(
                 "decode", "bad_schema", f"the schema with id {framed.id} is not one that we take: {found}"
