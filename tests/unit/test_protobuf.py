@@ -321,6 +321,10 @@ def test_a_schema_may_be_a_descriptor_in_base64():
     assert mixed.named("shop.Row")(text="x").SerializeToString() == row(text="x").SerializeToString()
 
 
+        ('syntax = "proto3";', (("a\0b", ""),), "leads out of its folder"),
+        ('syntax = "proto3";', (("a", ""), ("a/b.proto", "")), "cannot be a folder's, or not together"),
+        ('syntax = "proto3";', (("a/b.proto", ""), ("a", "")), "cannot be a folder's, or not together"),
+        ('syntax = "proto3";', (("a" * 300, ""),), "cannot be a folder's, or not together"),
 # ---- plain, by a file
 
 

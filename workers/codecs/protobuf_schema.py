@@ -10,6 +10,7 @@ error, and ends the process when it does not go on.
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
 import subprocess
@@ -26,6 +27,8 @@ from workers.schema_registry import Schema
 
 MAIN = "stream-embedder-schema.proto"
 COMPILE_S = 60.0
+# What a file system says to a name too long, and to one that is a file's and a folder's: a disk that is full is no schema's fault.
+_BAD_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 # A line of protoc's that is about a file, and no warning.
 _COMPLAINT = re.compile(r"\S+\.proto:(?!.*warning:)")
 # What Confluent's serialisers let a schema import without naming it; the interface that they publish.
@@ -116,6 +119,7 @@ def compiled(schema: Schema, imports: Path | None = None) -> descriptor_pb2.File
 
     Raises:
         ValueError: it does not compile; the sentence says where.
+        OSError: there is no room here to compile it.
     """
     import google.type  # noqa: PLC0415 - Google's common types, as .proto beside their modules
     import grpc_tools  # noqa: PLC0415
@@ -128,11 +132,16 @@ def compiled(schema: Schema, imports: Path | None = None) -> descriptor_pb2.File
         given.write_bytes(_take_descriptors(texts).SerializeToString())
         for name, text in texts.items():
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+            if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
                 raise ValueError("it imports a file by a name that leads out of its folder")
             place = Path(folder, *path.parts)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(text, encoding="utf-8")
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(text, encoding="utf-8")
+            except OSError as error:
+                if error.errno not in _BAD_NAME:
+                    raise
+                raise ValueError("it imports files by names that cannot be a folder's, or not together") from None
         out = Path(folder, "out.descriptors")
         folders = [folder, *([] if imports is None else [imports.absolute()]), standard, common]
         command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{each}" for each in folders)]
