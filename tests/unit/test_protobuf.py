@@ -243,6 +243,8 @@ def test_a_value_nested_too_deeply_is_refused():
 
 WIDE = "".join(f"string f{number} = {number + 2};" for number in range(100))
 
+WIDE_2 = "".join(f"optional string f{number} = {number + 2};" for number in range(100))
+
 
 def test_many_empty_messages_are_refused_before_they_are_parsed():
     """A megabyte of these would take 800."""
@@ -256,6 +258,32 @@ def test_many_empty_messages_are_refused_before_they_are_parsed():
     assert read(20_000).text == "x"
     with pytest.raises(PoisonError) as caught:
         read(500_000)
+    assert (caught.value.stage, caught.value.reason) == ("decode", "too_many_items")
+
+
+@pytest.mark.parametrize(
+    ("field", "begin", "end"),
+    [
+        (f"repeated group W = 2 {{ {WIDE_2} }}", b"\x13", b"\x14"),
+        (f"message W {{ {WIDE_2} }} repeated group Z = 3 {{ repeated W w = 2; }}", b"\x1b\x12\x00", b"\x1c"),
+        (f"message W {{ {WIDE_2} }} repeated W w = 3; optional group U = 4 {{ }}", b"\x23\x24\x2b\x2c\x1a\x00", b""),
+        (f"message W {{ {WIDE_2} }} extensions 2; }} extend R {{ repeated R.W w = 2;", b"\x12\x00", b""),
+    ],
+    ids=["groups", "messages in groups", "messages after groups", "extensions"],
+)
+def test_groups_and_extensions_count_as_messages_do(field: str, begin: bytes, end: bytes):
+    text = f'syntax = "proto2"; message R {{ optional string text = 1; {field} }}'
+    made = decoder_for(
+        Settings(source={"format": "protobuf"}, registry={"url": "http://localhost:1"}),
+        Registry(_1=Schema("PROTOBUF", text)),
+    )
+
+    def read(count: int) -> Document:
+        return made.decode(Record(ORIGIN, b"k", framed(1, b"\x00\x0a\x01x" + (begin + end) * count), 0))
+
+    assert read(20_000).text == "x"
+    with pytest.raises(PoisonError) as caught:
+        read(60_000)
     assert (caught.value.stage, caught.value.reason) == ("decode", "too_many_items")
 
 
@@ -293,6 +321,10 @@ def _varint(number: int) -> bytes:
         ('syntax = "proto3"; import "nowhere.proto";', (), "nowhere.proto"),
         ('syntax = "proto3";', (("../../outside.proto", ""),), "leads out of its folder"),
         ('syntax = "proto3";', (("/outside.proto", ""),), "leads out of its folder"),
+        ('syntax = "proto3";', (("a\0b", ""),), "leads out of its folder"),
+        ('syntax = "proto3";', (("a", ""), ("a/b.proto", "")), "cannot be a folder's, or not together"),
+        ('syntax = "proto3";', (("a/b.proto", ""), ("a", "")), "cannot be a folder's, or not together"),
+        ('syntax = "proto3";', (("a" * 300, ""),), "cannot be a folder's, or not together"),
     ],
 )
 def test_a_schema_that_does_not_compile_says_where(text: str, references: tuple[tuple[str, str], ...], says: str):
@@ -321,10 +353,6 @@ def test_a_schema_may_be_a_descriptor_in_base64():
     assert mixed.named("shop.Row")(text="x").SerializeToString() == row(text="x").SerializeToString()
 
 
-        ('syntax = "proto3";', (("a\0b", ""),), "leads out of its folder"),
-        ('syntax = "proto3";', (("a", ""), ("a/b.proto", "")), "cannot be a folder's, or not together"),
-        ('syntax = "proto3";', (("a/b.proto", ""), ("a", "")), "cannot be a folder's, or not together"),
-        ('syntax = "proto3";', (("a" * 300, ""),), "cannot be a folder's, or not together"),
 # ---- plain, by a file
 
 

@@ -29,17 +29,16 @@ def check(descriptor: Any, body: bytes) -> None:
     if len(body) <= SHORT:
         return
     slots = 0
-    known: dict[str, dict[int, Any]] = {}
+    inner = _Inner()
     stack = [(descriptor, 0, len(body))]
     try:
         while stack:
             message, at, end = stack.pop()
-            inner = known.get(message.full_name)
-            if inner is None:
-                inner = {field.number: field.message_type for field in message.fields if field.message_type is not None}
-                known[message.full_name] = inner
+            # Groups have no length, and end where a tag says so: their messages are walked through here.
+            around: list[Any] = []
             while at < end:
                 tag, at = varint(body, at)
+                found = None
                 match tag & 7:
                     case 0:
                         _, at = varint(body, at)
@@ -47,17 +46,41 @@ def check(descriptor: Any, body: bytes) -> None:
                         at += 8
                     case 2:
                         size, at = varint(body, at)
-                        if (found := inner.get(tag >> 3)) is not None:
-                            slots += 1 + len(found.fields)
-                            if slots > MOST_SLOTS:
-                                raise PoisonError(
-                                    "decode",
-                                    "too_many_items",
-                                    f"the value's messages have more than {MOST_SLOTS:,} fields",
-                                )
+                        if (found := inner.of(message, tag >> 3)) is not None:
                             stack.append((found, at, min(at + size, end)))
                         at += size
+                    case 3:
+                        found = inner.of(message, tag >> 3)
+                        around.append(message)
+                        message = found
+                    case 4:
+                        message = around.pop()
                     case 5:
                         at += 4
+                if found is not None:
+                    slots += 1 + len(found.fields)
+                    if slots > MOST_SLOTS:
+                        says = f"the value's messages have more than {MOST_SLOTS:,} fields"
+                        raise PoisonError("decode", "too_many_items", says)
     except (IndexError, ValueError):
-        return  # it ends too soon, as the parser will say
+        return  # it ends too soon, or a group that never began does, as the parser will say
+
+
+class _Inner:
+    """The messages that are fields of messages, extensions that their files know of included."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[int, Any]] = {}
+
+    def of(self, message: Any, number: int) -> Any:
+        """A field's message; None: it has none, or the message is itself one that nobody knows."""
+        if message is None:
+            return None
+        found = self._known.get(message.full_name)
+        if found is None:
+            fields = list(message.fields)
+            if message.is_extendable:
+                fields += message.file.pool.FindAllExtensions(message)
+            found = {field.number: field.message_type for field in fields if field.message_type is not None}
+            self._known[message.full_name] = found
+        return found.get(number)
