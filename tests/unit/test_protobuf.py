@@ -287,6 +287,16 @@ def test_groups_and_extensions_count_as_messages_do(field: str, begin: bytes, en
     assert (caught.value.stage, caught.value.reason) == ("decode", "too_many_items")
 
 
+def test_wrong_bytes_hide_nothing_that_stands_before_them():
+    """The parser comes to them last, when it has made room for the rest."""
+    text = f'syntax = "proto3"; message R {{ repeated R r = 1; repeated W w = 2; message W {{ {WIDE} }} }}'
+    many = b"\x12\x00" * 60_000
+    body = b"\x0a" + _varint(len(many)) + many + b"\x0a\x01\xff"
+    with pytest.raises(PoisonError) as caught:
+        protobuf_bounds.check(ProtobufSchema(Schema("PROTOBUF", text)).named("R").DESCRIPTOR, body)
+    assert caught.value.reason == "too_many_items"
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_looking_before_parsing_judges_no_wrong_bytes(body: bytes):

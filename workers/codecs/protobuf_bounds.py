@@ -9,6 +9,7 @@ as the message has hundreds of fields. Nesting is the parser's own limit, a hund
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from workers.codecs.varint import varint
@@ -31,39 +32,47 @@ def check(descriptor: Any, body: bytes) -> None:
     slots = 0
     inner = _Inner()
     stack = [(descriptor, 0, len(body))]
+    while stack:
+        for found, at, end in _messages(inner, body, *stack.pop()):
+            slots += 1 + len(found.fields)
+            if slots > MOST_SLOTS:
+                message = f"the value's messages have more than {MOST_SLOTS:,} fields"
+                raise PoisonError("decode", "too_many_items", message)
+            if at < end:
+                stack.append((found, at, end))
+
+
+def _messages(inner: _Inner, body: bytes, message: Any, at: int, end: int) -> Iterator[tuple[Any, int, int]]:
+    """The messages in a message, from where to where they are still to be walked through.
+
+    Where bytes are wrong it ends, as the parser will; what was before them the parser has made room for by then.
+    """
+    # Groups have no length, and end where a tag says so: what is in them comes along here.
+    around: list[Any] = []
     try:
-        while stack:
-            message, at, end = stack.pop()
-            # Groups have no length, and end where a tag says so: their messages are walked through here.
-            around: list[Any] = []
-            while at < end:
-                tag, at = varint(body, at)
-                found = None
-                match tag & 7:
-                    case 0:
-                        _, at = varint(body, at)
-                    case 1:
-                        at += 8
-                    case 2:
-                        size, at = varint(body, at)
-                        if (found := inner.of(message, tag >> 3)) is not None:
-                            stack.append((found, at, min(at + size, end)))
-                        at += size
-                    case 3:
-                        found = inner.of(message, tag >> 3)
-                        around.append(message)
-                        message = found
-                    case 4:
-                        message = around.pop()
-                    case 5:
-                        at += 4
-                if found is not None:
-                    slots += 1 + len(found.fields)
-                    if slots > MOST_SLOTS:
-                        says = f"the value's messages have more than {MOST_SLOTS:,} fields"
-                        raise PoisonError("decode", "too_many_items", says)
+        while at < end:
+            tag, at = varint(body, at)
+            match tag & 7:
+                case 0:
+                    _, at = varint(body, at)
+                case 1:
+                    at += 8
+                case 2:
+                    size, at = varint(body, at)
+                    if (found := inner.of(message, tag >> 3)) is not None:
+                        yield found, at, min(at + size, end)
+                    at += size
+                case 3:
+                    around.append(message)
+                    message = inner.of(message, tag >> 3)
+                    if message is not None:
+                        yield message, at, at
+                case 4:
+                    message = around.pop()
+                case 5:
+                    at += 4
     except (IndexError, ValueError):
-        return  # it ends too soon, or a group that never began does, as the parser will say
+        return
 
 
 class _Inner:
