@@ -128,6 +128,32 @@ def test_a_column_that_did_not_travel_is_not_embedded():
     assert refusal({**ROW, "text": "__debezium_unavailable_value", "__deleted": "false"}).reason == "unavailable_value"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["__debezium_unavailable_value"],
+        list(b"__debezium_unavailable_value"),
+        {"__debezium_unavailable_value": "__debezium_unavailable_value"},
+        '{"__debezium_unavailable_value":"__debezium_unavailable_value"}',
+        ["b68a35a7-17ad-35b3-af2a-ae46edb4545a"],
+        base64.b64encode(b"__debezium_unavailable_value").decode(),
+        [base64.b64encode(b"__debezium_unavailable_value").decode()],
+        b"__debezium_unavailable_value".hex(),
+    ],
+    ids=["texts", "numbers", "hstore", "hstore in json", "uuids", "bytes", "list of bytes", "hex"],
+)
+def test_no_column_that_did_not_travel_is_written_as_data(value: object):
+    assert refusal(event("u", after=ROW | {"price": value})).reason == "unavailable_value"
+    assert refusal(event("u", after=ROW | {"text": value})).reason == "unavailable_value"
+
+
+@pytest.mark.parametrize("value", [[], {}, ["a"], ["__debezium_unavailable_value", "b"], [95], {"a": "b"}])
+def test_a_column_that_only_looks_alike_is_data(value: object):
+    found = DEBEZIUM.decode(Record(ORIGIN, b"k", json.dumps(event("u", after=ROW | {"price": value})).encode(), 0))
+    assert isinstance(found, Document)
+    assert found.fields == {"price": value}
+
+
 def test_a_deletion_without_a_key_is_refused():
     assert refusal(event("d", before=ROW), key=None).reason == "tombstone_without_key"
     assert refusal(wrapped(None), CONNECT, None).reason == "tombstone_without_key"

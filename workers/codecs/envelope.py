@@ -9,6 +9,9 @@ ExtractNewRecordState it is the row with ``__deleted`` beside its columns. Eithe
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import uuid
 from collections.abc import Mapping
 
 from workers.codecs.connect import as_typed
@@ -18,6 +21,20 @@ from workers.errors import PoisonError
 
 # What stands for a large column that did not change, which some databases do not send (``unavailable.value.placeholder``).
 PLACEHOLDER = "__debezium_unavailable_value"
+# Bytes and maps may be text, by ``binary.handling.mode`` and ``hstore.handling.mode``; a UUID is the placeholder's, of version 3
+# without a namespace.
+_RAW = PLACEHOLDER.encode()
+_UUID = str(uuid.UUID(bytes=hashlib.md5(_RAW, usedforsecurity=False).digest(), version=3))
+_SCALARS = (
+    PLACEHOLDER,
+    _RAW,
+    base64.b64encode(_RAW).decode(),
+    _RAW.hex(),
+    _UUID,
+    f'{{"{PLACEHOLDER}":"{PLACEHOLDER}"}}',
+)
+# Arrays have one, but for those of numbers, which are its bytes.
+_NUMBERS = list(_RAW)
 _DELETED = "__deleted"
 _KEPT = ("c", "r", "u")
 # Events without a row, by a field that no other has.
@@ -96,12 +113,21 @@ def payload(value: object) -> object:
 
 def _row(columns: Mapping[str, object]) -> Mapping[str, object]:
     """A row; columns that did not travel are marked, so that nothing is made of their placeholder."""
-    held_back = (PLACEHOLDER, PLACEHOLDER.encode())
-    return {
-        name: UNAVAILABLE if isinstance(value, str | bytes) and value in held_back else value
-        for name, value in columns.items()
-        if name != _DELETED
-    }
+    return {name: UNAVAILABLE if _held_back(value) else value for name, value in columns.items() if name != _DELETED}
+
+
+def _held_back(value: object) -> bool:
+    """Whether a column is the placeholder in any of the shapes that Debezium gives it, by the column's type."""
+    match value:
+        case str() | bytes():
+            return value in _SCALARS
+        case [str() | bytes() as only]:
+            return only in _SCALARS
+        case list():
+            return value == _NUMBERS
+        case Mapping() if len(value) == 1:
+            return value.get(PLACEHOLDER) == PLACEHOLDER
+    return False
 
 
 def _refusal(value: Mapping[str, object]) -> PoisonError:
