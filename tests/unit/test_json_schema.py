@@ -74,6 +74,67 @@ def test_a_schema_that_is_none_or_not_whole_is_said(schema: object, reason: str)
     assert caught.value.reason == reason
 
 
+DRAFT = "http://json-schema.org/draft-07/schema#"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("draft", [{}, {"$schema": DRAFT}])
+@pytest.mark.parametrize(
+    ("inner", "value"),
+    [
+        ({"pattern": "^(a+)+$"}, "a" * 5_000 + "b"),
+        ({"patternProperties": {"^(a+)+$": True}, "additionalProperties": False}, {"a" * 5_000 + "b": 1}),
+        ({"uniqueItems": True}, [{"a": n} for n in range(50_000)] + [{"a": 1}]),
+    ],
+)
+def test_what_a_value_costs_grows_as_it_does(inner: Any, value: object, draft: dict[str, str]):
+    """By jsonschema's own keywords, which a schema inside that names its draft must not get, these take hours."""
+    with pytest.raises(PoisonError) as caught:
+        decode({"text": "x", "v": value}, schema={"properties": {"v": {**draft, **inner}}, **draft})
+    assert caught.value.reason == "schema_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("items", "unique"),
+    [
+        ([1, 1.0], False),
+        ([1, True], True),
+        ([{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}], False),
+        (["1", 1], True),
+        ([[0], [False], [None]], True),
+    ],
+)
+def test_items_are_the_same_as_json_says(items: list[object], unique: bool):
+    schema = {"properties": {"v": {"uniqueItems": True}}}
+    if unique:
+        assert decode({"text": "x", "v": items}, schema=schema).text == "x"
+    else:
+        with pytest.raises(PoisonError, match="uniqueItems"):
+            decode({"text": "x", "v": items}, schema=schema)
+
+
+def test_patterns_are_javascripts_in_what_they_share_with_re2():
+    schema = {"properties": {"text": {"pattern": "^[\\u00e0-\\u00ff]\\d$"}}}
+    assert decode({"text": "é1"}, schema=schema).text == "é1"
+    for wrong in ("e1", "é1\n", "\ud800"):
+        with pytest.raises(PoisonError, match="text/pattern"):
+            decode({"text": wrong}, schema=schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"text": {"pattern": "^(?!x)"}}},
+        {"patternProperties": {"(a)\\1": {}}},
+        {"unevaluatedProperties": False, "patternProperties": {"a": {}}},
+    ],
+)
+def test_a_schema_without_a_bound_is_not_taken(schema: object):
+    with pytest.raises(PoisonError, match=r"RE2|not taken together") as caught:
+        decode({"text": "x"}, schema=schema)
+    assert caught.value.reason == "bad_schema"
+
+
 def test_a_value_nested_too_deeply_for_its_schema_is_refused():
     schema = {"properties": {"text": {"type": "string"}, "a": {"$ref": "#"}}}
     deep = b'{"text":"x","a":' * 900 + b"{}" + b"}" * 900

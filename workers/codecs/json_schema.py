@@ -16,6 +16,7 @@ import referencing.jsonschema
 
 from workers.codecs.base import utf8
 from workers.codecs.json import parse_json
+from workers.codecs.json_schema_bounds import UnboundedSchema, bounded, require_bounds
 from workers.codecs.wire import Schemas
 from workers.errors import PoisonError
 from workers.records import Record
@@ -28,18 +29,25 @@ class JsonSchema:
     """What a value has to meet."""
 
     def __init__(self, schema: Schema) -> None:
-        """Raises ValueError: the text is no JSON Schema."""
+        """Raises ValueError: the text is no JSON Schema, or has no bound to what a value may cost."""
+        nothing: Any = referencing.Registry()
         try:
             parsed: Any = json.loads(schema.text)
-            made: Any = jsonschema.validators.validator_for(parsed, default=_DEFAULT)
-            made.check_schema(parsed)
+            made: Any = bounded(jsonschema.validators.validator_for(parsed, default=_DEFAULT))
+            # The draft's own schema for schemas, by bounded keywords as well.
+            wrong = next(made(made.META_SCHEMA, registry=nothing).iter_errors(parsed), None)
             others = [
                 (name, referencing.Resource.from_contents(json.loads(text), referencing.jsonschema.DRAFT7))
                 for name, text in schema.references
             ]
-        except (ValueError, TypeError, AttributeError, RecursionError, jsonschema.SchemaError) as error:
+            require_bounds([parsed, *(resource.contents for _, resource in others)])
+        except UnboundedSchema:
+            raise
+        except Exception as error:  # noqa: BLE001 - what jsonschema raises for a schema that is none is many things
             raise ValueError(f"it is not JSON Schema ({type(error).__name__})") from None
-        self._validator = made(parsed, registry=referencing.Registry().with_resources(others))
+        if wrong is not None:
+            raise ValueError("it is not JSON Schema (SchemaError)")
+        self._validator = made(parsed, registry=nothing.with_resources(others))
 
     def check(self, value: object) -> None:
         """Refuse a value that the schema rules out.
