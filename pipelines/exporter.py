@@ -6,12 +6,12 @@ Comes in: every update of a :class:`workers.metrics.Metrics`. Goes out: Ray's co
 from __future__ import annotations
 
 import threading
-import weakref
 from typing import Any
 
 from ray.util import metrics as ray_metrics
 
 from workers import metrics
+from workers.periodic import every
 
 # Ray drops a gauge that is not set again within two of its reports, 10 s each: one that stands still, as in a stall, is gone
 # when it is needed most.
@@ -25,9 +25,7 @@ class RayExporter:
         self._made: dict[str, Any] = {}
         self._gauges: dict[tuple[str, tuple[str, ...]], tuple[Any, float, dict[str, str]]] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        weakref.finalize(self, self._stop.set)
-        threading.Thread(target=_repeat, args=(weakref.ref(self), self._stop), name="gauges", daemon=True).start()
+        every(REPEAT_S, self.repeat, "gauges")
 
     def __call__(self, metric: metrics.Metric, value: float, labels: dict[str, str]) -> None:
         """Count, set or observe; ``value`` as in :class:`workers.metrics.Metrics`."""
@@ -64,11 +62,3 @@ class RayExporter:
                     case "histogram":
                         self._made[metric.name] = ray_metrics.Histogram(name, boundaries=metric.buckets, **arguments)
             return self._made[metric.name]
-
-
-def _repeat(exporter: weakref.ref[RayExporter], stop: threading.Event) -> None:
-    while not stop.wait(REPEAT_S):
-        if (alive := exporter()) is None:
-            return
-        alive.repeat()
-        del alive

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workers import log, metrics
+from workers.periodic import every
 from workers.scaling import Decision, Limits, Observation, Reason, State, decide
 
 LOG = log.get(__name__)
@@ -133,21 +133,19 @@ class Autoscaler:
         self._decided_at = -math.inf
         self._said: tuple[int, Reason] | None = None
         self._said_at = -math.inf
-        self._stop = threading.Event()
-        # Serve drops a policy without a word, when it makes another.
-        weakref.finalize(self, self._stop.set)
+        self._asks: threading.Event | None = None
         self._failed = False
 
     # ---- the thread that asks
 
     def start(self) -> None:
-        """Begin to ask."""
-        thread = threading.Thread(target=_look, args=(weakref.ref(self), self._stop), name="autoscaler", daemon=True)
-        thread.start()
+        """Begin to ask. Serve drops a policy without a word when it makes another: the asking ends with this object."""
+        self._asks = every(PERIOD_S, self.look, "autoscaler")
 
     def stop(self) -> None:
         """Ask no more."""
-        self._stop.set()
+        if self._asks is not None:
+            self._asks.set()
 
     def look(self) -> None:
         """Ask once; what cannot be had now leaves the last figures, which grow old."""
@@ -253,11 +251,3 @@ class Autoscaler:
                 age_s=seen.age_s,
             ),
         )
-
-
-def _look(scaler: weakref.ref[Autoscaler], stop: threading.Event) -> None:
-    while not stop.wait(PERIOD_S):
-        if (alive := scaler()) is None:
-            return
-        alive.look()
-        del alive
