@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from pipelines.broker_jars import KAFKA_VERSION, fetch_kafka, find_java
-from pipelines.loopback import HOST, end_with_us, free_port, listens, refuse_taken
+from pipelines.loopback import HOST, end, end_with_us, free_port, listens, refuse_taken
 from workers import kafka_client, log
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
@@ -142,14 +142,7 @@ class Broker:
 
     def kill(self) -> None:
         """End the broker as a crash would; the data stay as they are."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        if self._watchdog is not None:
-            self._watchdog.kill()
-            self._watchdog.wait()
-            if self._watchdog.stdin is not None:
-                self._watchdog.stdin.close()
+        end(self._process, self._watchdog)
         self._process = self._watchdog = None
 
     def pause(self) -> None:

@@ -64,3 +64,13 @@ def end_with_us(pid: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def end(*processes: subprocess.Popen[bytes] | None) -> None:
+    """Kill processes, such as a server and then who watches over it, and wait until they are gone."""
+    for process in processes:
+        if process is not None:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()

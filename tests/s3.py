@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.loopback import end_with_us, free_port
+from pipelines.loopback import end, end_with_us, free_port
 
 VERSION = "v1.8.0"
 PACKAGE = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
@@ -123,12 +123,7 @@ class S3Server:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        for process in (self._process, self._watchdog):
-            if process is not None:
-                process.kill()
-                process.wait()
-                if process.stdin is not None:
-                    process.stdin.close()
+        end(self._process, self._watchdog)
         self._process = self._watchdog = None
 
     def __enter__(self) -> S3Server:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.broker_jars import maven_complaint
-from pipelines.loopback import HOST, end_with_us, free_port
+from pipelines.loopback import HOST, end, end_with_us, free_port
 from workers.cache_folder import cache_folder
 
 VERSION = "3.3.3"
@@ -118,12 +118,7 @@ class RegistryServer:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        for process in (self._process, self._watchdog):
-            if process is not None:
-                process.kill()
-                process.wait()
-                if process.stdin is not None:
-                    process.stdin.close()
+        end(self._process, self._watchdog)
         self._process = self._watchdog = None
 
     def __enter__(self) -> RegistryServer:
