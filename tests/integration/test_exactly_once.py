@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import RunningBroker
 from tests.integration.pipeline import Pipeline, Reader, reading, value_of, wait_until
+from tests.lab.documents import BAD, WORDS
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client
 from workers.settings import KafkaSettings
@@ -25,7 +26,6 @@ from workers.settings import KafkaSettings
 pytestmark = pytest.mark.timeout(600)
 
 TINY_DIM = 32
-WORDS = ("stream", "text", "vector", "topic", "offset", "partition", "reader", "encoder", "commit", "order", "key")
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,11 @@ class Sent:
 def records(count: int, seed: int) -> Iterator[Sent]:
     """Documents of mixed lengths, 1 % of them bad in every way that a record can be bad; keys repeat."""
     rng = random.Random(seed)
-    bad = [
-        lambda n: f'{{"id": "{n}", "text": "cut sho'.encode(),
-        lambda n: b"\xff\xfe\x00" + str(n).encode(),
-        lambda n: json.dumps({"id": str(n)}).encode(),
-        lambda n: json.dumps({"id": str(n), "text": 17}).encode(),
-        lambda n: json.dumps({"id": str(n), "text": " \n"}).encode(),
-        lambda n: f'{{"id": "{n}", "text": "half a pair: \\ud83d"}}'.encode(),
-        lambda n: json.dumps([n, "no object"]).encode(),
-        lambda n: b"[" * 100_000 + str(n).encode(),
-    ]
     for number in range(count):
         key = f"key-{rng.randrange(count // 10)}".encode()
         headers = (("trace", f"t-{number}".encode()),)
         if rng.random() < 0.01:
-            yield Sent(key, rng.choice(bad)(number), headers, good=False)
+            yield Sent(key, rng.choice(BAD)[1](number), headers, good=False)
         else:
             length = int(rng.paretovariate(1.2) * 4) % 300 + 1
             text = " ".join(rng.choices(WORDS, k=length))

@@ -32,7 +32,8 @@ class Document:
         return [(NUMBER, str(self.number).encode()), ("trace", b"\x00\xff"), ("trace", b"")]
 
 
-_BAD: tuple[tuple[str, Callable[[int], bytes]], ...] = (
+# Stages, and values that are refused there.
+BAD: tuple[tuple[str, Callable[[int], bytes]], ...] = (
     ("decode", lambda n: f'{{"id": "{n}", "text": "cut sho'.encode()),
     ("decode", lambda n: b"\xff\xfe\x00" + str(n).encode()),
     ("text", lambda n: json.dumps({"id": str(n)}).encode()),
@@ -40,7 +41,7 @@ _BAD: tuple[tuple[str, Callable[[int], bytes]], ...] = (
     ("text", lambda n: json.dumps({"id": str(n), "text": " \n"}).encode()),
     ("text", lambda n: f'{{"id": "{n}", "text": "half a pair: \\ud83d"}}'.encode()),
     ("decode", lambda n: json.dumps([n, "no object"]).encode()),
-    ("decode", lambda n: b"[" * 30_000 + str(n).encode()),
+    ("decode", lambda n: b"[" * 100_000 + str(n).encode()),
 )
 
 
@@ -54,7 +55,7 @@ def documents(count: int, seed: int, *, poison: bool = False, long: bool = False
         key = f"key-{rng.randrange(max(1, count // 10))}".encode()
         chance = rng.random()
         if chance < 0.01:
-            outcome, make = rng.choice(_BAD)
+            outcome, make = rng.choice(BAD)
             yield Document(number, key, make(number), outcome)
         elif chance < 0.02:
             yield (
