@@ -23,16 +23,20 @@ def seeds_of(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        numbers = range(int(first), int(last or first) + 1)
+        try:
+            numbers = range(int(first), int(last or first) + 1)
+        except ValueError:
+            numbers = range(0)
         if not numbers:
-            raise ValueError
+            raise argparse.ArgumentTypeError(f"write seeds as 7, 1-100 or 3,5,9-12, not {part!r}")
         found += numbers
     return found
 
 
 def count_of(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    """A number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up is needed, not {text!r}")
     return int(text)
 
 
