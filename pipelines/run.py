@@ -12,8 +12,11 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import psutil
 
 from pipelines import check
 from pipelines.census import own_sentence
@@ -24,6 +27,8 @@ from workers.settings import Settings
 
 LOG = log.get(__name__)
 SAMPLE_S = 1.0
+RAY_ENDS_S = 3.0
+_MARK = "RAY_STARTED_BY_RUN"  # what Ray starts inherits it, and shows it to who looks for what is left
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -78,6 +83,7 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray  # noqa: PLC0415 - heavy
 
+    mark = os.environ[_MARK] = uuid.uuid4().hex
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": "stream-embedder"}
     if settings.ray.address is None:
         arguments |= {"address": "local", "include_dashboard": False}
@@ -109,11 +115,34 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     except Exception as error:  # whatever Ray raises here, there is no Ray
         raise _no_ray(settings, error) from error
     finally:
+        del os.environ[_MARK]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
         ray.shutdown()
+        if settings.ray.address is None:
+            _end(mark)
+
+
+def _end(mark: str) -> None:
+    """What is left of our own Ray: its agents wait for a minute and more when they lose it while it starts."""
+    psutil.wait_procs(_marked(mark), timeout=RAY_ENDS_S)
+    for _ in range(3):
+        left = _marked(mark)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=RAY_ENDS_S)
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == mark and process.pid != os.getpid():
+                found.append(process)
+    return found
 
 
 def _no_ray(settings: Settings, error: Exception) -> EnvironmentFault:

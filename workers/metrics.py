@@ -106,6 +106,9 @@ BATCHES_UNREADABLE = Metric(
     "Attempts to read a batch that the Kafka client cannot parse; its partition waits, and is tried again.",
     ("topic",),
 )
+CLIENTS_REPLACED = Metric(
+    "clients_replaced_total", "counter", "Kafka consumers replaced because they delivered nothing of what there was."
+)
 TIMESTAMPS_CLAMPED = Metric("timestamps_clamped_total", "counter", "Records dated further off than the topic allows.")
 LAST_COMMIT = Metric("last_commit_timestamp_seconds", "gauge", "Unix time of the last commit.")
 ENCODER_TOKENS = Metric("encoder_tokens_total", "counter", "Tokens that this encoder replica has embedded.")

@@ -67,8 +67,14 @@ class Pipeline:
 
     def wait_for(self, title: str, count: int = 1, timeout: float = 90) -> list[int]:
         """Wait until so many parts of that title run."""
-        wait_until(lambda: len(self.parts(title)) >= count, timeout, lambda: f"{count} × {title}\n{self.tail()}")
-        return sorted(self.parts(title))
+        found: list[int] = []
+
+        def enough() -> bool:
+            found[:] = sorted(self.parts(title))
+            return len(found) >= count
+
+        wait_until(enough, timeout, lambda: f"{count} × {title}\n{self.tail()}")
+        return found
 
     def scrape(self) -> dict[str, float]:
         """Our metrics as Prometheus finds them, replicas added up, by name without prefix: ``in_flight_records``, … .

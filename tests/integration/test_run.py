@@ -139,8 +139,7 @@ def test_sigterm_while_ray_starts(
         time.sleep(after_s)
         assert pipeline.terminate(timeout=60) == 0, pipeline.tail()
         assert "Traceback" not in pipeline.tail(200)
-        # Ray's agents look now and then whether their node is still there.
-        wait_until(lambda: not pipeline.parts(), 60, lambda: str(pipeline.parts()))
+        wait_until(lambda: not pipeline.parts(), 10, lambda: str(pipeline.parts()))
 
 
 def test_every_choice_that_is_not_the_default(

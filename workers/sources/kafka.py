@@ -80,37 +80,41 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             EnvironmentFault: the brokers refuse us.
         """
         self._listener = listener
-        while self._joined is None:
+        while not self._stop.is_set():
             try:
                 self._joined = self._join()
             except EnvironmentFault as error:
                 LOG.warning("not connected %s", log.fields(error=error))
                 self.last_poll = time.monotonic()
-                if self._stop.wait(2.0):
-                    return
-        try:
-            self._member.subscribe(self)
-            while not self._stop.is_set():
-                self._turn()
-            self._commits.last(self._consumer, self._owned())
-        finally:
-            self._member.leave()
+                self._stop.wait(2.0)
+                continue
+            try:
+                self._member.subscribe(self)
+                while not self._stop.is_set() and self._turn():
+                    pass
+                self._commits.last(self._consumer, self._owned())
+            finally:
+                self._member.leave()
+            if not self._stop.is_set():
+                self._give_up(self._owned(), lost=True)
+                self._meter.add(metrics.CLIENTS_REPLACED)
 
-    def _turn(self) -> None:
-        """One poll, and what belongs between two."""
+    def _turn(self) -> bool:
+        """One poll, and what belongs between two; whether the client is still of use."""
         assert self._listener is not None
         self.last_poll = time.monotonic()
         try:
             self._renew()
             self._place()
             self._commits.soon(self._consumer, self._owned())
-            polled = self._member.poll(self._throttle())
+            room = self._throttle()
+            polled = self._member.poll(room)
         except kafka_errors.NoOffsetForPartitionError:
-            return  # an assignment arrived inside the poll: the next turn places it
+            return True  # an assignment arrived inside the poll: the next turn places it
         except kafka_errors.OffsetOutOfRangeError as error:
             with contextlib.suppress(kafka_errors.KafkaError, ValueError):  # the next poll finds it again
                 self._out_of_range(error)
-            return
+            return True
         except kafka_errors.AuthorizationError as error:
             raise EnvironmentFault(
                 f"Kafka refuses to let group {self._settings.group} read: {error}; grant Read on the topics and the group"
@@ -120,7 +124,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             # client retries itself.
             LOG.warning("poll %s", log.fields(error=type(error).__name__))
             self._stop.wait(0.2)
-            return
+            return True
         for tp, found in polled.items():
             partition = TopicPartition(*tp)
             with self._lock:
@@ -130,6 +134,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             self._meter.add(metrics.RECORDS_READ, len(found), topic=partition.topic)
             self._listener.received([_record(raw, epoch) for raw in found])
+        return self._member.delivers(polled, room)
 
     def _owned(self) -> set[TopicPartition]:
         with self._lock:
@@ -288,15 +293,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def membership(self, timeout_s: float) -> object:
         """The group metadata that fences a transaction, once the membership is stable."""
-        if self._joined is None:
+        if (member := self._joined) is None:
             raise CommitError(f"this reader is not a stable member of group {self._settings.group} yet")
-        return self._joined.membership(timeout_s)
+        return member.membership(timeout_s)
 
     def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """What the group has committed, waiting for transactions that are being decided."""
-        if self._joined is None:
+        if (member := self._joined) is None:
             raise RetryableError(f"this reader has not joined group {self._settings.group} yet")
-        return self._joined.committed(partitions)
+        return member.committed(partitions)
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Have the poll thread commit ``positions`` between two polls; a refusal surfaces at the next call."""

@@ -57,6 +57,10 @@ class Holds:
         moment = time.monotonic()
         return {tp for tp, hold in self._holds.items() if hold.until > moment}
 
+    def known(self) -> set[Any]:
+        """Those whose next batch could not be read when it was tried last."""
+        return set(self._holds)
+
     def _parse_or_hold(self, fetch: Any) -> Any:
         try:
             return self._parse(fetch)

@@ -10,14 +10,16 @@ What the client needs, each with a test that fails without it:
   while its heartbeats stay off, so the reader would sit there without partitions and without a word;
 - ``read_committed``, even where nobody writes transactions: only then does it wait for a predecessor's pending commit;
 - membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts;
-- a batch that it cannot parse taken out of its hands (``kafka_holds``): its polls would spin on it and never return.
+- a batch that it cannot parse taken out of its hands (``kafka_holds``): its polls would spin on it and never return;
+- a used-up batch taken out of its line: a partition that was paused half-read waits for that place, and would for ever;
+- an eye on its silence (``kafka_silence``): a client that has lost track of a partition says nothing of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -35,6 +37,7 @@ from workers.offsets import read_position
 from workers.records import Position, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sources.kafka_holds import Holds
+from workers.sources.kafka_silence import Silence
 from workers.sources.kafka_start import Starts
 
 LOG = log.get(__name__)
@@ -95,6 +98,7 @@ class GroupMember:
         )
         self.holds = Holds(self.consumer, meter)
         self.starts = Starts(self.consumer, source)
+        self._silence = Silence(self.consumer)
 
     def subscribe(self, listener: ConsumerRebalanceListener) -> None:
         """Say what to read, and who hears of assignments; the polls do the joining."""
@@ -109,8 +113,21 @@ class GroupMember:
         With 0 all partitions are to be paused: the client takes no such number.
         """
         self._finish_join()
+        self._clear_line()
         polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))
         return polled
+
+    def delivers(self, polled: Mapping[Any, object], room: int) -> bool:
+        """Whether the client is to be trusted still, after a poll for ``room`` records that brought ``polled``."""
+        if polled or not room:
+            self._silence.heard()
+            return True
+        return not self._silence.broken(self.holds.known() | self.consumer.paused())
+
+    def _clear_line(self) -> None:
+        fetcher = self.consumer._fetcher
+        if not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def _finish_join(self) -> None:
         coordinator = self.consumer._coordinator
