@@ -21,6 +21,7 @@ from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, codec
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.record.default_records import DefaultRecordBatch
 
@@ -36,7 +37,9 @@ from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
 from workers.sources import kafka_member as member_room
+from workers.sources import kafka_silence as silence_room
 from workers.sources.kafka import KafkaSource
+from workers.sources.kafka_member import GroupMember
 
 # kafka-python leaves the sockets of connections that failed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -832,6 +835,119 @@ def test_a_batch_whose_checksum_is_wrong_is_held_back_too(
     assert member.source.membership(1.0)
     monkeypatch.setattr(DefaultRecordBatch, "validate_crc", validate)
     wait_for(lambda: [r.origin.offset for r in member.records] == [0, 1, 2, 3, 4], "the rest")
+
+
+# ---- a client that falls silent
+
+
+class Indifferent(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Lets partitions come and go."""
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        pass
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        pass
+
+
+def half_read(consumer: Any, poll: Callable[[int], dict[Any, list[Any]]], count: int) -> list[Any]:
+    """Read one partition half, pause it, read the other to its end, resume the first: what the next polls bring of it."""
+    half: dict[Any, list[Any]] = {}
+    wait_for(lambda: half.update(poll(1)) or half, "the first record")
+    (paused,) = half
+    consumer.pause(paused)
+    rest: list[Any] = []
+    wait_for(lambda: rest.extend(r for found in poll(100).values() for r in found) or len(rest) == count, "the other")
+    consumer.resume(paused)
+    return [record.offset for _ in range(8) for record in poll(100).get(paused, [])]
+
+
+def test_a_partition_that_was_paused_half_read_goes_on(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name
+):
+    """The client puts it back in line only where the line is empty, and a batch that is used up stays there."""
+    topic, group = make_topic(2), unique_name()
+    produce(broker.settings, topic, 10, partitions=2)
+
+    def premise() -> list[Any]:
+        bare = kafka_client.bare_consumer(broker.settings, auto_offset_reset="earliest")
+        try:
+            bare.assign([KafkaTopicPartition(topic, n) for n in range(2)])
+            return half_read(bare, lambda most: bare.poll(250, max_records=most), 10)
+        finally:
+            bare.close()
+
+    assert premise() == [], "premise: the bare client has forgotten it"
+    set_committed(broker.settings, group, {TopicPartition(topic, n): 0 for n in range(2)})
+    member = GroupMember(
+        SourceSettings(topics=(topic,), group=group),
+        broker.settings,
+        LimitSettings(),
+        client_id=group,
+        group_instance_id=None,
+        meter=metrics.Metrics(),
+    )
+    try:
+        member.subscribe(Indifferent())
+        assert half_read(member.consumer, member.poll, 10) == list(range(1, 10))
+    finally:
+        member.leave()
+
+
+def test_a_client_that_delivers_nothing_is_replaced(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(silence_room, "LISTEN_S", 1.0)
+    caplog.set_level("ERROR", "stream_embedder")
+    topic, group = make_topic(2), unique_name()
+    produce(broker.settings, topic, 3, partitions=2)
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: len(member.records) == 6, "the records")
+    before = dict(member.owned)
+    client = member.source._consumer
+    client._fetcher._fetchable_partitions = list  # it has lost track of all
+    wait_for(lambda: not client._fetcher.in_flight_fetches(), "the end of its last request")
+    produce(broker.settings, topic, 1, partitions=1, start=3)
+    wait_for(lambda: len(member.offsets(TopicPartition(topic, 0))) == 7, "all of it, and the new one, by a new client")
+    wait_for(lambda: len(member.offsets(TopicPartition(topic, 1))) == 6, "the other, which was not committed either")
+    assert member.source._consumer is not client
+    assert member.lost == 1
+    assert min(member.owned.values()) > max(before.values()), "what the old client read is given up"
+    assert member.meter.value(metrics.CLIENTS_REPLACED) == 1
+    (line,) = [record.getMessage() for record in caplog.records if "delivers nothing" in record.getMessage()]
+    assert f"partition={topic}/0 position=3 fetchable=True" in line
+
+
+def test_a_topic_with_nothing_to_read_is_no_reason_to_replace_the_client(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    open_sink: type_open_sink,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Nor are markers and what was aborted, which nobody gets, nor a partition that is paused because of a limit."""
+    monkeypatch.setattr(silence_room, "LISTEN_S", 0.3)
+    topic = make_topic(2)
+    produce(broker.settings, topic, 3)
+    member = join(broker.settings, unique_name(), [topic])
+    wait_for(lambda: len(member.records) == 3, "the records")
+    sink = open_sink(broker.settings, topic)
+    sink.write([message(topic)])
+    sink.abandon()
+    time.sleep(3)
+    member.most = 0
+    produce(broker.settings, topic, 1, start=3)
+    time.sleep(3)
+    assert member.meter.value(metrics.CLIENTS_REPLACED) == 0
+    member.most = 100
+    wait_for(lambda: len(member.records) == 4, "the last record")
+    assert member.meter.value(metrics.CLIENTS_REPLACED) == 0
 
 
 # ---- the sink (T1, T3, T12, T13, T20)

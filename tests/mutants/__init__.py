@@ -182,6 +182,22 @@ MUTANTS = (
         (f"{GUARDS}::test_a_batch_that_cannot_be_read_holds_back_its_partition_alone_and_loses_nothing",),
     ),
     Mutant(
+        "line",
+        "a used-up batch keeps its place in the client's line",
+        "workers/sources/kafka_member.py",
+        "        self._clear_line()\n",
+        "",
+        (f"{GUARDS}::test_a_partition_that_was_paused_half_read_goes_on",),
+    ),
+    Mutant(
+        "silence",
+        "a client that delivers nothing is kept",
+        "workers/sources/kafka_member.py",
+        "return not self._silence.broken(self.holds.known() | self.consumer.paused())",
+        "return True",
+        (f"{GUARDS}::test_a_client_that_delivers_nothing_is_replaced",),
+    ),
+    Mutant(
         "files-absent",
         "a file is put over one that is there",
         "workers/object_store.py",
