@@ -21,25 +21,21 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines import configure, guard, heap, identity
+from pipelines.assemble import stream_reader
 from pipelines.census import Census, of_serve
 from pipelines.exporter import RayExporter
 from pipelines.model import Model
-from pipelines.outputs import file_outlets, topic_outlets
+from pipelines.outputs import topic_outlets
 from pipelines.patience import has_run, patiently
 from pipelines.scaler import scaled
 from workers import log, metrics
 from workers.backlog import Backlog
-from workers.checkpoint import Checkpoint
-from workers.codecs import decoder_for
 from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
-from workers.outlets import DeadLetterOutlet, Outlet
+from workers.outlets import Outlet
 from workers.pool import serve_pool
-from workers.reader import ReaderOptions, StreamReader
+from workers.reader import StreamReader
 from workers.records import Batch, type_vectors
 from workers.settings import KafkaSettings, RegistrySettings, Settings
-from workers.sinks.base import Sink
-from workers.sinks.kafka import IdempotentSink, TransactionalSink
-from workers.sources.kafka import KafkaSource
 
 if TYPE_CHECKING:
     from workers.encoder.encoder import Encoder as ModelEncoder
@@ -130,23 +126,7 @@ class Reader:
         self._loop.start()
 
     def _build(self, model: Model, outlets: list[Outlet]) -> StreamReader:
-        settings, meter = self._settings, self._meter
-        slot = self._slot()
-        source = KafkaSource(
-            settings.source,
-            settings.kafka,
-            settings.limits,
-            client_id=f"{APP}-{slot}",
-            group_instance_id=slot if settings.source.static_membership else None,
-            meter=meter,
-        )
-        topics = [outlet.topic for outlet in outlets] + [settings.dead_letter.topic]
-        files = file_outlets(model, meter)
-        sink: Sink
-        if settings.delivery.guarantee == "exactly_once":
-            sink = TransactionalSink(settings.kafka, topics, meter, transactional_id=self._slot)
-        else:
-            sink = IdempotentSink(settings.kafka, topics, meter, commit=source.commit)
+        settings = self._settings
         tokenizer = model.tokenizer()
         pool = serve_pool(
             self._encoders,
@@ -154,30 +134,10 @@ class Reader:
             canary=Batch.of([tokenizer.canary()]),
             capacity=self._census.capacity,
             timeout_s=settings.pool.call_timeout_s,
-            meter=meter,
+            meter=self._meter,
         )
-        dead = DeadLetterOutlet(
-            settings.dead_letter.topic,
-            model.fingerprint_of(model.projection(settings.outputs[0])),
-            settings.delivery.on_dead_letter == "tombstone",
-        )
-        return StreamReader(
-            source,
-            decoder_for(settings),
-            tokenizer,
-            pool,
-            ReaderOptions(
-                limits=settings.limits,
-                max_batch_tokens=settings.pool.batch_tokens(cuda=gpus_per_replica(settings) > 0),
-                reject_overflow=settings.model.overflow == "reject",
-                commit_interval_s=settings.delivery.commit_interval_s,
-                linger_s=settings.pool.linger_ms / 1000,
-            ),
-            meter,
-            lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter, files=files),
-            topics=[*(outlet.name for outlet in outlets), dead.name],
-            files=[outlet.output for outlet in files],
-        )
+        cuda = gpus_per_replica(settings) > 0
+        return stream_reader(settings, model, outlets, tokenizer, pool, slot=self._slot, cuda=cuda, meter=self._meter)
 
     def _slot(self) -> str:
         """What is this reader's own in the group, and its successor's after it: Serve numbers its replicas."""

@@ -1188,6 +1188,21 @@ def test_a_partition_number_is_kept_as_far_as_the_output_has_it(
     assert {tp.partition: [r.value for r in found] for tp, found in last.items()} == {0: [], 1: [b"five", b"one"]}
 
 
+def test_keys_go_where_other_producers_put_them(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    out = make_topic(7)
+    keys = [b"", b"k", *(b"key-%d" % n * (1 + n % 3) for n in range(60)), "größer".encode()]
+    bare = kafka_client.bare_producer(broker.settings)
+    theirs = {key: bare.send(out, b"v", key=key).get(10).partition for key in keys}
+    bare.close(timeout=5)
+    sink = open_sink(broker.settings, out)
+    sink._begin()
+    ours = {key: sink._send(message(out, key=key)).get(10).partition for key in keys}
+    assert ours == theirs
+    assert len(set(ours.values())) == 7
+
+
 def test_a_topic_that_is_missing_is_named(broker: RunningBroker, unique_name: type_name, open_sink: type_open_sink):
     with pytest.raises(EnvironmentFault, match="topic nobody-made-this does not exist; create it"):
         open_sink(broker.settings, "nobody-made-this")

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.integration.pipeline import Pipeline, wait_until
 from tests.lab.stage import Stage
+from tests.lab.supervised import Supervised
 
 READER = "ServeReplica:stream-embedder:Reader"
 ENCODER = "ServeReplica:stream-embedder:Encoder"
@@ -93,7 +94,8 @@ def _second(scene: Scene) -> Iterator[Pipeline]:
     folder = scene.folder / f"second-{time.monotonic_ns()}"
     folder.mkdir()
     settings = {**scene.settings, "delivery": {**scene.settings["delivery"], "cluster": "second"}}
-    with Pipeline(folder, settings, scene.pipeline.module) as second:
+    # The broker may be down just then: whoever runs a deployment starts it again.
+    with Supervised(folder, settings, scene.pipeline.module) as second:
         # Its readers are members by then, with partitions or, where there are too few, without.
         wait_until(lambda: "live running" in second.tail(10_000), PATIENCE_S, lambda: f"no second\n{second.tail()}")
         time.sleep(scene.random.uniform(1, 5))

@@ -27,11 +27,11 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from workers import kafka_client, kafka_topics, log, metrics
 from workers.deadline import Deadline
 from workers.errors import CommitError, EnvironmentFault, RetryableError
-from workers.kafka_client import NULL
 from workers.kafka_topics import Topic
 from workers.offsets import write_position
 from workers.records import Message, Position, TopicPartition
 from workers.settings import KafkaSettings
+from workers.sinks.kafka_append import Appender
 
 LOG = log.get(__name__)
 
@@ -51,6 +51,8 @@ type_commit = Callable[[Mapping[TopicPartition, Position]], None]
 
 class KafkaSink:
     """Writes to the topics it is given. The two delivery guarantees are its two subclasses."""
+
+    _appender: Appender
 
     def __init__(self, kafka: KafkaSettings, topics: Sequence[str], meter: metrics.Metrics) -> None:
         """``topics``: every topic that messages will name."""
@@ -74,6 +76,7 @@ class KafkaSink:
                 raise EnvironmentFault(f"topic {name} does not exist; create it, or correct the settings")
         try:
             self._connect()
+            self._appender = Appender(self._producer)
         except kafka_errors.AuthorizationError as error:
             raise EnvironmentFault(f"Kafka does not let this pipeline write: {error}") from error
         except kafka_errors.KafkaError as error:
@@ -132,11 +135,10 @@ class KafkaSink:
 
         The client compresses all that it sends, or nothing; its own limit is on what a record has before that.
         """
-        largest = max((message.size for message in messages), default=0)
-        limits = [self._topics[name].max_message_bytes for name in self._names]
-        squeezed = any(message.size > self._topics[message.topic].max_message_bytes for message in messages)
+        limits = {name: self._topics[name].max_message_bytes for name in self._names}
+        squeezed = [size for message in messages if (size := message.size) > limits[message.topic]]
         self._producer._accumulator.config["compression_attrs"] = ZSTD if squeezed else 0
-        self._producer.config["max_request_size"] = max(largest, *limits)
+        self._producer.config["max_request_size"] = max([*squeezed, *limits.values()])
 
     def write(self, messages: Sequence[Message]) -> None:
         """Send, flush, and look at every acknowledgement."""
@@ -158,20 +160,11 @@ class KafkaSink:
         return f"{type(error).__name__} {error}"
 
     def _begin(self) -> None:
-        """Hook: what comes before the first record of a write."""
+        """What comes before the first record of a write."""
+        self._appender.begin()
 
     def _send(self, message: Message) -> Any:
-        topic = self._topics[message.topic]
-        partition = None if message.partition is None else message.partition % topic.partitions
-        return self._producer.send(
-            message.topic,
-            value=NULL if message.value is None else message.value,
-            key=message.key,
-            # The client cannot write a null header value.
-            headers=[(name, value if value is not None else b"") for name, value in message.headers],
-            partition=partition,
-            timestamp_ms=self._timestamp(message, topic),
-        )
+        return self._appender.append(message, self._timestamp(message, self._topics[message.topic]))
 
     def _timestamp(self, message: Message, topic: Topic) -> int | None:
         if message.timestamp_ms < 0:
@@ -228,6 +221,7 @@ class TransactionalSink(KafkaSink):
         producer.init_transactions()
 
     def _begin(self) -> None:
+        super()._begin()
         self._producer.begin_transaction()
 
     def _said(self, error: BaseException) -> str:

@@ -1,0 +1,182 @@
+"""``python -m pipelines.bench.pipeline.loops``: one measured loop in a process of its own, which nothing else shares.
+
+Comes in: a job as JSON on stdin. Goes out: its figures as JSON on stdout. Never here: what they mean, or another loop beside.
+
+``ours`` is the reader that runs in production, around an encoder that answers at once with vectors made beforehand and a
+tokenizer that has done its work already. ``bare`` is the shortest loop over kafka-python that moves as many bytes exactly once:
+poll, produce, send the offsets, commit.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import logging
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka import TopicPartition as KafkaTopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from pipelines.assemble import stream_reader
+from pipelines.model import Model
+from pipelines.outputs import topic_outlets
+from workers import kafka_client, metrics
+from workers.checkpoint import MOST_RECORDS
+from workers.pool import Answer
+from workers.records import Batch, Tokens, type_vectors
+from workers.settings import KafkaSettings, Settings
+
+PATIENCE_S = 600.0
+# Before this share of the records has come out, caches fill and the group settles.
+WARM = 0.2
+
+
+class Ready:
+    """A tokenizer that has tokenised already: every text has these ids."""
+
+    def __init__(self, ids: int) -> None:
+        self._tokens = Tokens(np.arange(1000, 1000 + ids, dtype=np.int32), ids)
+
+    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> Sequence[Tokens]:
+        """The same tokens for each text."""
+        return [self._tokens] * len(texts)
+
+
+class Instant:
+    """An encoder that answers at once: float32 [n, dim] of unit length, made beforehand."""
+
+    def __init__(self, dim: int, most: int = 65_536) -> None:
+        made = np.random.default_rng(0).standard_normal((4_096, dim)).astype(np.float32)
+        made /= np.linalg.norm(made, axis=1, keepdims=True)
+        self._vectors: type_vectors = np.resize(made, (most, dim))
+
+    def submit(self, batch: Batch) -> Future[Answer]:
+        """Answered when it returns."""
+        answer: Future[Answer] = Future()
+        answer.set_result(Answer(self._vectors[: len(batch)]))
+        return answer
+
+    def capacity(self) -> int:
+        """As many calls as two replicas take."""
+        return 4
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+class Clock:
+    """Wall and CPU time of this process, from when enough records are out to warm up until all are."""
+
+    def __init__(self, records: int) -> None:
+        self._records = records
+        self._first: tuple[int, float, float] | None = None
+
+    def at(self, out: int) -> dict[str, float] | None:
+        """Say how many records are out; the figures once all are."""
+        now = (out, time.perf_counter(), time.process_time())
+        if self._first is None and out >= WARM * self._records:
+            self._first = now
+        if out < self._records or self._first is None:
+            return None
+        count = out - self._first[0]
+        return {
+            "records": count,
+            "wall_s": now[1] - self._first[1],
+            "cpu_s": now[2] - self._first[2],
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def ours(job: Mapping[str, Any]) -> dict[str, float]:
+    """Our reader, until every record has a committed outcome."""
+    settings = Settings.model_validate(job["settings"])
+    model = Model.open(settings)
+    meter = metrics.Metrics()
+    reader = stream_reader(
+        settings,
+        model,
+        topic_outlets(model),
+        Ready(job["tokens"]),
+        Instant(model.widest),
+        slot=lambda: f"{settings.source.group}.0",
+        cuda=True,
+        meter=meter,
+    )
+    clock, found = Clock(job["records"]), None
+    threading.Thread(target=reader.run, name="commit", daemon=True).start()
+    deadline = time.monotonic() + PATIENCE_S
+    while found is None:
+        assert time.monotonic() < deadline, "the records do not come out"
+        time.sleep(0.005)
+        found = clock.at(int(meter.value(metrics.RECORDS_COMMITTED)))
+    reader.drain(10)
+    return found
+
+
+def bare(job: Mapping[str, Any]) -> dict[str, float]:
+    """The shortest loop, with the client settings of ours."""
+    kafka = KafkaSettings.model_validate(job["settings"]["kafka"])
+    group, out = job["settings"]["source"]["group"], job["settings"]["outputs"][0]["topic"]
+    value, headers = base64.b64decode(job["value"]), [(name, text.encode()) for name, text in job["headers"]]
+    consumer: Any = kafka_client.connect(
+        KafkaConsumer,
+        kafka,
+        group_id=group,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        partition_assignment_strategy=[CooperativeStickyAssignor],
+        max_poll_records=MOST_RECORDS,
+        fetch_max_bytes=16 << 20,
+        max_partition_fetch_bytes=4 << 20,
+    )
+    consumer.subscribe(list(job["settings"]["source"]["topics"]))
+    producer = kafka_client.bare_producer(
+        kafka, acks="all", linger_ms=5, batch_size=256 << 10, retry_backoff_ms=20, transactional_id=f"{group}.0"
+    )
+    producer.init_transactions()
+    clock, found, count = Clock(job["records"]), None, 0
+    while found is None:
+        # As our commits do: a transaction is as full as may be.
+        polled, taken = [], 0
+        while taken < min(MOST_RECORDS, job["records"] - count):
+            more = consumer.poll(250, max_records=MOST_RECORDS - taken)
+            polled.append(more)
+            taken += sum(map(len, more.values()))
+        producer.begin_transaction()
+        offsets = {}
+        for tp, records in itertools.chain.from_iterable(more.items() for more in polled):
+            for record in records:
+                producer.send(out, value=value, key=record.key, headers=headers, timestamp_ms=record.timestamp)
+            offsets[KafkaTopicPartition(*tp)] = OffsetAndMetadata(records[-1].offset + 1, "", -1)
+        producer.send_offsets_to_transaction(offsets, consumer.group_metadata())
+        producer.commit_transaction()
+        count += taken
+        found = clock.at(count)
+    producer.close(timeout=5)
+    consumer.close(autocommit=False)
+    return found
+
+
+LOOPS: dict[str, Callable[[Mapping[str, Any]], dict[str, float]]] = {"ours": ours, "bare": bare}
+
+
+def main() -> int:
+    """Run the loop that the job on stdin names."""
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    job = json.load(sys.stdin)
+    print(json.dumps(LOOPS[job["loop"]](job)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
