@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from pipelines.bench.engines import PEERS
 from pipelines.bench.environments import default_folder
-from pipelines.bench.options import DTYPES, SHAPE, EncoderOptions
+from pipelines.bench.options import DTYPES, PARTS, SHAPE, EncoderOptions, PipelineOptions
 from workers.errors import SettingsError
 
 PROGRAM = "stream-embedder bench"
@@ -27,6 +27,16 @@ installed once into environments of its own. No figure is taken from anyone: all
 
 It needs no settings file. Where only torch, transformers, tokenizers and numpy are installed, python -m pipelines.bench encoder
 does the same.
+"""
+
+
+_PIPELINE = """
+Runs the pipeline on this machine, over a Kafka broker and a Ray of its own: what it costs beside kafka-python alone (plumbing,
+growth), how much of the encoder's speed is left in it (whole), how calls scale with replicas (replicas) and records over
+partitions (hot), and how long a record waits for its vector (latency). The last three have simulated GPUs, which sleep for as
+long as one would compute.
+
+It needs no settings file, and nothing else should run on the machine meanwhile.
 """
 
 
@@ -47,10 +57,15 @@ def run_bench(words: Sequence[str], environ: Mapping[str, str]) -> int:
         found = parser.parse_args(list(words))
     except SystemExit:  # --help has been printed
         return 0
-    options = _encoder_options(found)
+    command = shlex.join([*PROGRAM.split(), *words])
+    if found.bench == "pipeline":
+        options = _pipeline_options(found)
+        from pipelines.bench.pipeline.measure import run_pipeline
+
+        return run_pipeline(options, command)
     from pipelines.bench.encoder import run_encoder
 
-    return run_encoder(options, environ, shlex.join([*PROGRAM.split(), *words]))
+    return run_encoder(_encoder_options(found), environ, command)
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -85,7 +100,39 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--vocabulary", type=_positive, metavar="N", help=f"vocabulary of {SHAPE} (default: 262,144)")
     add("--out", type=Path, default=Path("bench-encoder"), metavar="FOLDER", help="for JSON, Markdown and plot")
     add("--venvs", type=Path, default=default_folder(environ), metavar="FOLDER", help="where peers are installed")
+    pipeline = benches.add_parser(
+        "pipeline",
+        help="the pipeline around the encoder: cost, scaling, latency",
+        description=_PIPELINE,
+        epilog=f"example:\n  {PROGRAM} pipeline --parts plumbing,whole --rounds 1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = pipeline.add_argument
+    add("--parts", type=_parts, default=PARTS, metavar="NAMES", help=f"of {', '.join(PARTS)} (default: all)")
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="a folder or a hub id")
+    add("--records", type=_positive, default=50_000, metavar="N", help="through the plumbing (default: 50,000)")
+    add("--texts", type=_positive, default=3_000, metavar="N", help="through the real encoder (default: 3,000)")
+    add("--rounds", type=_positive, default=3, metavar="N", help="of what is compared (default: 3)")
+    add("--replicas", type=_positive, default=16, metavar="N", help="the most simulated GPUs (default: 16)")
+    add("--call-ms", type=_amount, default=40.0, metavar="MS", help="a simulated GPU's call (default: 40)")
+    add("--seconds", type=_amount, default=20.0, metavar="S", help="for what runs by the clock (default: 20)")
+    add("--out", type=Path, default=Path("bench-pipeline"), metavar="FOLDER", help="for JSON, Markdown and plots")
     return parser
+
+
+def _pipeline_options(found: argparse.Namespace) -> PipelineOptions:
+    return PipelineOptions(
+        parts=found.parts,
+        model=found.model,
+        records=found.records,
+        texts=found.texts,
+        rounds=found.rounds,
+        replicas=found.replicas,
+        call_ms=found.call_ms,
+        seconds=found.seconds,
+        out=found.out,
+    )
 
 
 def _encoder_options(found: argparse.Namespace) -> EncoderOptions:
@@ -116,6 +163,10 @@ def _peers(text: str) -> tuple[str, ...]:
     if text in ("all", "none"):
         return tuple(PEERS) if text == "all" else ()
     return _names(text, tuple(PEERS), "peer")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return _names(text, PARTS, "part")
 
 
 def _dtypes(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16")
+PARTS = ("plumbing", "growth", "whole", "replicas", "hot", "latency")
 SHAPE = "embeddinggemma-shape"  # a model that is made up, see pipelines.bench.shape
 
 
@@ -36,3 +37,22 @@ class EncoderOptions:
     vocabulary: int | None
     out: Path
     venvs: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineOptions:
+    """The command line of ``bench pipeline``.
+
+    ``records``: of the plumbing part; the others take shares of it. ``replicas``: the most simulated GPUs; ``call_ms``: how
+    long a call to one takes. ``seconds``: for each row of the parts that run by the clock.
+    """
+
+    parts: tuple[str, ...]
+    model: str
+    records: int
+    texts: int
+    rounds: int
+    replicas: int
+    call_ms: float
+    seconds: float
+    out: Path

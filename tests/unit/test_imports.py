@@ -55,7 +55,7 @@ HEAVY = {
     "safetensors": ("workers.encoder", "pipelines.bench.shape"),
     "huggingface_hub": ("workers.encoder",),
     "sentence_transformers": ("pipelines.bench.adapters",),
-    "matplotlib": ("pipelines.bench.plot", "pipelines.simulator.plot"),
+    "matplotlib": ("pipelines.bench.plot", "pipelines.bench.pipeline.plot", "pipelines.simulator.plot"),
     "kafka": (
         "workers.kafka_client",
         "workers.kafka_headers",
@@ -69,6 +69,9 @@ HEAVY = {
         "workers.sources.kafka_member",
         "workers.sources.kafka_start",
         "workers.sinks.kafka",
+        "workers.sinks.kafka_append",
+        "workers.sources.kafka_silence",
+        "pipelines.bench.pipeline.loops",  # one of them is the client's own, to compare with
     ),
     "ray": ("workers.pool", "pipelines"),
     "botocore": ("workers.kafka_security.sasl",),

@@ -4,7 +4,7 @@ Comes in: a job as JSON on stdin. Goes out: its figures as JSON on stdout. Never
 
 ``ours`` is the reader that runs in production, around an encoder that answers at once with vectors made beforehand and a
 tokenizer that has done its work already. ``bare`` is the shortest loop over kafka-python that moves as many bytes exactly once:
-poll, produce, send the offsets, commit.
+poll, produce, send the offsets, commit. ``encoder`` is the encoder without any of it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from workers.checkpoint import MOST_RECORDS
 from workers.pool import Answer
 from workers.records import Batch, Tokens, type_vectors
 from workers.settings import KafkaSettings, Settings
+from workers.text.batching import plan
 
 PATIENCE_S = 600.0
 # Before this share of the records has come out, caches fill and the group settles.
@@ -78,25 +79,40 @@ class Clock:
 
     def __init__(self, records: int) -> None:
         self._records = records
-        self._first: tuple[int, float, float] | None = None
+        self._first: tuple[int, float, float, dict[str, float]] | None = None
 
-    def at(self, out: int) -> dict[str, float] | None:
+    def at(self, out: int) -> dict[str, Any] | None:
         """Say how many records are out; the figures once all are."""
-        now = (out, time.perf_counter(), time.process_time())
-        if self._first is None and out >= WARM * self._records:
-            self._first = now
-        if out < self._records or self._first is None:
+        enough = out >= (self._records if self._first is not None else WARM * self._records)
+        if not enough:
             return None
-        count = out - self._first[0]
+        now = (out, time.perf_counter(), time.process_time(), thread_seconds())
+        if self._first is None:
+            self._first = now
+            return None
+        before = self._first[3]
         return {
-            "records": count,
+            "records": out - self._first[0],
             "wall_s": now[1] - self._first[1],
             "cpu_s": now[2] - self._first[2],
+            "threads": {name: seconds - before.get(name, 0.0) for name, seconds in now[3].items()},
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
 
-def ours(job: Mapping[str, Any]) -> dict[str, float]:
+def thread_seconds() -> dict[str, float]:
+    """CPU seconds of each of this process's threads so far, by name; empty where the system does not say."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return {}
+    found: dict[str, float] = {}
+    for thread in threading.enumerate():
+        if thread.ident is not None:
+            seconds = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+            found[thread.name] = found.get(thread.name, 0.0) + seconds
+    return found
+
+
+def ours(job: Mapping[str, Any]) -> dict[str, Any]:
     """Our reader, until every record has a committed outcome."""
     settings = Settings.model_validate(job["settings"])
     model = Model.open(settings)
@@ -112,6 +128,7 @@ def ours(job: Mapping[str, Any]) -> dict[str, float]:
         meter=meter,
     )
     clock, found = Clock(job["records"]), None
+    logging.getLogger("stream_embedder").setLevel(logging.ERROR)
     threading.Thread(target=reader.run, name="commit", daemon=True).start()
     deadline = time.monotonic() + PATIENCE_S
     while found is None:
@@ -122,7 +139,7 @@ def ours(job: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def bare(job: Mapping[str, Any]) -> dict[str, float]:
+def bare(job: Mapping[str, Any]) -> dict[str, Any]:
     """The shortest loop, with the client settings of ours."""
     kafka = KafkaSettings.model_validate(job["settings"]["kafka"])
     group, out = job["settings"]["source"]["group"], job["settings"]["outputs"][0]["topic"]
@@ -167,7 +184,30 @@ def bare(job: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-LOOPS: dict[str, Callable[[Mapping[str, Any]], dict[str, float]]] = {"ours": ours, "bare": bare}
+def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder alone, on texts tokenised beforehand, in calls as large as a reader's."""
+    settings = Settings.model_validate(job["settings"])
+    model = Model.open(settings)
+    tokenizer = model.tokenizer()
+    tokens = [
+        found.ids for found in tokenizer.encode(job["texts"], [None] * len(job["texts"])) if isinstance(found, Tokens)
+    ]
+    budget = settings.pool.batch_tokens(cuda=False)
+    batches = [Batch.of([tokens[row] for row in rows]) for rows in plan([len(ids) for ids in tokens], budget, budget)]
+    machine = model.encoder(cuda=False, threads=job["threads"])
+    machine.warm_up()
+    clock, found, count = Clock(job["records"]), None, 0
+    for batch in itertools.cycle(batches):
+        machine.encode(batch, model.widest)
+        count += len(batch)
+        found = clock.at(count)
+        if found is not None:
+            break
+    assert found is not None
+    return found
+
+
+LOOPS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"ours": ours, "bare": bare, "encoder": encoder}
 
 
 def main() -> int:
