@@ -88,7 +88,7 @@ def embedding(document: Document, tokens: Tokens, vector: type_vectors, *, sound
 
 def is_sound(vectors: type_vectors) -> npt.NDArray[np.bool_]:
     """Which rows of float32 [n, dim] are finite and of unit length: bool [n]."""
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     with np.errstate(invalid="ignore"):
         found: npt.NDArray[np.bool_] = np.abs(norms - 1.0) < NORM_TOLERANCE
     return found

@@ -6,12 +6,13 @@ Comes in: an embedding. Goes out: an output record that any language reads with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from workers.codecs.base import kept_headers, shortest, type_vector
 from workers.errors import PoisonError
-from workers.records import Embedding, Message, Record
+from workers.records import Embedding, Message, Record, type_headers
 
 FINGERPRINT_HEADER = "embedding-fingerprint"
 SCALE_HEADER = "embedding-scale"
@@ -26,7 +27,23 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+# A header of such a name is never the source's on an output record.
+OURS = frozenset(
+    {
+        "embedding-id",
+        "embedding-dim",
+        "embedding-precision",
+        SCALE_HEADER,
+        "embedding-model",
+        FINGERPRINT_HEADER,
+        "embedding-tokens",
+        "embedding-truncated",
+        "embedding-source",
+    }
+)
+
+
+@dataclass(frozen=True)
 class BinaryRenderer:
     """Writes embeddings as little-endian components, or packed bits. Headers of the source stay, but for those that are ours."""
 
@@ -36,30 +53,37 @@ class BinaryRenderer:
     model: str
     fingerprint: str
 
+    @cached_property
+    def _constant(self) -> tuple[type_headers, type_headers]:
+        """The headers that all records of the output share: before the scale, and after it."""
+        return (
+            (("embedding-dim", str(self.dim).encode()), ("embedding-precision", self.precision.encode())),
+            (("embedding-model", self.model.encode()), (FINGERPRINT_HEADER, self.fingerprint.encode())),
+        )
+
     def render(
         self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
     ) -> Message:
         """See :class:`workers.codecs.base.Renderer`."""
-        about = {
-            "embedding-id": embedding.document.id,
-            "embedding-dim": str(self.dim),
-            "embedding-precision": self.precision,
-            **({} if scale is None else {SCALE_HEADER: shortest(scale)}),
-            "embedding-model": self.model,
-            FINGERPRINT_HEADER: self.fingerprint,
-            "embedding-tokens": str(embedding.tokens),
-            "embedding-truncated": "true" if embedding.truncated else "false",
-            "embedding-source": str(record.origin),
-        }
         try:
-            ours = tuple((name, value.encode()) for name, value in about.items())
+            name = embedding.document.id.encode()
         except UnicodeEncodeError:
-            ours = ()
-        if not ours:
+            name = None
+        if name is None:
             raise PoisonError(
                 "output", "lone_surrogate", "the id holds half of a surrogate pair, which is no character"
             )
-        # A scale that came with the source's record is another vector's.
-        kept = tuple(header for header in kept_headers(record) if header[0] not in about and header[0] != SCALE_HEADER)
+        shape, space = self._constant
+        ours = (
+            ("embedding-id", name),
+            *shape,
+            *(() if scale is None else ((SCALE_HEADER, shortest(scale).encode()),)),
+            *space,
+            ("embedding-tokens", b"%d" % embedding.tokens),
+            ("embedding-truncated", b"true" if embedding.truncated else b"false"),
+            ("embedding-source", str(record.origin).encode()),
+        )
+        # One of ours that came with the source's record is another vector's.
+        kept = tuple(header for header in kept_headers(record) if header[0] not in OURS)
         value = vector.astype(_DTYPES[self.precision], copy=False).tobytes()
         return Message(self.topic, record.key, value, kept + ours, record.timestamp_ms)

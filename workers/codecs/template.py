@@ -114,7 +114,9 @@ def lookup(values: Mapping[str, object], path: tuple[str, ...]) -> object:
     """
     value: object = values
     for name in path:
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(
+            value, Mapping
+        ):  # the first is what it mostly is, and quick to ask
             break
         value = value.get(name)
     else:

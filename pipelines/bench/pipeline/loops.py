@@ -37,8 +37,6 @@ from workers.settings import KafkaSettings, Settings
 from workers.text.batching import plan
 
 PATIENCE_S = 600.0
-# Before this share of the records has come out, caches fill and the group settles.
-WARM = 0.2
 
 
 class Ready:
@@ -75,27 +73,19 @@ class Instant:
 
 
 class Clock:
-    """Wall and CPU time of this process, from when enough records are out to warm up until all are."""
+    """Wall and CPU time of this process, from when the first record is there until all are out."""
 
-    def __init__(self, records: int) -> None:
-        self._records = records
-        self._first: tuple[int, float, float, dict[str, float]] | None = None
+    def __init__(self) -> None:
+        self._began = (time.perf_counter(), time.process_time(), thread_seconds())
 
-    def at(self, out: int) -> dict[str, Any] | None:
-        """Say how many records are out; the figures once all are."""
-        enough = out >= (self._records if self._first is not None else WARM * self._records)
-        if not enough:
-            return None
-        now = (out, time.perf_counter(), time.process_time(), thread_seconds())
-        if self._first is None:
-            self._first = now
-            return None
-        before = self._first[3]
+    def figures(self, records: int) -> dict[str, Any]:
+        """What so many records have taken."""
+        wall, cpu, threads = self._began
         return {
-            "records": out - self._first[0],
-            "wall_s": now[1] - self._first[1],
-            "cpu_s": now[2] - self._first[2],
-            "threads": {name: seconds - before.get(name, 0.0) for name, seconds in now[3].items()},
+            "records": records,
+            "wall_s": time.perf_counter() - wall,
+            "cpu_s": time.process_time() - cpu,
+            "threads": {name: seconds - threads.get(name, 0.0) for name, seconds in thread_seconds().items()},
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
@@ -127,14 +117,19 @@ def ours(job: Mapping[str, Any]) -> dict[str, Any]:
         cuda=True,
         meter=meter,
     )
-    clock, found = Clock(job["records"]), None
     logging.getLogger("stream_embedder").setLevel(logging.ERROR)
     threading.Thread(target=reader.run, name="commit", daemon=True).start()
     deadline = time.monotonic() + PATIENCE_S
-    while found is None:
-        assert time.monotonic() < deadline, "the records do not come out"
-        time.sleep(0.005)
-        found = clock.at(int(meter.value(metrics.RECORDS_COMMITTED)))
+
+    def reach(metric: metrics.Metric, count: int) -> None:
+        while meter.value(metric) < count:
+            assert time.monotonic() < deadline, "the records do not come out"
+            time.sleep(0.02)
+
+    reach(metrics.RECORDS_READ, 1)
+    clock = Clock()
+    reach(metrics.RECORDS_COMMITTED, job["records"])
+    found = clock.figures(job["records"])
     reader.drain(10)
     return found
 
@@ -161,14 +156,16 @@ def bare(job: Mapping[str, Any]) -> dict[str, Any]:
         kafka, acks="all", linger_ms=5, batch_size=256 << 10, retry_backoff_ms=20, transactional_id=f"{group}.0"
     )
     producer.init_transactions()
-    clock, found, count = Clock(job["records"]), None, 0
-    while found is None:
+    clock: Clock | None = None
+    count = 0
+    while count < job["records"]:
         # As our commits do: a transaction is as full as may be.
         polled, taken = [], 0
         while taken < min(MOST_RECORDS, job["records"] - count):
             more = consumer.poll(250, max_records=MOST_RECORDS - taken)
             polled.append(more)
             taken += sum(map(len, more.values()))
+            clock = clock or (Clock() if taken else None)
         producer.begin_transaction()
         offsets = {}
         for tp, records in itertools.chain.from_iterable(more.items() for more in polled):
@@ -178,7 +175,8 @@ def bare(job: Mapping[str, Any]) -> dict[str, Any]:
         producer.send_offsets_to_transaction(offsets, consumer.group_metadata())
         producer.commit_transaction()
         count += taken
-        found = clock.at(count)
+    assert clock is not None
+    found = clock.figures(count)
     producer.close(timeout=5)
     consumer.close(autocommit=False)
     return found
@@ -196,15 +194,13 @@ def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     batches = [Batch.of([tokens[row] for row in rows]) for rows in plan([len(ids) for ids in tokens], budget, budget)]
     machine = model.encoder(cuda=False, threads=job["threads"])
     machine.warm_up()
-    clock, found, count = Clock(job["records"]), None, 0
+    clock, count = Clock(), 0
     for batch in itertools.cycle(batches):
         machine.encode(batch, model.widest)
         count += len(batch)
-        found = clock.at(count)
-        if found is not None:
+        if count >= job["records"]:
             break
-    assert found is not None
-    return found
+    return clock.figures(count)
 
 
 LOOPS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"ours": ours, "bare": bare, "encoder": encoder}

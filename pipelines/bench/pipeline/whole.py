@@ -6,9 +6,11 @@ Comes in: a stage. Goes out: tokens per second of both, and their ratio, round b
 from __future__ import annotations
 
 from pipelines.bench.pipeline.children import pipeline, run_loop
-from pipelines.bench.pipeline.loops import WARM
 from pipelines.bench.pipeline.part import Part, spread
 from pipelines.bench.pipeline.stage import TOKENS, Stage
+
+# Before this share of the records is out, the pipeline fills.
+WARM = 0.2
 
 
 def measure(stage: Stage, *, records: int, rounds: int) -> Part:
