@@ -54,7 +54,11 @@ class LimitSettings(Section):
 class ReaderSettings(Section):
     """The members of the consumer group: CPU actors that read, tokenise, and write the results."""
 
-    count: type_count = Field(1, description="Readers. More than the source has partitions are idle.")
+    count: type_count = Field(
+        1,
+        description="Readers. They do not scale by themselves: each change moves partitions, and holds the stream up for "
+        "seconds. More than the source has partitions are idle.",
+    )
     cpus: Annotated[float, Field(ge=0)] = Field(0.5, description="CPUs that Ray reserves for a reader.")
 
 
