@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,10 @@ from workers.sinks.files import FileOutput
 # For each output by name, its vector and scale of each row that has one.
 type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
 
+
+T = TypeVar("T")
+# Outcomes that are written as they are.
+_GOOD = (Embedding, Tombstone)
 
 # Refused for what did not travel because it did not change: the vector that is there is still right for it.
 STILL_RIGHT = ("unavailable_value",)
@@ -162,19 +166,15 @@ class Outlets:
         record = entry.record
         outcome = entry.outcome
         offset = record.origin.offset
-        wanted = [outlet for outlet in self._topics if offset >= prefix.already.get(outlet.name, 0)]
-        if isinstance(outcome, Embedding | Tombstone):
+        if isinstance(outcome, _GOOD):
             try:
                 # Outputs that have it already are asked too: what one of them refused then is refused again, for all.
                 every = [
-                    (outlet, self._checked(self._message(outlet, entry, vectors[outlet.name].get(number))))
+                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(number)))
                     for outlet in self._topics
                 ]
-                return (
-                    outcome,
-                    [message for outlet, message in every if outlet in wanted],
-                    [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files],
-                )
+                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]
+                return outcome, self._wanted(every, offset, prefix), rows
             except PoisonError as error:
                 outcome = DeadLetter(error.stage, error.reason, error.message)
         out = []
@@ -190,9 +190,18 @@ class Outlets:
                 )
             out.append(dead)
         if self._dead_letters.tombstone and record.key is not None and outcome.reason not in STILL_RIGHT:
-            out += self._deletes(record, wanted)
+            out += self._deletes(record, self._wanted(self._topics, offset, prefix))
             return outcome, out, [outlet.renderer.deletion(record) for outlet in self._files]
         return outcome, out, []
+
+    def _wanted(self, of_topics: Sequence[T], offset: int, prefix: Prefix) -> list[T]:
+        """What belongs to the topics, one each, without those that have this offset from an earlier run."""
+        already = prefix.already
+        return [
+            one
+            for outlet, one in zip(self._topics, of_topics, strict=True)
+            if not already or offset >= already.get(outlet.name, 0)
+        ]
 
     def _deletes(self, record: Record, wanted: Sequence[Outlet]) -> list[Message]:
         """Tombstones for a refused record's key, without the record's headers where they do not fit.

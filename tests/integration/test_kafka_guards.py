@@ -36,6 +36,7 @@ from workers.records import DeadLetter, Message, Position, Record, TopicPartitio
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
+from workers.sinks.kafka_append import failure
 from workers.sources import kafka_member as member_room
 from workers.sources import kafka_silence as silence_room
 from workers.sources.kafka import KafkaSource
@@ -235,6 +236,14 @@ type_open_sink = Callable[..., TransactionalSink]
 
 def message(topic: str, value: bytes | None = b"v", key: bytes | None = b"k", **more: Any) -> Message:
     return Message(topic, key, value, more.pop("headers", ()), more.pop("timestamp_ms", -1), **more)
+
+
+def acknowledged(futures: list[Any]) -> Any:
+    """The partition of a single batch, once it is acknowledged."""
+    (future,) = futures
+    assert future.wait(10)
+    assert failure(future) is None
+    return future.topic_partition
 
 
 def kafka_threads() -> set[threading.Thread]:
@@ -1011,8 +1020,8 @@ def test_a_transaction_that_the_broker_gave_up_is_not_taken_for_committed(
     bare.init_transactions()
     bare.begin_transaction()
     sink._begin()
-    for sent in (bare.send(out, b"one"), sink._send(message(out, b"one"))):
-        sent.get(10)
+    bare.send(out, b"one").get(10)
+    acknowledged(sink._send([message(out, b"one")]))
     with kafka_client.admin(broker.settings) as client:
         ids = [name, sink._transactional_id()]
         wait_for(
@@ -1198,7 +1207,7 @@ def test_keys_go_where_other_producers_put_them(
     bare.close(timeout=5)
     sink = open_sink(broker.settings, out)
     sink._begin()
-    ours = {key: sink._send(message(out, key=key)).get(10).partition for key in keys}
+    ours = {key: acknowledged(sink._send([message(out, key=key)])).partition for key in keys}
     assert ours == theirs
     assert len(set(ours.values())) == 7
 
@@ -1235,7 +1244,7 @@ def test_a_frozen_broker_commits_nothing_and_leaves_no_zombie(
 
     # The partition is in the transaction before the broker freezes: a first request to it would fail the transaction.
     sink._begin()
-    sink._send(message("out", b"half")).get(10)
+    acknowledged(sink._send([message("out", b"half")]))
     monkeypatch.setattr(sink, "_begin", lambda: None)
     own_broker.pause()
     try:

@@ -45,7 +45,7 @@ MUTANTS = (
         "T1",
         "records whose acknowledgement is an error are committed all the same",
         "workers/sinks/kafka.py",
-        "                if future.exception is not None:\n                    raise future.exception\n",
+        "                if (error := failure(future)) is not None:\n                    raise error\n",
         "",
         (f"{GUARDS}::test_a_transaction_that_the_broker_gave_up_is_not_taken_for_committed",),
     ),

@@ -5,7 +5,7 @@ Never here: rendering, the ledger, or a retry inside a transaction.
 
 What the client needs, each with a test that fails without it:
 
-- every produce future is checked before a commit: the client commits a transaction whose records it has dropped;
+- every batch's future is checked before a commit: the client commits a transaction whose records it has dropped;
 - every wait has a bound: its own wait for ever when a coordinator connection breaks at the wrong moment;
 - after any failure the producer is thrown away: offsets of an aborted transaction leak into the next one;
 - thrown away means its sender thread is dead: a zombie sender fences its successor.
@@ -31,7 +31,7 @@ from workers.kafka_topics import Topic
 from workers.offsets import write_position
 from workers.records import Message, Position, TopicPartition
 from workers.settings import KafkaSettings
-from workers.sinks.kafka_append import Appender
+from workers.sinks.kafka_append import Appender, failure
 
 LOG = log.get(__name__)
 
@@ -61,6 +61,7 @@ class KafkaSink:
         self._meter = meter
         self._topics: dict[str, Topic] = {}
         self._producer: Any = None
+        self._large = False  # whether the next write may hold what is larger than its topic takes
 
     def open(self) -> None:
         """Look at the topics and connect.
@@ -128,7 +129,9 @@ class KafkaSink:
         batch = MemoryRecordsBuilder(magic=2, compression_type=ZSTD, batch_size=message.size)
         batch.append(timestamp=max(0, message.timestamp_ms), key=message.key, value=message.value, headers=headers)
         batch.close()
-        return bool(batch.size_in_bytes() <= topic.max_message_bytes)
+        fits = bool(batch.size_in_bytes() <= topic.max_message_bytes)
+        self._large |= fits
+        return fits
 
     def _compress(self, messages: Sequence[Message]) -> None:
         """Have the client compress this write, where one of it fits in no other way, and no other write.
@@ -136,7 +139,8 @@ class KafkaSink:
         The client compresses all that it sends, or nothing; its own limit is on what a record has before that.
         """
         limits = {name: self._topics[name].max_message_bytes for name in self._names}
-        squeezed = [size for message in messages if (size := message.size) > limits[message.topic]]
+        large, self._large = self._large, False
+        squeezed = [size for message in messages if (size := message.size) > limits[message.topic]] if large else []
         self._producer._accumulator.config["compression_attrs"] = ZSTD if squeezed else 0
         self._producer.config["max_request_size"] = max([*squeezed, *limits.values()])
 
@@ -145,13 +149,13 @@ class KafkaSink:
         try:
             self._begin()
             self._compress(messages)
-            futures = [self._send(message) for message in messages]
+            futures = self._send(messages)
             self._producer.flush(timeout=WAIT_S)
             for future in futures:
                 if not future.is_done:
-                    raise RetryableError(f"a record was not acknowledged within {WAIT_S:.0f} s")
-                if future.exception is not None:
-                    raise future.exception
+                    raise RetryableError(f"a batch was not acknowledged within {WAIT_S:.0f} s")
+                if (error := failure(future)) is not None:
+                    raise error
         except (kafka_errors.KafkaError, AssertionError, TypeError, ValueError) as error:
             raise RetryableError(f"writing failed: {self._said(error)}") from error
 
@@ -160,11 +164,10 @@ class KafkaSink:
         return f"{type(error).__name__} {error}"
 
     def _begin(self) -> None:
-        """What comes before the first record of a write."""
-        self._appender.begin()
+        """Hook: what comes before the first record of a write."""
 
-    def _send(self, message: Message) -> Any:
-        return self._appender.append(message, self._timestamp(message, self._topics[message.topic]))
+    def _send(self, messages: Sequence[Message]) -> list[Any]:
+        return self._appender.append((one, self._timestamp(one, self._topics[one.topic])) for one in messages)
 
     def _timestamp(self, message: Message, topic: Topic) -> int | None:
         if message.timestamp_ms < 0:
@@ -221,7 +224,6 @@ class TransactionalSink(KafkaSink):
         producer.init_transactions()
 
     def _begin(self) -> None:
-        super()._begin()
         self._producer.begin_transaction()
 
     def _said(self, error: BaseException) -> str:
@@ -252,6 +254,7 @@ class TransactionalSink(KafkaSink):
             CommitError: it failed, or its outcome is unknown.
             RetryableError: a message was not taken; nothing of the transaction is visible.
         """
+        self._large = True  # nobody has asked
         self.write(messages)
         try:
             self._wait(self._producer._transaction_manager.begin_commit(), "the commit")

@@ -1,22 +1,27 @@
-"""Messages into the client's batches, by the shortest way there is.
+"""Messages into the client's batches, whole batches at a time.
 
-Comes in: messages of one write. Goes out: a future for each. Never here: a transaction's begin or end, or a wait for an
-acknowledgement.
+Comes in: the messages of one write. Goes out: a future for each batch. Never here: a transaction's begin or end, or a wait
+for an acknowledgement.
 
-The client's own ``send`` costs as much as the rest of a record's way. For each record it sorts all partitions of the topic,
-checks and measures what has been checked and measured, formats a line for a log that nobody reads, and makes a system call to
-wake its sender while a batch waits. Here that is done once for a write, or once for a batch.
+The client's own ``send`` costs more than the rest of a record's way: for each record it sorts all partitions of the topic,
+checks and measures what has been checked and measured, takes three locks, makes a future that is resolved by itself, formats a
+line for a log that nobody reads, and wakes its sender while a batch waits. A write is flushed as a whole, so all of that is
+done here once for a batch. What a batch looks like, when it is sent and what is told of it stays the client's.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 from kafka import TopicPartition as KafkaTopicPartition
+from kafka import errors as kafka_errors
 from kafka.partitioner.default import murmur2
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.record import MemoryRecordsBuilder
 
-from workers.records import Message
+from workers.records import Message, type_headers
 
 
 class Appender:
@@ -24,21 +29,29 @@ class Appender:
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
-        self._manager = producer._transaction_manager
         self._partitions: dict[str, list[KafkaTopicPartition]] = {}
-        self._entered: set[KafkaTopicPartition] = set()
 
-    def begin(self) -> None:
-        """A write begins: partitions may have been added, and none is in the new transaction yet."""
-        self._partitions.clear()
-        self._entered.clear()
+    def append(self, timed: Iterable[tuple[Message, int | None]]) -> list[Any]:
+        """Have messages sent that their topics are known to take, each at its time (Unix, ms; None: now).
 
-    def append(self, message: Message, timestamp_ms: int | None) -> Any:
-        """The client's future of a message that its topic is known to take.
+        Returns:
+            The client's futures of the batches that hold them; see :func:`failure`.
 
         Raises:
-            KafkaError: the producer is of no more use, or the topic's partitions are not to be found out.
+            KafkaError: the producer is of no more use, or a topic's partitions are not to be found out.
         """
+        self._partitions.clear()  # some may have been added
+        placed: dict[KafkaTopicPartition, list[tuple[Message, int | None]]] = {}
+        for message, timestamp_ms in timed:
+            placed.setdefault(self._place(message), []).append((message, timestamp_ms))
+        manager, futures = self._producer._transaction_manager, []
+        for tp, entries in placed.items():
+            if manager.is_transactional():
+                manager.maybe_add_partition_to_transaction(tp)
+            futures += self._fill(tp, entries)
+        return futures
+
+    def _place(self, message: Message) -> KafkaTopicPartition:
         partitions = self._partitions.get(message.topic) or self._look_up(message.topic)
         if message.partition is not None:
             number = message.partition
@@ -47,24 +60,59 @@ class Appender:
             number = murmur2(message.key) & 0x7FFFFFFF
         else:
             number = random.randrange(len(partitions))  # noqa: S311
-        tp = partitions[number % len(partitions)]
-        if tp not in self._entered:
-            if self._manager.is_transactional():
-                self._manager.maybe_add_partition_to_transaction(tp)
-            self._entered.add(tp)
-        # The client cannot write a null header value.
-        headers = [header if header[1] is not None else (header[0], b"") for header in message.headers]
-        future, _, begun, _ = self._producer._accumulator.append(tp, timestamp_ms, message.key, message.value, headers)
-        if begun:
-            self._producer._sender.wakeup()
-        return future
+        return partitions[number % len(partitions)]
 
     def _look_up(self, topic: str) -> list[KafkaTopicPartition]:
         producer = self._producer
         if producer._metadata.partitions_for_topic(topic) is None:
             producer._wait_on_metadata(topic, producer.config["max_block_ms"])
-        found = [
-            KafkaTopicPartition(topic, number) for number in sorted(producer._metadata.partitions_for_topic(topic))
-        ]
-        self._partitions[topic] = found
+        numbers = producer._metadata.partitions_for_topic(topic) or ()
+        if not numbers:
+            raise kafka_errors.UnknownTopicOrPartitionError(topic)
+        found = self._partitions[topic] = [KafkaTopicPartition(topic, number) for number in sorted(numbers)]
         return found
+
+    def _fill(self, tp: KafkaTopicPartition, entries: list[tuple[Message, int | None]]) -> list[Any]:
+        """Batches of one partition's messages; the sender may take each as soon as it is full."""
+        accumulator = self._producer._accumulator
+        futures, at = [], 0
+        accumulator._appends_in_progress.increment()
+        try:
+            while at < len(entries):
+                with accumulator._tp_lock(tp):
+                    if accumulator._closed:
+                        raise kafka_errors.IllegalStateError("the producer is closed")
+                    config = accumulator.config
+                    records = MemoryRecordsBuilder(
+                        config["message_version"], config["compression_attrs"], config["batch_size"]
+                    )
+                    batch, first = ProducerBatch(tp, records), at
+                    while at < len(entries):
+                        message, timestamp_ms = entries[at]
+                        written = records.append(timestamp_ms, message.key, message.value, _headers(message.headers))
+                        if written is None:  # it is full
+                            break
+                        batch.max_record_size = max(batch.max_record_size, written.size)
+                        at += 1
+                    assert at > first, "a batch takes one record, however large"
+                    accumulator._batches[tp].append(batch)
+                    accumulator._incomplete.add(batch)
+                    futures.append(batch.produce_future)
+                self._producer._sender.wakeup()
+        finally:
+            accumulator._appends_in_progress.decrement()
+        return futures
+
+
+def failure(future: Any) -> BaseException | None:
+    """Why a batch whose future is done was not acknowledged; None: it was."""
+    if future.exception is not None:
+        error: BaseException = future.exception
+        return error
+    refused = future.value[2]  # the client tells of each record why it was refused
+    return None if refused is None else refused(0)
+
+
+def _headers(headers: type_headers) -> list[tuple[str, bytes]]:
+    """The client cannot write a null header value."""
+    return [(name, value if value is not None else b"") for name, value in headers]
