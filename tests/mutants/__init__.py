@@ -276,16 +276,20 @@ MUTANTS = (
         "checkpoint-already",
         "what is read again for files goes to the topics again",
         "workers/outlets.py",
-        "if offset >= prefix.already.get(outlet.name, 0)]",
-        "]",
+        "            if not already or offset >= already.get(outlet.name, 0)\n",
+        "",
         (MODEL,),
     ),
     Mutant(
         "checkpoint-refused",
         "what one output refused the first time is a vector for the files when it is read again",
         "workers/outlets.py",
-        "                    for outlet in self._topics\n                ]\n                return (",
-        "                    for outlet in wanted\n                ]\n                return (",
+        "                    for outlet in self._topics\n                ]\n"
+        "                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
+        "                return outcome, self._wanted(every, offset, prefix), rows\n",
+        "                    for outlet in self._wanted(self._topics, offset, prefix)\n                ]\n"
+        "                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
+        "                return outcome, every, rows\n",
         (MODEL, CHECKPOINT),
     ),
     Mutant(
