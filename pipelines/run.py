@@ -90,6 +90,17 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     else:
         arguments |= {"address": settings.ray.address}
     try:
+        _start(ray, arguments, settings, stop)
+        yield
+    finally:
+        ray.shutdown()
+        if settings.ray.address is None:
+            _end(mark)
+
+
+def _start(ray: Any, arguments: dict[str, Any], settings: Settings, stop: threading.Event) -> None:
+    """Start Ray or join it, unless a signal comes first."""
+    try:
         # What Ray starts inherits this: a terminal that closes says so to all of them, and they are needed for the drain.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
@@ -117,12 +128,6 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     finally:
         del os.environ[_MARK]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if settings.ray.address is None:
-            _end(mark)
 
 
 def _end(mark: str) -> None:

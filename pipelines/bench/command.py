@@ -116,7 +116,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--rounds", type=_positive, default=3, metavar="N", help="of what is compared (default: 3)")
     add("--replicas", type=_positive, default=16, metavar="N", help="the most simulated GPUs (default: 16)")
     add("--call-ms", type=_amount, default=40.0, metavar="MS", help="a simulated GPU's call (default: 40)")
-    add("--seconds", type=_amount, default=20.0, metavar="S", help="for what runs by the clock (default: 20)")
+    add("--seconds", type=_seconds, default=20.0, metavar="S", help="for what runs by the clock (default: 20)")
     add("--out", type=Path, default=Path("bench-pipeline"), metavar="FOLDER", help="for JSON, Markdown and plots")
     return parser
 
@@ -204,6 +204,13 @@ def _amount(text: str) -> float:
     number = _number(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text!r}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = _amount(text)
+    if number < 6:
+        raise argparse.ArgumentTypeError(f"6 seconds or more are needed, the first few are not counted, not {text!r}")
     return number
 
 

@@ -52,7 +52,7 @@ def test_the_way_is_measured_beside_the_client_alone_and_over_ten_times_the_reco
 
 
 def test_replicas_scale_through_serve_and_as_plain_actors(tmp_path: Path):
-    words = ["--parts", "replicas", "--replicas", "2", "--seconds", "4", "--call-ms", "100"]
+    words = ["--parts", "replicas", "--replicas", "2", "--seconds", "6", "--call-ms", "100"]
     _, found, page = bench(tmp_path, *words)
     replicas = found["parts"]["replicas"]
     assert replicas["replicas"] == [1, 2]

@@ -20,7 +20,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, codec
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import MemberToRemove
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.record.default_records import DefaultRecordBatch
@@ -937,7 +937,6 @@ def test_a_topic_with_nothing_to_read_is_no_reason_to_replace_the_client(
     make_topic: type_make_topic,
     unique_name: type_name,
     join: type_join,
-    open_sink: type_open_sink,
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Nor are markers and what was aborted, which nobody gets, nor a partition that is paused because of a limit."""
@@ -946,13 +945,17 @@ def test_a_topic_with_nothing_to_read_is_no_reason_to_replace_the_client(
     produce(broker.settings, topic, 3)
     member = join(broker.settings, unique_name(), [topic])
     wait_for(lambda: len(member.records) == 3, "the records")
-    sink = open_sink(broker.settings, topic)
-    sink.write([message(topic)])
-    sink.abandon()
+    aborted = kafka_client.bare_producer(broker.settings, transactional_id=unique_name())
+    aborted.init_transactions()
+    aborted.begin_transaction()
+    aborted.send(topic, b"v", key=b"k", partition=0).get(10)
+    aborted.abort_transaction()
+    aborted.close(timeout=5)
     time.sleep(3)
     member.most = 0
     produce(broker.settings, topic, 1, start=3)
     time.sleep(3)
+    assert len(member.records) == 3
     assert member.meter.value(metrics.CLIENTS_REPLACED) == 0
     member.most = 100
     wait_for(lambda: len(member.records) == 4, "the last record")
@@ -1195,6 +1198,25 @@ def test_a_partition_number_is_kept_as_far_as_the_output_has_it(
         topics = kafka_topics.describe_topics(client, [out])
     last = next(kafka_records.latest_records(broker.settings, topics[out]))
     assert {tp.partition: [r.value for r in found] for tp, found in last.items()} == {0: [], 1: [b"five", b"one"]}
+
+
+def test_a_limit_that_is_lowered_meanwhile_is_heard_of_at_once(
+    broker: RunningBroker, make_topic: type_make_topic, open_sink: type_open_sink
+):
+    """The client would cut the batch in halves, and tell nobody what becomes of them."""
+    out = make_topic()
+    sink = open_sink(broker.settings, out)
+    with kafka_client.admin(broker.settings) as client:
+        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, out, {"max.message.bytes": "2000"})])
+    messages = [message(out, b"%03d" % n * 100) for n in range(30)]
+    started = time.monotonic()
+    with pytest.raises(RetryableError, match="MessageSizeTooLarge"):
+        sink.write(messages)
+    assert time.monotonic() - started < 5
+    sink.abandon()
+    sink.open()
+    sink.publish(messages)
+    assert [record.value for record in read(broker.settings, out)] == [one.value for one in messages]
 
 
 def test_keys_go_where_other_producers_put_them(

@@ -136,13 +136,12 @@ class KafkaSink:
     def _compress(self, messages: Sequence[Message]) -> None:
         """Have the client compress this write, where one of it fits in no other way, and no other write.
 
-        The client compresses all that it sends, or nothing; its own limit is on what a record has before that.
+        The client compresses all that it sends, or nothing.
         """
         limits = {name: self._topics[name].max_message_bytes for name in self._names}
         large, self._large = self._large, False
-        squeezed = [size for message in messages if (size := message.size) > limits[message.topic]] if large else []
-        self._producer._accumulator.config["compression_attrs"] = ZSTD if squeezed else 0
-        self._producer.config["max_request_size"] = max([*squeezed, *limits.values()])
+        squeeze = large and any(message.size > limits[message.topic] for message in messages)
+        self._producer._accumulator.config["compression_attrs"] = ZSTD if squeeze else 0
 
     def write(self, messages: Sequence[Message]) -> None:
         """Send, flush, and look at every acknowledgement."""

@@ -119,9 +119,10 @@ class GroupMember:
 
     def delivers(self, polled: Mapping[Any, object], room: int) -> bool:
         """Whether the client is to be trusted still, after a poll for ``room`` records that brought ``polled``."""
-        if polled or not room:
+        if not room or not self.consumer._coordinator.stable():
+            self._silence.excuse()
+        elif polled:
             self._silence.heard()
-            return True
         return not self._silence.broken(self.holds.known() | self.consumer.paused())
 
     def _clear_line(self) -> None:
@@ -153,7 +154,10 @@ class GroupMember:
         """
         deadline = Deadline(timeout_s)
         while True:
-            found = self.consumer.group_metadata()
+            try:
+                found = self.consumer.group_metadata()
+            except RuntimeError as error:  # the client is closed: it is being replaced
+                raise CommitError(f"this reader joins group {self._source.group} anew") from error
             if found.state == MemberState.STABLE and found.generation_id >= 0 and found.member_id:
                 stable: object = found
                 return stable
@@ -172,7 +176,10 @@ class GroupMember:
         self.forget_fetches()
         try:
             found = self.consumer._coordinator.fetch_committed_offsets(wanted, timeout_ms=5_000)
-        except kafka_errors.KafkaError as error:
+        except (
+            kafka_errors.KafkaError,
+            RuntimeError,
+        ) as error:  # RuntimeError: the client is closed, and being replaced
             raise RetryableError(f"the group's coordinator does not say what is committed: {error}") from error
         return {
             TopicPartition(*tp): read_position(entry.offset, entry.metadata)

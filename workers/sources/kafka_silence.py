@@ -29,21 +29,33 @@ class Silence:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        self._since = time.monotonic()
-        self._waiting: dict[Any, int] = {}
+        self.excuse()
 
     def heard(self) -> None:
-        """Records came, or none were wanted."""
+        """Records came."""
+        self._quiet = False
+
+    def excuse(self) -> None:
+        """None were wanted, or none could come."""
         self._since = time.monotonic()
-        self._waiting = {}
+        self._quiet = True
+        self._waiting: dict[Any, int] = {}
 
     def broken(self, excused: Container[Any]) -> bool:
-        """Whether the same records have waited twice as long as they may; ``excused``: partitions (the client's) not to ask."""
+        """Whether the same records have waited twice as long as they may; ``excused``: partitions (the client's) not to ask.
+
+        While records of other partitions come, one may wait for its turn; not one that the client holds as if it were paused.
+        """
         if time.monotonic() - self._since < LISTEN_S:
             return False
-        self._since = time.monotonic()
-        before, self._waiting = self._waiting, self._look(excused)
-        stuck = sorted(tp for tp, position in self._waiting.items() if before.get(tp) == position)
+        before, quiet = self._waiting, self._quiet
+        self.excuse()
+        self._waiting = self._look(excused)
+        stuck = sorted(
+            tp
+            for tp, position in self._waiting.items()
+            if before.get(tp) == position and (quiet or tp in self._consumer._fetcher._paused_partition_records)
+        )
         for tp in stuck:
             LOG.error(
                 "client delivers nothing %s",

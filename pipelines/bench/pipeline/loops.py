@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,17 @@ class Clock:
             "wall_s": time.perf_counter() - wall,
             "cpu_s": time.process_time() - cpu,
             "threads": {name: seconds - threads.get(name, 0.0) for name, seconds in thread_seconds().items()},
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak_mib(),
         }
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held; getrusage would count what its parent held before."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # macOS, in bytes
+    (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def thread_seconds() -> dict[str, float]:
@@ -121,14 +131,15 @@ def ours(job: Mapping[str, Any]) -> dict[str, Any]:
     threading.Thread(target=reader.run, name="commit", daemon=True).start()
     deadline = time.monotonic() + PATIENCE_S
 
-    def reach(metric: metrics.Metric, count: int) -> None:
-        while meter.value(metric) < count:
+    def reach(metric: metrics.Metric, count: int, **labels: str) -> None:
+        while meter.value(metric, **labels) < count:
+            reader.check()
             assert time.monotonic() < deadline, "the records do not come out"
             time.sleep(0.02)
 
     reach(metrics.RECORDS_READ, 1)
     clock = Clock()
-    reach(metrics.RECORDS_COMMITTED, job["records"])
+    reach(metrics.RECORDS_COMMITTED, job["records"], outcome="embedding")
     found = clock.figures(job["records"])
     reader.drain(10)
     return found
@@ -162,10 +173,11 @@ def bare(job: Mapping[str, Any]) -> dict[str, Any]:
         # As our commits do: a transaction is as full as may be.
         polled, taken = [], 0
         while taken < min(MOST_RECORDS, job["records"] - count):
+            start = clock or Clock()
             more = consumer.poll(250, max_records=MOST_RECORDS - taken)
             polled.append(more)
             taken += sum(map(len, more.values()))
-            clock = clock or (Clock() if taken else None)
+            clock = clock or (start if taken else None)
         producer.begin_transaction()
         offsets = {}
         for tp, records in itertools.chain.from_iterable(more.items() for more in polled):

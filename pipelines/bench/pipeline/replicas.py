@@ -6,6 +6,7 @@ Never here: Kafka, a model, or a GPU: a replica sleeps for as long as a GPU woul
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -169,10 +170,11 @@ def _drive(handle: Any, actors: Sequence[Any], count: int, seconds: float, calle
 
 @contextmanager
 def _cluster() -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-    serve.start(proxy_location="Disabled", logging_config=quiet)
     try:
+        quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+        serve.start(proxy_location="Disabled", logging_config=quiet)
         yield
     finally:
         ray.shutdown()
