@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -84,6 +85,7 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
     import ray  # noqa: PLC0415 - heavy
 
     mark = os.environ[_MARK] = uuid.uuid4().hex
+    others = set(psutil.Process().children(recursive=True))
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": "stream-embedder"}
     if settings.ray.address is None:
         arguments |= {"address": "local", "include_dashboard": False}
@@ -93,9 +95,10 @@ def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
         _start(ray, arguments, settings, stop)
         yield
     finally:
+        started = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
         if settings.ray.address is None:
-            _end(mark)
+            _end(started, mark)
 
 
 def _start(ray: Any, arguments: dict[str, Any], settings: Settings, stop: threading.Event) -> None:
@@ -103,15 +106,16 @@ def _start(ray: Any, arguments: dict[str, Any], settings: Settings, stop: thread
     try:
         # What Ray starts inherits this: a terminal that closes says so to all of them, and they are needed for the drain.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        try:
-            ray.init(**arguments)
-        except Exception as error:
-            # On a busy machine Ray gives up on its own processes too early, and says so in no class of its own.
-            if type(error) is not Exception or settings.ray.address is not None:
-                raise
-            LOG.warning("Ray did not start %s", log.fields(error=_first_line(error)))
-            ray.shutdown()
-            ray.init(**arguments)
+        with _catching_while_it_connects(ray, stop):
+            try:
+                ray.init(**arguments)
+            except Exception as error:
+                # On a busy machine Ray gives up on its own processes too early, and says so in no class of its own.
+                if type(error) is not Exception or settings.ray.address is not None:
+                    raise
+                LOG.warning("Ray did not start %s", log.fields(error=_first_line(error)))
+                ray.shutdown()
+                ray.init(**arguments)
         _catch(stop)  # ray.init sets handlers of its own …
     except SystemExit:  # … which end the process while it starts
         stop.set()
@@ -130,22 +134,45 @@ def _start(ray: Any, arguments: dict[str, Any], settings: Settings, stop: thread
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
-def _end(mark: str) -> None:
-    """What is left of our own Ray: its agents wait for a minute and more when they lose it while it starts."""
-    psutil.wait_procs(_marked(mark), timeout=RAY_ENDS_S)
-    for _ in range(3):
-        left = _marked(mark)
+@contextlib.contextmanager
+def _catching_while_it_connects(ray: Any, stop: threading.Event) -> Iterator[None]:
+    """Keep our handlers while Ray's core connects: Ray's own raises SystemExit into the middle of it, which ends in a crash."""
+    worker = ray._private.worker
+    connect = worker.connect
+
+    def caught(*arguments: Any, **more: Any) -> Any:
+        _catch(stop)
+        return connect(*arguments, **more)
+
+    worker.connect = caught
+    try:
+        yield
+    finally:
+        worker.connect = connect
+
+
+def _end(started: set[psutil.Process], mark: str) -> None:
+    """End what is left of our own Ray: its agents wait for a minute and more when they lose it while it starts.
+
+    They are children of ours until it goes, or carry the mark; one that has given itself a title may have lost the mark.
+    """
+    left = [*started, *_marked(mark)]
+    for patience_s in (RAY_ENDS_S, RAY_ENDS_S, 0):
+        left = psutil.wait_procs(left, timeout=patience_s)[1]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=RAY_ENDS_S)
+        left += _marked(mark)
 
 
 def _marked(mark: str) -> list[psutil.Process]:
+    """Processes that carry the mark in their environment. Ray's titles overwrite its beginning, which ends it for psutil."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(_MARK) == mark and process.pid != os.getpid():
+            raw = Path(f"/proc/{process.pid}/environ")
+            carries = mark.encode() in raw.read_bytes() if raw.exists() else process.environ().get(_MARK) == mark
+            if carries and process.pid != os.getpid():
                 found.append(process)
     return found
 
