@@ -66,16 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.results is not None:
                 with options.results.open("a", encoding="utf-8") as lines:
                     lines.write(result.as_json() + "\n")
-            if options.report is not None:
-                results.sort(key=lambda result: result.plan.seed)
-                options.report.write_text(
-                    render(results, _command(options, f"{options.seeds[0]}-{options.seeds[-1]}")), encoding="utf-8"
-                )
+            _report(results, options)
+    _report(results, options)  # also where all were done before
     failed = [result.plan.seed for result in results if not result.sound]
     print(f"{len(results)} seeds, {sum(result.records for result in results):,} records, failed: {failed or 'none'}")
     if failed:
         print(f"again: {_command(options, ','.join(map(str, failed)))}")
     return 1 if failed else 0
+
+
+def _report(results: list[Result], options: argparse.Namespace) -> None:
+    if options.report is not None:
+        results.sort(key=lambda result: result.plan.seed)
+        command = _command(options, f"{min(options.seeds)}-{max(options.seeds)}")
+        options.report.write_text(render(results, command), encoding="utf-8")
 
 
 def _earlier(options: argparse.Namespace) -> list[Result]:
