@@ -193,7 +193,7 @@ MUTANTS = (
         "silence",
         "a client that delivers nothing is kept",
         "workers/sources/kafka_member.py",
-        "return not self._silence.broken(self.holds.known() | self.consumer.paused())",
+        "return not self._silence.broken(lambda: self.holds.known() | self.consumer.paused())",
         "return True",
         (f"{GUARDS}::test_a_client_that_delivers_nothing_is_replaced",),
     ),

@@ -138,9 +138,8 @@ class KafkaSink:
 
         The client compresses all that it sends, or nothing.
         """
-        limits = {name: self._topics[name].max_message_bytes for name in self._names}
         large, self._large = self._large, False
-        squeeze = large and any(message.size > limits[message.topic] for message in messages)
+        squeeze = large and any(message.size > self._topics[message.topic].max_message_bytes for message in messages)
         self._producer._accumulator.config["compression_attrs"] = ZSTD if squeeze else 0
 
     def write(self, messages: Sequence[Message]) -> None:

@@ -123,7 +123,7 @@ class GroupMember:
             self._silence.excuse()
         elif polled:
             self._silence.heard()
-        return not self._silence.broken(self.holds.known() | self.consumer.paused())
+        return not self._silence.broken(lambda: self.holds.known() | self.consumer.paused())
 
     def _clear_line(self) -> None:
         fetcher = self.consumer._fetcher
@@ -176,10 +176,7 @@ class GroupMember:
         self.forget_fetches()
         try:
             found = self.consumer._coordinator.fetch_committed_offsets(wanted, timeout_ms=5_000)
-        except (
-            kafka_errors.KafkaError,
-            RuntimeError,
-        ) as error:  # RuntimeError: the client is closed, and being replaced
+        except (kafka_errors.KafkaError, RuntimeError) as error:  # the latter: the client is closed, and being replaced
             raise RetryableError(f"the group's coordinator does not say what is committed: {error}") from error
         return {
             TopicPartition(*tp): read_position(entry.offset, entry.metadata)

@@ -9,7 +9,7 @@ A fetcher that has lost track of a partition raises nothing and stays in its gro
 from __future__ import annotations
 
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -41,8 +41,8 @@ class Silence:
         self._quiet = True
         self._waiting: dict[Any, int] = {}
 
-    def broken(self, excused: Container[Any]) -> bool:
-        """Whether the same records have waited twice as long as they may; ``excused``: partitions (the client's) not to ask.
+    def broken(self, excused: Callable[[], Container[Any]]) -> bool:
+        """Whether the same records have waited twice as long as they may; ``excused`` names partitions (the client's) not to ask.
 
         While records of other partitions come, one may wait for its turn; not one that the client holds as if it were paused.
         """
@@ -50,7 +50,7 @@ class Silence:
             return False
         before, quiet = self._waiting, self._quiet
         self.excuse()
-        self._waiting = self._look(excused)
+        self._waiting = self._look(excused())
         stuck = sorted(
             tp
             for tp, position in self._waiting.items()
