@@ -37,10 +37,13 @@ class _Call(NamedTuple):
 
 
 def _run(call: _Call) -> int:
-    settings = _for_stream(call)
-    from pipelines.run import run
+    from pipelines import signals
 
-    return run(settings)
+    with signals.setting() as stop:  # before anything that starts threads is imported
+        settings = _for_stream(call)
+        from pipelines.run import run
+
+        return run(settings, stop)
 
 
 def _check(call: _Call) -> int:

@@ -6,20 +6,13 @@ process dies on a cluster, the application goes on.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import psutil
-
-from pipelines import check
+from pipelines import check, cluster
 from pipelines.census import own_sentence
 from pipelines.live import Live, Sample, sample
 from workers import kafka_client, kafka_topics, log
@@ -28,27 +21,23 @@ from workers.settings import Settings
 
 LOG = log.get(__name__)
 SAMPLE_S = 1.0
-RAY_ENDS_S = 3.0
-_MARK = "RAY_STARTED_BY_RUN"  # what Ray starts inherits it, and shows it to who looks for what is left
-_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run(settings: Settings, encoder_class: type | None = None) -> int:
-    """Run the pipeline until a signal; 0 once it has drained. ``encoder_class`` may stand in for the model's encoder.
+def run(settings: Settings, stop: threading.Event, encoder_class: type | None = None) -> int:
+    """Run the pipeline until ``stop`` is set; 0 once it has drained. ``encoder_class`` may stand in for the model's encoder.
 
     Raises:
         EnvironmentFault: something that the settings point at is wrong, or Ray is lost.
         SettingsError: the settings do not suit the model.
     """
     log.configure()
-    stop = threading.Event()
-    with _signals(stop), Live() as live:
+    with Live() as live:
         live.say("checking broker, topics and model")
         check.require_sound(settings)
         if stop.is_set():
             return 0
         live.say("starting Ray" if settings.ray.address is None else f"joining Ray at {settings.ray.address}")
-        with _cluster(settings, stop):
+        with cluster.connected(settings):
             if stop.is_set():
                 return 0
             live.say("starting the readers and encoders")
@@ -59,127 +48,6 @@ def run(settings: Settings, encoder_class: type | None = None) -> int:
             live.say("draining")
             live.say(_drain(settings, readers))
     return 0
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in _ENDS}
-    _catch(stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _catch(stop: threading.Event) -> None:
-    for number in _ENDS:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
-            signal.signal(number, lambda *_: stop.set())
-
-
-@contextlib.contextmanager
-def _cluster(settings: Settings, stop: threading.Event) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray  # noqa: PLC0415 - heavy
-
-    mark = os.environ[_MARK] = uuid.uuid4().hex
-    others = set(psutil.Process().children(recursive=True))
-    arguments: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": "stream-embedder"}
-    if settings.ray.address is None:
-        arguments |= {"address": "local", "include_dashboard": False}
-    else:
-        arguments |= {"address": settings.ray.address}
-    try:
-        _start(ray, arguments, settings, stop)
-        yield
-    finally:
-        started = set(psutil.Process().children(recursive=True)) - others
-        ray.shutdown()
-        if settings.ray.address is None:
-            _end(started, mark)
-
-
-def _start(ray: Any, arguments: dict[str, Any], settings: Settings, stop: threading.Event) -> None:
-    """Start Ray or join it, unless a signal comes first."""
-    try:
-        # What Ray starts inherits this: a terminal that closes says so to all of them, and they are needed for the drain.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        with _catching_while_it_connects(ray, stop):
-            try:
-                ray.init(**arguments)
-            except Exception as error:
-                # On a busy machine Ray gives up on its own processes too early, and says so in no class of its own.
-                if type(error) is not Exception or settings.ray.address is not None:
-                    raise
-                LOG.warning("Ray did not start %s", log.fields(error=_first_line(error)))
-                ray.shutdown()
-                ray.init(**arguments)
-        _catch(stop)  # ray.init sets handlers of its own …
-    except SystemExit:  # … which end the process while it starts
-        stop.set()
-        _catch(stop)
-    except ConnectionError as error:
-        raise _no_ray(settings, error) from error
-    except OSError as error:
-        # Ray keeps its sockets in the temporary folder, and a socket's path has 107 bytes at most.
-        raise EnvironmentFault(
-            f"Ray cannot start on this machine: {_first_line(error)}; set RAY_TMPDIR to a short, writable folder such as /tmp"
-        ) from error
-    except Exception as error:  # whatever Ray raises here, there is no Ray
-        raise _no_ray(settings, error) from error
-    finally:
-        del os.environ[_MARK]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-
-
-@contextlib.contextmanager
-def _catching_while_it_connects(ray: Any, stop: threading.Event) -> Iterator[None]:
-    """Keep our handlers while Ray's core connects: Ray's own raises SystemExit into the middle of it, which ends in a crash."""
-    worker = ray._private.worker
-    connect = worker.connect
-
-    def caught(*arguments: Any, **more: Any) -> Any:
-        _catch(stop)
-        return connect(*arguments, **more)
-
-    worker.connect = caught
-    try:
-        yield
-    finally:
-        worker.connect = connect
-
-
-def _end(started: set[psutil.Process], mark: str) -> None:
-    """End what is left of our own Ray: its agents wait for a minute and more when they lose it while it starts.
-
-    They are children of ours until it goes, or carry the mark; one that has given itself a title may have lost the mark.
-    """
-    left = [*started, *_marked(mark)]
-    for patience_s in (RAY_ENDS_S, RAY_ENDS_S, 0):
-        left = psutil.wait_procs(left, timeout=patience_s)[1]
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        left += _marked(mark)
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """Processes that carry the mark in their environment. Ray's titles overwrite its beginning, which ends it for psutil."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            raw = Path(f"/proc/{process.pid}/environ")
-            carries = mark.encode() in raw.read_bytes() if raw.exists() else process.environ().get(_MARK) == mark
-            if carries and process.pid != os.getpid():
-                found.append(process)
-    return found
-
-
-def _no_ray(settings: Settings, error: Exception) -> EnvironmentFault:
-    where = settings.ray.address or "this machine"
-    return EnvironmentFault(f"Ray cannot be reached or started on {where}: {_first_line(error)}")
 
 
 def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | None) -> Any:
@@ -309,7 +177,3 @@ class _Lag:
                     self._said = str(error)
                     LOG.warning("lag unknown %s", log.fields(error=error))
                 self._stop.wait(2.0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

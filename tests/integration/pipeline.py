@@ -52,6 +52,15 @@ class Pipeline:
                 start_new_session=True,
             )
 
+    def driver_threads(self) -> list[str]:
+        """What /proc says of the command's own threads."""
+        assert self.process is not None
+        found = []
+        for entry in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # one that ended meanwhile
+                found.append((entry / "status").read_text(encoding="utf-8"))
+        return found
+
     def parts(self, title: str = "") -> dict[int, str]:
         """Process ids and titles of this run's processes whose title contains ``title``."""
         found = {}

@@ -161,7 +161,7 @@ def run(own_broker: Broker, tmp_path: Path) -> Iterator[Pipeline]:
         "pool": {"cpus_per_replica": 0.5, "gpus_per_replica": 0},
         "limits": {"records": LIMIT_RECORDS, "bytes": LIMIT_BYTES},
     }
-    with Pipeline(tmp_path, settings, "tests.stub_run") as pipeline:
+    with Pipeline(tmp_path, settings, "pipelines.stand_in pipelines.stub:StubEncoder") as pipeline:
         wait_until(lambda: "running; SIGTERM" in pipeline.tail(), 120, pipeline.tail)
         yield pipeline
 

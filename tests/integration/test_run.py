@@ -128,15 +128,23 @@ def test_a_terminal_that_closes_drains(
             pipeline.kill_everything()
 
 
+def blocks_sigterm(status: str) -> bool:
+    """Whether a thread, of which this is /proc's status, blocks SIGTERM."""
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.parametrize("after_s", [0.5, 4.0])
 def test_sigterm_while_ray_starts(
     broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path, after_s: float
 ) -> None:
-    """Ray has handlers of its own while it starts, which would end the process with 15."""
+    """Ray has handlers of its own while it starts, which would end the process: no thread may run them."""
     pipeline = Pipeline(tmp_path, base(broker, names, model))
     with pipeline:
         wait_until(lambda: "starting Ray" in pipeline.tail(), 60, pipeline.tail)
         time.sleep(after_s)
+        open_to_it = [status for status in pipeline.driver_threads() if not blocks_sigterm(status)]
+        assert len(open_to_it) <= 1, "none but the one that waits for it, in which no handler runs either"
         assert pipeline.terminate(timeout=60) == 0, pipeline.tail()
         assert "Traceback" not in pipeline.tail(200)
         wait_until(lambda: not pipeline.parts(), 10, lambda: str(pipeline.parts()))

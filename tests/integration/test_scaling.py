@@ -81,7 +81,7 @@ def test_encoders_come_and_go_and_the_group_notices_nothing(
         "delivery": {"commit_interval_s": 0.3},
     }
     many, few = 6_000, 50
-    pipeline = Pipeline(tmp_path, settings, "tests.stub_run --slow")
+    pipeline = Pipeline(tmp_path, settings, "pipelines.stand_in tests.slow_encoder:SlowEncoder")
     seen: set[int] = set()
 
     def encoders() -> int:

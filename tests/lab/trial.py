@@ -104,7 +104,7 @@ class _Trial:
         )
         self._sent = 0
         self._settings = self._made_settings(stem)
-        self.pipeline = Supervised(folder, self._settings, "tests.stub_run --mortal")
+        self.pipeline = Supervised(folder, self._settings, "pipelines.stand_in tests.lab.encoder:MortalEncoder")
 
     def _made_settings(self, stem: str) -> dict[str, Any]:
         plan = self._plan

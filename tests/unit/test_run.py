@@ -2,43 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
-
-import pytest
-
 from pipelines import run
 from pipelines.live import Sample, line, logged, sample
 from workers import metrics
-
-
-@pytest.fixture
-def hangup() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGHUP)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_each_signal_that_ends_a_program_drains(number: signal.Signals, hangup: None) -> None:
-    stop = threading.Event()
-    before = signal.getsignal(number)
-    with run._signals(stop):
-        os.kill(os.getpid(), number)
-        assert stop.wait(5)
-    assert signal.getsignal(number) is before
-
-
-def test_nohup_is_heeded(hangup: None) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    stop = threading.Event()
-    with run._signals(stop):
-        os.kill(os.getpid(), signal.SIGHUP)
-        time.sleep(0.05)
-        assert not stop.is_set()
 
 
 def test_a_drain_says_what_it_left() -> None:

@@ -28,7 +28,7 @@ CAPACITY = REPLICAS * REPLICA_TOKENS_PER_S / TOKENS  # records per second
 HOT = 0.9
 LOADS = (0.1, 0.5, 0.9)
 INTERVALS_S = (1.0, 0.1)
-MODULE = ("pipelines.bench.pipeline.simulated_run",)
+MODULE = ("pipelines.stand_in", "pipelines.bench.pipeline.simulated:SimulatedEncoder")
 SETTLE_S = 5.0
 
 
