@@ -83,22 +83,22 @@ def _end(started: set[psutil.Process], mark: str) -> None:
 
     They are children of ours until it goes, or carry the mark; one that has given itself a title may have lost the mark.
     """
-    left = [*started, *_marked(mark)]
+    left = [*started, *marked(_MARK, mark)]
     for patience_s in (ENDS_S, ENDS_S, 0):
         left = psutil.wait_procs(left, timeout=patience_s)[1]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        left += _marked(mark)
+        left += marked(_MARK, mark)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """Processes that carry the mark in their environment. Ray's titles overwrite its beginning, which ends it for psutil."""
+def marked(name: str, mark: str) -> list[psutil.Process]:
+    """Processes with ``name=mark`` in their environment. Ray's titles overwrite its beginning, which ends it for psutil."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             raw = Path(f"/proc/{process.pid}/environ")
-            carries = mark.encode() in raw.read_bytes() if raw.exists() else process.environ().get(_MARK) == mark
+            carries = mark.encode() in raw.read_bytes() if raw.exists() else process.environ().get(name) == mark
             if carries and process.pid != os.getpid():
                 found.append(process)
     return found

@@ -150,13 +150,14 @@ class Outlets:
         rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
         if not rows:
             return {outlet.name: {} for outlet in outlets}
-        full = np.stack([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
+        full = np.array([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
         found: type_projected = {}
         for outlet in outlets:
             # A vector with nothing in its first dimensions is left out; the others go on without it.
             sound = has_direction(full, outlet.projection.dim)
             kept = [row for row, good in zip(rows, sound, strict=True) if good]
-            found[outlet.name] = dict(zip(kept, outlet.projection(full[sound]).rows(), strict=True))
+            whole = full if len(kept) == len(rows) else full[sound]
+            found[outlet.name] = dict(zip(kept, outlet.projection(whole).rows(), strict=True))
         return found
 
     def _render_one(

@@ -33,8 +33,8 @@ does the same.
 _PIPELINE = """
 Runs the pipeline on this machine, over a Kafka broker and a Ray of its own: what it costs beside kafka-python alone (plumbing,
 growth), how much of the encoder's speed is left in it (whole), how calls scale with replicas (replicas) and records over
-partitions (hot), and how long a record waits for its vector (latency). The last three have simulated GPUs, which sleep for as
-long as one would compute.
+partitions (hot), how long a record waits for its vector (latency), and what comes out while nodes are lost (losses). The last
+four have simulated GPUs, which sleep for as long as one would compute.
 
 It needs no settings file, and nothing else should run on the machine meanwhile.
 """

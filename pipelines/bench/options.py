@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16")
-PARTS = ("plumbing", "growth", "whole", "replicas", "hot", "latency")
+PARTS = ("plumbing", "growth", "whole", "replicas", "hot", "latency", "losses")
 SHAPE = "embeddinggemma-shape"  # a model that is made up, see pipelines.bench.shape
 
 

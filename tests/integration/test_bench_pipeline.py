@@ -74,6 +74,18 @@ def test_the_whole_pipeline_and_a_hot_partition(tmp_path: Path):
     assert "90 % of the records in one" in page
 
 
+def test_nodes_are_lost_and_no_record_is(tmp_path: Path):
+    """One that is told, one that is not, and the head, whose state is on disk."""
+    _, found, page = bench(tmp_path, "--parts", "losses", "--seconds", "4")
+    losses = found["parts"]["losses"]
+    assert losses["sent"] > 1000 and (losses["lost"], losses["twice"]) == (0, 0)
+    told, untold, head = losses["losses"]
+    assert told["failed_calls"] == 0, "a node that is told hands its work over"
+    assert head["failed_calls"] == 0 and head["silence_s"] <= head["took_s"], "the head is not on the way"
+    assert "a node by SIGKILL" in page and untold["silence_s"] < 60
+    assert (tmp_path / "out/losses.svg").is_file()
+
+
 def test_a_part_that_is_not_there_is_named():
     with pytest.raises(SettingsError, match="there is no part 'plumming': did you mean plumbing"):
         run_bench(["pipeline", "--parts", "plumming"], {})

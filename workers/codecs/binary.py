@@ -84,6 +84,6 @@ class BinaryRenderer:
             ("embedding-source", str(record.origin).encode()),
         )
         # One of ours that came with the source's record is another vector's.
-        kept = tuple(header for header in kept_headers(record) if header[0] not in OURS)
+        kept = tuple(header for header in kept_headers(record) if header[0] not in OURS) if record.headers else ()
         value = vector.astype(_DTYPES[self.precision], copy=False).tobytes()
         return Message(self.topic, record.key, value, kept + ours, record.timestamp_ms)

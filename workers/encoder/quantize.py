@@ -21,6 +21,9 @@ WITH_RANGES = ("int8_ranges", "uint8_ranges")
 PACKED = ("binary", "ubinary")
 PRECISIONS = (*FLOATS, "int8", *WITH_RANGES, *PACKED)
 
+# Rows that are worked on at a time: their numbers in double precision stay near the core.
+_BLOCK = 64
+
 type_components = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
 
@@ -93,11 +96,16 @@ def project(vectors: type_vectors, dim: int, precision: str = "float32") -> npt.
         raise ValueError(f"precision {precision!r} is not one of {', '.join(FLOATS)}")
     if vectors.ndim != 2 or not 1 <= dim <= vectors.shape[1]:
         raise ValueError(f"dim {dim} does not fit vectors of shape {vectors.shape}")
-    cut = vectors[:, :dim].astype(np.float64)  # so that length and quotient are exact to float32
-    length = np.linalg.norm(cut, axis=1, keepdims=True)
-    if not (np.isfinite(length).all() and (length > 0).all()):
-        raise ValueError("a vector is not finite, or is zero")
-    return np.ascontiguousarray((cut / length).astype(precision))
+    made = np.empty((len(vectors), dim), precision)
+    for start in range(0, len(vectors), _BLOCK):
+        cut = vectors[start : start + _BLOCK, :dim].astype(
+            np.float64
+        )  # so that length and quotient are exact to float32
+        length = np.sqrt(np.einsum("ij,ij->i", cut, cut))
+        if not (np.isfinite(length).all() and (length > 0).all()):
+            raise ValueError("a vector is not finite, or is zero")
+        made[start : start + _BLOCK] = np.divide(cut, length[:, None], out=cut)
+    return made
 
 
 def quantize(vectors: npt.NDArray[np.floating[Any]], precision: str, ranges: Ranges | None = None) -> Quantized:

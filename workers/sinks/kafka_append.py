@@ -4,7 +4,7 @@ Comes in: the messages of one write. Goes out: a future for each batch. Never he
 for an acknowledgement.
 
 The client's own ``send`` costs more than the rest of a record's way: for each record it sorts all partitions of the topic,
-checks and measures what has been checked and measured, takes three locks, makes a future that is resolved by itself, formats a
+checks and measures what has been checked and measured, writes its bytes one by one, takes three locks, makes a future that is resolved by itself, formats a
 line for a log that nobody reads, and wakes its sender while a batch waits. A write is flushed as a whole, so all of that is
 done here once for a batch. What a batch looks like, when it is sent and what is told of it stays the client's.
 """
@@ -12,6 +12,7 @@ done here once for a batch. What a batch looks like, when it is sent and what is
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,8 @@ from kafka.partitioner.default import murmur2
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record import MemoryRecordsBuilder
 
-from workers.records import Message, type_headers
+from workers.records import Message
+from workers.sinks.kafka_record import record_bytes
 
 
 class Appender:
@@ -91,11 +93,10 @@ class Appender:
                     )
                     batch, first = ProducerBatch(tp, records), at
                     while at < len(entries):
-                        message, timestamp_ms = entries[at]
-                        written = records.append(timestamp_ms, message.key, message.value, _headers(message.headers))
-                        if written is None:  # it is full
+                        size = _append(records, *entries[at])
+                        if size is None:  # it is full
                             break
-                        batch.max_record_size = max(batch.max_record_size, written.size)
+                        batch.max_record_size = max(batch.max_record_size, size)
                         at += 1
                     assert at > first, "a batch takes one record, however large"
                     accumulator._batches[tp].append(batch)
@@ -116,6 +117,22 @@ def failure(future: Any) -> BaseException | None:
     return None if refused is None else refused(0)
 
 
-def _headers(headers: type_headers) -> list[tuple[str, bytes]]:
-    """The client cannot write a null header value."""
-    return [(name, value if value is not None else b"") for name, value in headers]
+def _append(records: Any, message: Message, timestamp_ms: int | None) -> int | None:
+    """Put a message at a batch's end, as the client's own builder does; its bytes, or None where it does not fit."""
+    builder = records._builder
+    number = records._next_offset
+    if timestamp_ms is None:
+        timestamp_ms = int(time.time() * 1000)
+    first = timestamp_ms if number == 0 else builder._first_timestamp
+    written = record_bytes(number, timestamp_ms - first, message.key, message.value, message.headers)
+    if number == 0:
+        builder._first_timestamp = builder._max_timestamp = timestamp_ms
+    elif len(written) + len(builder._buffer) > builder._batch_size:
+        return None
+    elif timestamp_ms > builder._max_timestamp:
+        builder._max_timestamp = timestamp_ms
+    builder._num_records += 1
+    builder._last_offset = number
+    builder._buffer += written
+    records._next_offset += 1
+    return len(written)

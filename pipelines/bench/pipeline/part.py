@@ -23,7 +23,7 @@ class Part:
     rows: Sequence[tuple[str, ...]]
     notes: tuple[str, ...]
     values: dict[str, Any]
-    curve: Curve | None = None
+    curve: Curve | Timeline | None = None
 
     def text(self) -> str:
         """For a terminal."""
@@ -42,6 +42,15 @@ class Curve:
     up: str
     lines: dict[str, list[tuple[float, float]]]
     ideal: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One figure for each second, and what happened when. ``events``: words, from second, to second."""
+
+    up: str
+    points: list[float]
+    events: list[tuple[str, float, float]]
 
 
 def spread(values: Sequence[float], places: int = 0) -> str:

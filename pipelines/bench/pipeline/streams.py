@@ -6,8 +6,6 @@ Comes in: a stage. Goes out: drain times, and latencies from append to committed
 from __future__ import annotations
 
 import itertools
-import json
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.bench.pipeline.children import pipeline
+from pipelines.bench.pipeline.feed import Arrivals, Feed
 from pipelines.bench.pipeline.part import Part, spread
 from pipelines.bench.pipeline.simulated import TOKENS_PER_S
 from pipelines.bench.pipeline.stage import PARTITIONS, TOKENS, Stage
-from workers import kafka_client
-from workers.errors import EnvironmentFault
 
 REPLICAS = 2
 # Slow enough that the encoders are the bottleneck, also where readers and broker share two cores with everything.
@@ -115,43 +112,10 @@ def _simulated(stage: Stage, name: str, plain: dict[str, Any]) -> Any:
 
 def _waits(stage: Stage, source: str, out: str, rate: float, seconds: float) -> Sequence[float]:
     """Milliseconds that each record took, in the order of arrival."""
-    texts = itertools.cycle(stage.texts)
-    sent = 0
-    stop = threading.Event()
-    consumer = kafka_client.bare_consumer(stage.kafka, auto_offset_reset="latest")
-    consumer.subscribe([out])
-    while not consumer.assignment():
-        consumer.poll(100)
-    for tp in consumer.assignment():
-        consumer.position(tp)
-
-    def produce() -> None:
-        nonlocal sent
-        producer = kafka_client.bare_producer(stage.kafka, linger_ms=0)
-        begin = time.monotonic()
-        while not stop.is_set() and (now := time.monotonic() - begin) < seconds:
-            while sent < now * rate:
-                value = json.dumps({"id": str(sent), "text": next(texts)}).encode()
-                producer.send(source, value, key=b"%d" % sent, partition=sent % PARTITIONS)
-                sent += 1
-            time.sleep(0.005)
-        producer.close(timeout=10)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    waits: list[float] = []
-    seen, since, start = 0, time.monotonic(), time.time()
-    try:
-        while thread.is_alive() or seen < sent:
-            for records in consumer.poll(50, max_records=5_000).values():
-                now, since = time.time(), time.monotonic()
-                seen += len(records)
-                # An output record keeps its source's time, which is when the producer made it.
-                waits += [1000 * now - each.timestamp for each in records if each.timestamp > 1000 * (start + SETTLE_S)]
-            if time.monotonic() - since > 60:
-                raise EnvironmentFault(f"the pipeline stands still at {seen:,} of {sent:,} records")
-    finally:
-        stop.set()
-        thread.join(15)
-        consumer.close()
-    return waits
+    start = time.time()
+    with Arrivals(stage, out) as arrivals, Feed(stage, source, rate) as feed:
+        time.sleep(seconds)
+        feed.stop()
+        arrivals.reach(feed.sent)
+        found = arrivals.found[:]
+    return [1000 * (each.at - each.produced) for each in found if each.produced > start + SETTLE_S]

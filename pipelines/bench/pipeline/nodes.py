@@ -1,0 +1,130 @@
+"""A Ray cluster of several nodes on this machine, of which one can be lost.
+
+Comes in: a folder. Goes out: an address, and nodes that end by SIGTERM or at once. Never here: what runs on them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+from pipelines.bench.process import ROOT
+from pipelines.cluster import marked
+from workers.errors import EnvironmentFault
+
+HEAD = "head"
+MARK = "RAY_NODE_OF_BENCH"
+START_S = 90.0
+# How long a node that gets SIGTERM may take to move what it runs: Ray's own default, as Kubernetes' grace must be longer.
+DRAIN_S = 30
+
+
+class Nodes:
+    """A head that keeps its state on disk, as fault tolerance asks, and runs nothing else; and ``workers``.
+
+    To be used as a context manager, which ends whatever is left.
+    """
+
+    def __init__(self, folder: Path, cpus: int, **environ: str) -> None:
+        self._folder = folder
+        self._cpus = cpus
+        self._environ = environ
+        self._marks: dict[str, str] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self._port}"
+        self.environ = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_gcs_storage": "rocksdb",
+            "RAY_gcs_storage_path": str(folder / "gcs"),
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
+            **environ,
+        }
+        (folder / "gcs").mkdir()
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._processes):
+            self.kill(name)
+
+    def start(self, name: str) -> None:
+        """Start a node, and wait until it runs.
+
+        Raises:
+            EnvironmentFault: it does not.
+        """
+        mark = self._marks[name] = uuid.uuid4().hex
+        if name == HEAD:
+            kind = ["--head", f"--port={self._port}", "--include-dashboard=false", "--num-cpus=0"]
+            kind.append(f"--temp-dir={self._folder / 'ray'}")
+        else:
+            kind = [f"--address={self.address}", f"--num-cpus={self._cpus}"]
+        command = [str(Path(sys.executable).with_name("ray")), "start", *kind, "--block", "--disable-usage-stats"]
+        log = self._folder / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as out:
+            process = self._processes[name] = subprocess.Popen(  # noqa: S603
+                [*command, "--min-worker-port=0", "--max-worker-port=0"],
+                env=os.environ | self.environ | {MARK: mark, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        end = time.monotonic() + START_S
+        while b"Ray runtime started" not in log.read_bytes()[before:]:
+            if process.poll() is not None or time.monotonic() > end:
+                raise EnvironmentFault(f"a Ray node did not start; see {log}")
+            time.sleep(0.1)
+
+    def of(self, title: str) -> dict[str, int]:
+        """How many processes whose title contains ``title`` each node runs."""
+        found = {}
+        for name, mark in self._marks.items():
+            titles = [_title(process) for process in marked(MARK, mark)]
+            found[name] = sum(title in each for each in titles)
+        return found
+
+    def end(self, name: str) -> float:
+        """SIGTERM, as a machine that is taken away gets; the seconds until the node has gone.
+
+        Raises:
+            EnvironmentFault: it stays.
+        """
+        begin = time.monotonic()
+        process = self._processes[name]
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(DRAIN_S + START_S)
+        except subprocess.TimeoutExpired:
+            raise EnvironmentFault(f"the node {name} did not end within {DRAIN_S + START_S:.0f} s of SIGTERM") from None
+        self.kill(name)
+        return time.monotonic() - begin
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to everything that the node runs, as if its machine were gone."""
+        process, mark = self._processes.pop(name), self._marks.pop(name)
+        for _ in range(3):  # what one started while the others were killed
+            for found in marked(MARK, mark):
+                found.kill()
+            process.kill()
+        process.wait()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,61 @@
+"""One record of Kafka's message format 2, as bytes.
+
+Comes in: a key, a value, headers. Goes out: what stands in a batch. Never here: a batch's header, or its checksum.
+
+The client writes a record a byte at a time; most of what an output's records say of themselves is the same in all of them, so
+it is kept written. The format is https://kafka.apache.org/documentation/#record: numbers are zigzag varints of Protobuf.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from workers.records import type_headers
+
+_NULL = b"\x01"  # the length -1
+_ATTRIBUTES = b"\x00"
+
+
+def record_bytes(
+    offset_delta: int, timestamp_delta_ms: int, key: bytes | None, value: bytes | None, headers: type_headers
+) -> bytes:
+    """A record with its length in front; deltas are to the first record of its batch. A null header value is written empty."""
+    parts = [_ATTRIBUTES, varint(timestamp_delta_ms), varint(offset_delta)]
+    for piece in (key, value):
+        if piece is None:
+            parts.append(_NULL)
+        else:
+            parts += (varint(len(piece)), piece)
+    parts.append(varint(len(headers)))
+    for name, worth in headers:
+        if worth is None:
+            parts += (_name(name), b"\x00")
+        else:
+            parts += (_name(name), varint(len(worth)), worth)
+    body = b"".join(parts)
+    return varint(len(body)) + body
+
+
+def varint(number: int) -> bytes:
+    """A signed number of up to 64 bits as a zigzag varint: seven bits a byte, the lowest first, the sign in the lowest bit."""
+    return _SMALL[number] if 0 <= number < len(_SMALL) else _varint(number)
+
+
+def _varint(number: int) -> bytes:
+    rest = (number << 1) ^ (number >> 63)
+    found = bytearray()
+    while rest > 0x7F:
+        found.append(0x80 | rest & 0x7F)
+        rest >>= 7
+    found.append(rest)
+    return bytes(found)
+
+
+_SMALL = [_varint(number) for number in range(4096)]
+
+
+@lru_cache(maxsize=1024)
+def _name(name: str) -> bytes:
+    """A header's name with its length; there are few, unless the records of a source all bring their own."""
+    raw = name.encode()
+    return varint(len(raw)) + raw
