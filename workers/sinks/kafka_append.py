@@ -4,9 +4,10 @@ Comes in: the messages of one write. Goes out: a future for each batch. Never he
 for an acknowledgement.
 
 The client's own ``send`` costs more than the rest of a record's way: for each record it sorts all partitions of the topic,
-checks and measures what has been checked and measured, writes its bytes one by one, takes three locks, makes a future that is resolved by itself, formats a
-line for a log that nobody reads, and wakes its sender while a batch waits. A write is flushed as a whole, so all of that is
-done here once for a batch. What a batch looks like, when it is sent and what is told of it stays the client's.
+checks and measures what has been checked and measured, writes its bytes one by one, takes three locks, makes a future that is
+resolved by itself, formats a line for a log that nobody reads, and wakes its sender while a batch waits. A write is flushed as
+a whole, so all of that is done here once for a batch. How a batch begins, when it is sent and what is told of it stays the
+client's.
 """
 
 from __future__ import annotations
