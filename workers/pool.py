@@ -31,8 +31,9 @@ LOG = log.get(__name__)
 
 # A batch is under suspicion after so many failures that were its own or its replica's.
 SUSPICIOUS = 3
-# Alone after a bisection, a text gets one attempt fewer: it has failed in company before.
-SUSPICIOUS_ALONE = 2
+# A half of one is halved at once: each failure may be a replica's death, and what is innocent only becomes smaller calls. The
+# text that is alone in the end is tried as often as a whole batch before it is refused.
+SUSPICIOUS_HALF = 1
 BACKOFF_S = (0.1, 5.0)
 MOST_CALLS = 256
 
@@ -121,7 +122,7 @@ class RetryingPool:
     def _attempt(self, batch: Batch, attempts: int = 0) -> Answer:
         suspicions = 0
         delay = BACKOFF_S[0]
-        limit = SUSPICIOUS_ALONE if len(batch) == 1 and attempts else SUSPICIOUS
+        limit = SUSPICIOUS_HALF if attempts and len(batch) > 1 else SUSPICIOUS
         while not self._closed.is_set():
             attempts += 1
             try:

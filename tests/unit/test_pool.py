@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import CANARY, DIM, fake_encode, fake_vector, texts_of
 from workers import metrics, pool
-from workers.pool import SUSPICIOUS, SUSPICIOUS_ALONE, Answer, Failure, PoolClosed, RetryingPool, local_pool
+from workers.pool import SUSPICIOUS, SUSPICIOUS_HALF, Answer, Failure, PoolClosed, RetryingPool, local_pool
 from workers.records import Batch, type_vectors
 
 WAIT_S = 20.0
@@ -150,7 +150,16 @@ def test_poison_is_found_and_its_neighbours_get_their_vectors(
 
 def test_attempts_count_those_in_company_too(make: type_make):
     answer = make(fake_encode).submit(batch_of("raise!", "b")).result(WAIT_S)
-    assert answer.refused[0].attempts == SUSPICIOUS + SUSPICIOUS_ALONE
+    assert answer.refused[0].attempts == 2 * SUSPICIOUS
+
+
+def test_finding_a_poison_costs_few_replicas(make: type_make, meter: metrics.Metrics):
+    """Each failure may be a replica's death: as many as it takes to suspect, one for each half, and the last text's own."""
+    texts = ["raise!", *(f"text {n}" for n in range(63))]
+    answer = make(fake_encode).submit(batch_of(*texts)).result(WAIT_S)
+    assert set(answer.refused) == {0}
+    halves = 5  # of 32, 16, 8, 4 and 2 texts
+    assert meter.value(metrics.CALLS_RETRIED) == SUSPICIOUS + halves * SUSPICIOUS_HALF + SUSPICIOUS
 
 
 def test_a_text_that_was_alone_from_the_start_gets_as_many_chances_as_a_batch(make: type_make):
