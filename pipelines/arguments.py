@@ -63,6 +63,22 @@ COMMANDS = {
         "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
         "stream-embedder check -c pipeline.yaml",
     ),
+    "topics create": Command(
+        "Create the topics that the settings name and that are not there, with the sizes and the clean-up that the pipeline "
+        "needs. Those that are there stay as they are; check says whether they suit.",
+        "stream-embedder topics create -c pipeline.yaml --partitions 12 --replication 3",
+    ),
+    "offsets show": Command(
+        "Say how far the group is in each partition of the source, and how far behind. A PLACE is TOPIC or TOPIC/PARTITION.",
+        "stream-embedder offsets show -c pipeline.yaml",
+        "PLACE",
+    ),
+    "offsets reset": Command(
+        "Have a pipeline that is not running go on from elsewhere: earliest, latest, an offset, or the first record since a "
+        "time. All partitions, or the PLACEs that are named, TOPIC or TOPIC/PARTITION.",
+        "stream-embedder offsets reset -c pipeline.yaml --to 2h --dry-run",
+        "PLACE",
+    ),
     "dead-letters list": Command(
         "Say how many dead letters there are, by stage and class, and where the latest lie that wait. Neither values nor, "
         "without --keys, keys are printed.",
@@ -138,6 +154,16 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name == "calibrate":
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the output; default: the model's")
         parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")
+    if name == "topics create":
+        parser.add_argument("--partitions", type=_positive, metavar="N", help="of each topic; default: the source's")
+        parser.add_argument("--replication", type=_positive, metavar="N", help="copies; default: the broker's")
+        parser.add_argument("--keyless", action="store_true", help="no compaction, for records without keys")
+        parser.add_argument("--dry-run", action="store_true", help="say what would be created, and create nothing")
+    if name == "offsets show":
+        parser.add_argument("--json", action="store_true", help="a JSON object per partition, and no table")
+    if name == "offsets reset":
+        parser.add_argument("--to", required=True, metavar="WHERE", help="earliest, latest, OFFSET, or a time")
+        parser.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     if name in ("dead-letters list", "dead-letters replay"):
         _add_filter(parser)
     if name == "dead-letters list":

@@ -195,7 +195,7 @@ def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[st
     for output in settings.outputs:
         if not isinstance(output, KafkaOutput) or output.topic not in topics:
             continue
-        size, most = _record_size(model, output), topics[output.topic].max_message_bytes
+        size, most = record_size(model, output), topics[output.topic].max_message_bytes
         what = f"a vector of {model.dim(output)} dimensions as {output.format} takes about {size:,} bytes"
         if size + OTHER_BYTES > most:
             yield Finding(
@@ -224,7 +224,7 @@ def _aging(topic: Topic) -> str:
     return f"; it deletes records {days:g} days after the timestamp of their source (retention.ms)"
 
 
-def _record_size(model: Model, output: KafkaOutput) -> int:
+def record_size(model: Model, output: KafkaOutput) -> int:
     """Bytes of an output record without key, headers and included fields."""
     dim = model.dim(output)
     # A made-up vector, its components as long as they come: with a sign, or where there is none, above the middle.

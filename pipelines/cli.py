@@ -137,6 +137,35 @@ def _wanted(call: _Call) -> Wanted:
     )
 
 
+def _show_offsets(call: _Call) -> int:
+    call.configured.settings.require_stream()
+    from pipelines.offsets import run_show
+
+    return run_show(call.configured.settings, call.arguments.words, as_json=call.arguments.options.json)
+
+
+def _reset_offsets(call: _Call) -> int:
+    call.configured.settings.require_stream()
+    from pipelines.offsets import run_reset
+
+    options = call.arguments.options
+    return run_reset(call.configured.settings, call.arguments.words, to=options.to, dry_run=options.dry_run)
+
+
+def _create_topics(call: _Call) -> int:
+    settings = _for_stream(call)
+    from pipelines.topics import run_create
+
+    options = call.arguments.options
+    return run_create(
+        settings,
+        partitions=options.partitions,
+        replication=options.replication,
+        keyless=options.keyless,
+        dry_run=options.dry_run,
+    )
+
+
 def _demo(call: _Call) -> int:
     from pipelines.demo import run_demo
 
@@ -187,6 +216,9 @@ _RUN = {
     "encode": _encode,
     "calibrate": _calibrate,
     "check": _check,
+    "topics create": _create_topics,
+    "offsets show": _show_offsets,
+    "offsets reset": _reset_offsets,
     "dead-letters list": _list_dead_letters,
     "dead-letters show": _show_dead_letters,
     "dead-letters replay": _replay,
@@ -197,7 +229,7 @@ _RUN = {
 
 def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     name, rest = (words[0], words[1:]) if words else ("", [])
-    if name == "dead-letters" and rest and f"{name} {rest[0]}" in _RUN:
+    if rest and f"{name} {rest[0]}" in _RUN:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("-h", "--help", "--version"):
         print(_version() if name == "--version" else overview())
@@ -210,11 +242,11 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
         from pipelines.simulator.command import run_simulate
 
         return run_simulate(rest)
-    if name == "dead-letters":
+    if group := [known.split()[1] for known in _RUN if known.startswith(f"{name} ")]:
         if {"-h", "--help"}.intersection(rest):
             print(overview(name))
             return 0
-        raise SettingsError(f"dead-letters needs one of list, show, replay ({PROGRAM} dead-letters --help says more)")
+        raise SettingsError(f"{name} needs one of {', '.join(group)} ({PROGRAM} {name} --help says more)")
     if name not in _RUN:
         wrong = f"there is no command {name!r}" if name else "a command is needed"
         known = ", ".join([*_RUN, *STANDALONE])

@@ -20,7 +20,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
-from workers.kafka_client import admin
+from workers.kafka_client import admin, sentence
 from workers.offsets import read_position
 from workers.records import Position, TopicPartition
 from workers.settings import KafkaSettings, SourceSettings
@@ -31,6 +31,14 @@ DEFAULT_TIMESTAMP_AFTER_MAX_MS = 3_600_000
 DEFAULT_TIMESTAMP_BEFORE_MAX_MS = 2**63 - 1
 
 TOPIC_ID_S = 5.0
+BROKERS_CHOICE = -1
+_REFUSED = (
+    kafka_errors.InvalidReplicationFactorError,
+    kafka_errors.InvalidPartitionsError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.InvalidConfigurationError,
+    kafka_errors.PolicyViolationError,
+)
 
 
 def create_topics(kafka: KafkaSettings, topics: Mapping[str, int], **configs: str) -> None:
@@ -40,6 +48,34 @@ def create_topics(kafka: KafkaSettings, topics: Mapping[str, int], **configs: st
             with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
                 client.create_topics([NewTopic(name=name, num_partitions=partitions, topic_configs=dict(configs))])
         client.wait_for_topics(list(topics))
+
+
+def create_topic(
+    client: KafkaAdminClient,
+    kafka: KafkaSettings,
+    name: str,
+    partitions: int,
+    replication: int,
+    configs: Mapping[str, str],
+) -> None:
+    """Create a topic; one that exists stays. ``partitions`` and ``replication`` may be :data:`BROKERS_CHOICE`.
+
+    Raises:
+        EnvironmentFault: we may not, or the broker refuses such a topic.
+    """
+    try:
+        client.create_topics(
+            {name: {"num_partitions": partitions, "replication_factor": replication, "configs": dict(configs)}}
+        )
+    except kafka_errors.TopicAlreadyExistsError:
+        pass
+    except kafka_errors.AuthorizationError as error:
+        raise EnvironmentFault(
+            f"{kafka.who} may not create topic {name}: grant Create on it (kafka-acls.sh --add --operation Create --topic "
+            f"{name})"
+        ) from error
+    except _REFUSED as error:
+        raise EnvironmentFault(f"the broker refuses to create topic {name}: {sentence(error)}") from error
 
 
 def delete_topics(kafka: KafkaSettings, topics: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.bench.score import Result, Round, Spread, ranked, times
-from pipelines.bench.table import markdown, plain
+from pipelines.table import markdown, plain
 
 MIB = 2**20
 

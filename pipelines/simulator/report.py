@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.bench.table import markdown, plain
 from pipelines.simulator.compare import KEDA, OURS, SERVE, Result
 from pipelines.simulator.score import REACTION_S, Score
+from pipelines.table import markdown, plain
 
 NAMES = (OURS, SERVE, KEDA)
 

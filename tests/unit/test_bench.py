@@ -18,8 +18,8 @@ from pipelines.bench.options import DTYPES
 from pipelines.bench.race import BATCH_TOKENS_CPU, BATCH_TOKENS_CUDA
 from pipelines.bench.report import Report
 from pipelines.bench.score import Cosine, Result, Round, Spread, climb, cosine, ranked, spread, times, worst
-from pipelines.bench.table import markdown, plain
 from pipelines.demo_corpus import Doc
+from pipelines.table import markdown, plain
 from workers.encoder.layout import Layout, resolve
 from workers.settings import PoolSettings
 from workers.text.tokenizer import Tokenizer

@@ -19,7 +19,15 @@ ROWS = (
     ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
-        *("kafka_client", "kafka_headers", "kafka_rights", "kafka_security", "kafka_topics", "kafka_records"),
+        *(
+            "kafka_client",
+            "kafka_groups",
+            "kafka_headers",
+            "kafka_rights",
+            "kafka_security",
+            "kafka_topics",
+            "kafka_records",
+        ),
         "schema_registry",
     ),
     ("checkpoint", "window", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
@@ -38,6 +46,7 @@ EXCEPTIONS = {
     "workers.codecs": {"schema_registry"},  # where schemas come from
     **{f"workers.codecs.{name}": {"schema_registry"} for name in SCHEMA_CODECS},
     "workers.kafka_client": {"kafka_headers", "kafka_security"},
+    "workers.kafka_groups": {"offsets"},
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
     "workers.kafka_records": {"kafka_client", "kafka_topics"},
@@ -59,6 +68,7 @@ HEAVY = {
     "kafka": (
         "workers.kafka_client",
         "workers.kafka_headers",
+        "workers.kafka_groups",
         "workers.kafka_rights",
         "workers.kafka_security",
         "workers.kafka_topics",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.bench.table import markdown, plain
+from pipelines.table import markdown, plain
 
 
 @dataclass(frozen=True, slots=True)
