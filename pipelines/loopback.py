@@ -53,12 +53,14 @@ def refuse_taken(port: int) -> None:
 
 
 def end_with_us(pid: int) -> subprocess.Popen[bytes]:
-    """Kill ``pid`` when this process ends, by kill -9 too: a shell waits on a pipe that only we hold open.
+    """Kill ``pid``, or the process group of a negative one, when this process ends, by kill -9 too.
+
+    A shell waits on a pipe that only we hold open.
 
     Linux's parent-death signal is not used: it fires when the thread that started the child ends.
     """
     return subprocess.Popen(  # noqa: S603
-        ["/bin/sh", "-c", 'read _; kill -9 "$1"', "sh", str(pid)],
+        ["/bin/sh", "-c", 'read _; kill -s KILL -- "$1"', "sh", str(pid)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_LOOKS_S = 0.2
 _blocking = False
 
 
@@ -44,12 +43,15 @@ def setting() -> Iterator[threading.Event]:
     _handle(ends, stop)  # for a thread that was there before, and blocks nothing
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     _blocking = True
-    waiting.start()
     try:
+        waiting.start()
         yield stop
     finally:
         over.set()
-        waiting.join()
+        if waiting.ident is not None:
+            with contextlib.suppress(ProcessLookupError):  # a signal from outside has ended it just now
+                signal.pthread_kill(waiting.ident, signal.SIGTERM)
+            waiting.join()
         _handle(ends, stop)
         _blocking = False
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -64,5 +66,6 @@ def _handle(ends: set[signal.Signals], stop: threading.Event) -> None:
 
 def _wait(ends: set[signal.Signals], stop: threading.Event, over: threading.Event) -> None:
     while not over.is_set():
-        if signal.sigtimedwait(ends, _LOOKS_S) is not None:
+        signal.sigwait(ends)
+        if not over.is_set():
             stop.set()

@@ -16,13 +16,16 @@ from workers.errors import StreamEmbedderError
 
 def main(words: list[str]) -> int:
     """Run until SIGTERM; the exit code."""
+    if len(words) != 3 or words[1] != "-c":
+        print("stand_in: write MODULE:CLASS -c pipeline.yaml", file=sys.stderr)
+        return 2
     module, _, name = words[0].partition(":")
     try:
         with signals.setting() as stop:  # before anything that starts threads is imported
             from pipelines import configure  # noqa: PLC0415
             from pipelines.run import run  # noqa: PLC0415
 
-            settings = configure.load(Path(words[words.index("-c") + 1]), [], os.environ).settings
+            settings = configure.load(Path(words[2]), [], os.environ).settings
             settings.require_stream()
             return run(settings, stop, getattr(importlib.import_module(module), name))
     except StreamEmbedderError as error:

@@ -31,8 +31,8 @@ LOG = log.get(__name__)
 
 # A batch is under suspicion after so many failures that were its own or its replica's.
 SUSPICIOUS = 3
-# A half of one is halved at once: each failure may be a replica's death, and what is innocent only becomes smaller calls. The
-# text that is alone in the end is tried as often as a whole batch before it is refused.
+# A half of a suspected batch is halved at its first failure: each may be a replica's death, and halving what is innocent only
+# makes smaller calls. The text that is alone in the end is tried as often as a whole batch before it is refused.
 SUSPICIOUS_HALF = 1
 BACKOFF_S = (0.1, 5.0)
 MOST_CALLS = 256

@@ -98,9 +98,8 @@ def project(vectors: type_vectors, dim: int, precision: str = "float32") -> npt.
         raise ValueError(f"dim {dim} does not fit vectors of shape {vectors.shape}")
     made = np.empty((len(vectors), dim), precision)
     for start in range(0, len(vectors), _BLOCK):
-        cut = vectors[start : start + _BLOCK, :dim].astype(
-            np.float64
-        )  # so that length and quotient are exact to float32
+        # In double precision, so that length and quotient are exact to float32.
+        cut = vectors[start : start + _BLOCK, :dim].astype(np.float64)
         length = np.sqrt(np.einsum("ij,ij->i", cut, cut))
         if not (np.isfinite(length).all() and (length > 0).all()):
             raise ValueError("a vector is not finite, or is zero")

@@ -121,19 +121,19 @@ def failure(future: Any) -> BaseException | None:
 def _append(records: Any, message: Message, timestamp_ms: int | None) -> int | None:
     """Put a message at a batch's end, as the client's own builder does; its bytes, or None where it does not fit."""
     builder = records._builder
-    number = records._next_offset
+    offset = records._next_offset
     if timestamp_ms is None:
         timestamp_ms = int(time.time() * 1000)
-    first = timestamp_ms if number == 0 else builder._first_timestamp
-    written = record_bytes(number, timestamp_ms - first, message.key, message.value, message.headers)
-    if number == 0:
+    first = timestamp_ms if offset == 0 else builder._first_timestamp
+    written = record_bytes(offset, timestamp_ms - first, message.key, message.value, message.headers)
+    if offset == 0:
         builder._first_timestamp = builder._max_timestamp = timestamp_ms
     elif len(written) + len(builder._buffer) > builder._batch_size:
         return None
     elif timestamp_ms > builder._max_timestamp:
         builder._max_timestamp = timestamp_ms
     builder._num_records += 1
-    builder._last_offset = number
+    builder._last_offset = offset
     builder._buffer += written
     records._next_offset += 1
     return len(written)

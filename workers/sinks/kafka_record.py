@@ -27,11 +27,9 @@ def record_bytes(
         else:
             parts += (varint(len(piece)), piece)
     parts.append(varint(len(headers)))
-    for name, worth in headers:
-        if worth is None:
-            parts += (_name(name), b"\x00")
-        else:
-            parts += (_name(name), varint(len(worth)), worth)
+    for name, content in headers:
+        written = _kept_name(name) if len(name) <= _LONGEST_KEPT else _name(name)
+        parts += (written, b"\x00") if content is None else (written, varint(len(content)), content)
     body = b"".join(parts)
     return varint(len(body)) + body
 
@@ -54,8 +52,12 @@ def _varint(number: int) -> bytes:
 _SMALL = [_varint(number) for number in range(4096)]
 
 
-@lru_cache(maxsize=1024)
 def _name(name: str) -> bytes:
-    """A header's name with its length; there are few, unless the records of a source all bring their own."""
+    """A header's name with its length."""
     raw = name.encode()
     return varint(len(raw)) + raw
+
+
+# There are few names, unless the records of a source all bring their own.
+_LONGEST_KEPT = 64
+_kept_name = lru_cache(maxsize=1024)(_name)

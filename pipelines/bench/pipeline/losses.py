@@ -21,6 +21,7 @@ from pipelines.bench.pipeline.nodes import HEAD, Nodes
 from pipelines.bench.pipeline.part import Part, Timeline
 from pipelines.bench.pipeline.simulated import TOKENS_PER_S
 from pipelines.bench.pipeline.stage import PARTITIONS, TOKENS, Stage
+from pipelines.loopback import end, end_with_us
 from workers.errors import EnvironmentFault
 
 ENCODER, READER = "ServeReplica:stream-embedder:Encoder", "ServeReplica:stream-embedder:Reader"
@@ -32,7 +33,10 @@ PATIENCE_S = 180.0
 
 
 class Loss(NamedTuple):
-    """What was lost, from when until when, in seconds since 1970; calls that failed meanwhile; when the next one came."""
+    """What was lost: when, how long until the node had gone or was back, calls that failed, and until when it was watched.
+
+    ``begin``, ``end``: seconds since 1970.
+    """
 
     words: str
     begin: float
@@ -61,18 +65,18 @@ def measure(stage: Stage, *, seconds: float) -> Part:
             ray={"address": nodes.address},
         )
         driver = _driver(stage.write("losses", plain), nodes)
+        watchdog = end_with_us(driver.pid)
         try:
             with stage.progress("losses") as progress:
                 progress.reach(PARTITIONS, PATIENCE_S)
             with Arrivals(stage, plain["outputs"][0]["topic"]) as arrivals, Feed(stage, "losses-in", RATE) as feed:
                 losses = _lose(nodes, folder, seconds)
                 feed.stop()
-                arrivals.reach(feed.sent)
-                time.sleep(2)  # one that comes twice would come now
+                if arrivals.reach(feed.sent):  # otherwise the table says what is missing
+                    time.sleep(2)  # one that comes twice would come now
                 found, sent = arrivals.found[:], feed.sent
         finally:
-            driver.kill()
-            driver.wait()
+            end(driver, watchdog)
     return _part(found, sent, losses, seconds)
 
 
@@ -104,20 +108,20 @@ def _lose(nodes: Nodes, folder: Path, seconds: float) -> list[Loss]:
         time.sleep(HEAD_AWAY_S)
         nodes.start(HEAD)
 
-    ways: list[tuple[str, Callable[[], None]]] = [
-        ("a node by SIGTERM", told),
-        ("a node by SIGKILL", untold),
-        (f"the head by SIGKILL, back after {HEAD_AWAY_S:.0f} s", head),
+    ways: list[tuple[str, Callable[[], None], str | None]] = [
+        ("a node by SIGTERM", told, "d"),
+        ("a node by SIGKILL", untold, "e"),
+        (f"the head by SIGKILL, back after {HEAD_AWAY_S:.0f} s", head, None),
     ]
     losses = []
-    for number, (words, lose) in enumerate(ways):
+    for words, lose, successor in ways:
         _whole(nodes)
         time.sleep(seconds)
         failed, begin = _failed_calls(folder), time.time()
         lose()
         took = time.time() - begin
-        if words != ways[-1][0]:
-            nodes.start(f"new-{number}")
+        if successor is not None:
+            nodes.start(successor)
         time.sleep(seconds)
         losses.append(Loss(words, begin, took, _failed_calls(folder) - failed, time.time()))
     return losses
@@ -134,23 +138,27 @@ def _encoding(nodes: Nodes) -> str:
 
 def _whole(nodes: Nodes) -> None:
     """Wait until every replica runs somewhere."""
-    end = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while sum(nodes.of(ENCODER).values()) < ENCODERS or sum(nodes.of(READER).values()) < READERS:
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise EnvironmentFault(f"after {PATIENCE_S:.0f} s the replicas are not all back")
         time.sleep(0.5)
 
 
 def _failed_calls(folder: Path) -> int:
     """What the readers said of calls to encoders, in Ray's own logs, so that no driver is needed to hear it."""
-    logs = folder.glob("ray/session_*/logs/worker-*.err")
-    return sum(line.count("call failed") for log in set(logs) for line in log.open(encoding="utf-8", errors="replace"))
+    logs = {
+        log.resolve() for log in folder.glob("ray/session_*/logs/worker-*.err")
+    }  # session_latest is one of them again
+    return sum(line.count("call failed") for log in logs for line in log.open(encoding="utf-8", errors="replace"))
 
 
 def _part(found: Sequence[Arrival], sent: int, losses: Sequence[Loss], seconds: float) -> Part:
     times = Counter(each.key for each in found)
     missing = sum(b"%d" % number not in times for number in range(sent))
     twice = sum(count - 1 for count in times.values())
+    if not found:
+        raise EnvironmentFault("no record came out")
     start = found[0].at
     per_second = Counter(int(each.at - start) for each in found)
     rows = [
@@ -163,17 +171,23 @@ def _part(found: Sequence[Arrival], sent: int, losses: Sequence[Loss], seconds: 
         ("lost", "took s", "failed calls", "longest silence s"),
         rows,
         (
-            f"{sent:,} records at {RATE:,.0f}/s through {READERS} readers and {ENCODERS} simulated GPUs of "
+            f"{sent:,} records, {RATE:,.0f} a second, through {READERS} readers and {ENCODERS} simulated GPUs of "
             f"{REPLICA_TOKENS_PER_S:,.0f} tokens/s on three Ray nodes and a head with fault tolerance (RocksDB), all on this "
-            f"machine: {missing} lost, {twice} twice. Silence is between two arrivals at a reader of committed records, from the "
-            f"loss until {seconds:.0f} s after the node has gone or everything is back; a commit comes once a second.",
+            f"machine: {missing} lost, {twice} twice. A node by SIGTERM took until it had gone, one by SIGKILL until other "
+            "processes stood in for it, the head until it was back. Silence is between two arrivals at a reader of committed "
+            f"records, until {seconds:.0f} s after that; a commit comes once a second.",
         ),
         {
             "sent": sent,
             "lost": missing,
             "twice": twice,
             "losses": [
-                {**loss._asdict(), "silence_s": _silence(found, loss.begin, loss.end), "begin": loss.begin - start}
+                {
+                    **loss._asdict(),
+                    "silence_s": _silence(found, loss.begin, loss.end),
+                    "begin": loss.begin - start,
+                    "end": loss.end - start,
+                }
                 for loss in losses
             ],
         },

@@ -5,9 +5,9 @@ Comes in: a folder. Goes out: an address, and nodes that end by SIGTERM or at on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,29 +18,30 @@ import psutil
 
 from pipelines.bench.process import ROOT
 from pipelines.cluster import marked
+from pipelines.loopback import end, end_with_us, free_port
 from workers.errors import EnvironmentFault
 
 HEAD = "head"
 MARK = "RAY_NODE_OF_BENCH"
 START_S = 90.0
-# How long a node that gets SIGTERM may take to move what it runs: Ray's own default, as Kubernetes' grace must be longer.
+# How long a node that gets SIGTERM may take to move what it runs: Ray's own default.
 DRAIN_S = 30
 
 
 class Nodes:
-    """A head that keeps its state on disk, as fault tolerance asks, and runs nothing else; and ``workers``.
+    """A head that keeps its state on disk, as fault tolerance asks, and runs no replicas; and nodes of ``cpus`` each.
 
     To be used as a context manager, which ends whatever is left.
     """
 
     def __init__(self, folder: Path, cpus: int, **environ: str) -> None:
+        """Logs, sockets and the head's state go into ``folder``; ``environ`` is what all nodes have beside ours."""
         self._folder = folder
         self._cpus = cpus
-        self._environ = environ
+        self._watchdogs: dict[str, subprocess.Popen[bytes]] = {}
         self._marks: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
         self.environ = {
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,11 +49,12 @@ class Nodes:
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(folder / "gcs"),
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
+            "RAY_SERVE_LOG_TO_STDERR": "1",
             **environ,
         }
-        (folder / "gcs").mkdir()
 
     def __enter__(self) -> Nodes:
+        (self._folder / "gcs").mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,6 +69,8 @@ class Nodes:
         """
         mark = self._marks[name] = uuid.uuid4().hex
         if name == HEAD:
+            # A raylet of the old head's cluster lives on here, so Ray would take the head for running.
+            (self._folder / "ray/ray_current_cluster").unlink(missing_ok=True)
             kind = ["--head", f"--port={self._port}", "--include-dashboard=false", "--num-cpus=0"]
             kind.append(f"--temp-dir={self._folder / 'ray'}")
         else:
@@ -83,10 +87,12 @@ class Nodes:
                 stderr=out,
                 start_new_session=True,
             )
-        end = time.monotonic() + START_S
+        self._watchdogs[name] = end_with_us(-process.pid)
+        deadline = time.monotonic() + START_S
         while b"Ray runtime started" not in log.read_bytes()[before:]:
-            if process.poll() is not None or time.monotonic() > end:
-                raise EnvironmentFault(f"a Ray node did not start; see {log}")
+            if process.poll() is not None or time.monotonic() > deadline:
+                words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+                raise EnvironmentFault(f"a Ray node did not start; its last words are: {words[-1][:300]}")
             time.sleep(0.1)
 
     def of(self, title: str) -> dict[str, int]:
@@ -118,9 +124,10 @@ class Nodes:
         process, mark = self._processes.pop(name), self._marks.pop(name)
         for _ in range(3):  # what one started while the others were killed
             for found in marked(MARK, mark):
-                found.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # its parent has ended it
+                    found.kill()
             process.kill()
-        process.wait()
+        end(process, self._watchdogs.pop(name))
 
 
 def _title(process: psutil.Process) -> str:

@@ -17,6 +17,7 @@ from pipelines.bench.pipeline.feed import Arrivals, Feed
 from pipelines.bench.pipeline.part import Part, spread
 from pipelines.bench.pipeline.simulated import TOKENS_PER_S
 from pipelines.bench.pipeline.stage import PARTITIONS, TOKENS, Stage
+from workers.errors import EnvironmentFault
 
 REPLICAS = 2
 # Slow enough that the encoders are the bottleneck, also where readers and broker share two cores with everything.
@@ -112,10 +113,11 @@ def _simulated(stage: Stage, name: str, plain: dict[str, Any]) -> Any:
 
 def _waits(stage: Stage, source: str, out: str, rate: float, seconds: float) -> Sequence[float]:
     """Milliseconds that each record took, in the order of arrival."""
-    start = time.time()
     with Arrivals(stage, out) as arrivals, Feed(stage, source, rate) as feed:
+        start = time.time()
         time.sleep(seconds)
         feed.stop()
-        arrivals.reach(feed.sent)
+        if not arrivals.reach(feed.sent):
+            raise EnvironmentFault(f"of {feed.sent:,} records only {len(arrivals.found):,} came out")
         found = arrivals.found[:]
     return [1000 * (each.at - each.produced) for each in found if each.produced > start + SETTLE_S]
