@@ -99,15 +99,14 @@ def answered(rows: Sequence[Sequence[WaitingText]], answer: Answer) -> type_sett
     sound = is_sound(answer.vectors)
     settled: type_settled = []
     for number, texts in enumerate(rows):
-        refused, vector = answer.refused.get(number), answer.vectors[number]
-        for text in texts:
-            outcome: Outcome | PoisonError
-            if refused is not None:
-                outcome = refused
-            else:
-                outcome = embedding(text.document, text.tokens, vector, sound=bool(sound[number]))
-            settled.append((text.origin, dead_letter(outcome) if isinstance(outcome, PoisonError) else outcome))
+        refused, vector, good = answer.refused.get(number), answer.vectors[number], bool(sound[number])
+        settled += [(text.origin, refused or _outcome(text, vector, sound=good)) for text in texts]
     return settled
+
+
+def _outcome(text: WaitingText, vector: type_vectors, *, sound: bool) -> Outcome:
+    found = embedding(text.document, text.tokens, vector, sound=sound)
+    return dead_letter(found) if isinstance(found, PoisonError) else found
 
 
 def dead_letter(error: PoisonError) -> DeadLetter:
