@@ -191,7 +191,7 @@ def test_templates_and_prompts_of_mappings_are_part_of_the_fingerprint_and_topic
     def found(*mappings: dict[str, Any]) -> str:
         source = {"pattern": "[ab]", "text": "t", "mappings": list(mappings)}
         model = Model(Settings(model={"max_tokens": 8}, source=source), layout=cast(Layout, None))
-        model.__dict__ |= {"digest": "weights", "prompt": ""}  # what a folder would say
+        model.__dict__.update({"digest": "weights", "prompt": ""})  # what a folder would say
         return model.fingerprint(8, "float32")
 
     alone = found()
