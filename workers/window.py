@@ -37,11 +37,6 @@ class Call:
     batch: Batch
 
     @property
-    def texts(self) -> list[WaitingText]:
-        """All that wait for the call, row after row."""
-        return [text for row in self.rows for text in row]
-
-    @property
     def shared_tokens(self) -> int:
         """Tokens that are not in the batch because an equal text is."""
         return sum(len(row[0].tokens.ids) * (len(row) - 1) for row in self.rows if len(row) > 1)

@@ -45,7 +45,9 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
     if not source.mappings:
         return _decoder(settings, prompt_template(settings.model), registry)
     from workers.codecs.by_topic import TopicDecoder  # noqa: PLC0415 - only what is used
+    from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
 
+    known = registry or SchemaRegistry(settings.registry)  # one for all: they may share schemas
     decoders: dict[int | None, Decoder] = {}
     mistakes: list[str] = []
     of_all: tuple[None, ...] = (None,)
@@ -59,7 +61,7 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
             if number is not None and source.mappings[number].prompt_text is not None:
                 # Also one without fields: the tokenizer knows the prompt of the others alone.
                 prompt = _template("model.prompt_text", source.mappings[number].prompt_text or "", parse_text)
-            decoders[number] = _decoder(own, prompt, registry)
+            decoders[number] = _decoder(own, prompt, known)
         except SettingsError as error:
             mistakes += [f"{where}{line}" for line in str(error).splitlines()]
     if mistakes:

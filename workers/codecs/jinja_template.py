@@ -27,6 +27,9 @@ from workers.errors import PoisonError
 MOST_ITEMS = 10_000
 MOST_CHARACTERS = 1 << 24
 
+# What Python says of values that do not go together, or are nested too deeply to be compared.
+_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RecursionError)
+
 _LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem"})
 
 
@@ -86,11 +89,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class JinjaTemplate:
-    """See :class:`workers.codecs.template.Template`. One for a thread."""
+    """See :class:`workers.codecs.template.Template`."""
 
-    def __init__(self, source: str, template: Any, found: Checked) -> None:
+    def __init__(self, template: Any, found: Checked) -> None:
         """What :meth:`parse` makes; ``template`` is Jinja's."""
-        self._source = source
         self._template = template
         self._render: Callable[[Context], Iterator[str]] = template.root_render_func
         self.fields = found.fields
@@ -114,7 +116,7 @@ class JinjaTemplate:
             raise ValueError(f"line {error.lineno} of the template: {error.message or 'it is not Jinja'}") from None
         except (RecursionError, SyntaxError):  # the second is what Python says of twenty loops in each other
             raise ValueError("the template is nested too deeply") from None
-        return cls(source, template, found)
+        return cls(template, found)
 
     @property
     def has_defaults(self) -> bool:
@@ -146,7 +148,7 @@ class JinjaTemplate:
             raise
         except UndefinedError:
             raise PoisonError("text", reason, "the template needs a value that is missing or null") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+        except _FAILURES as error:
             raise PoisonError(
                 "text", "template_failed", f"the template fails at what a field holds ({type(error).__name__})"
             ) from None
