@@ -117,6 +117,9 @@ def test_each_topic_by_its_own_mapping(
     }
     embedder = Embedder(Model.open(Settings(model={"name": str(model)})))
     alone = embedder.embed([Text(id, text, prompt) for id, (text, prompt) in texts.items()], DIM)
+    before = embedder._encoder.stats.tokens
+    embedder.embed([Text(str(n), "alike") for n in range(50)] + [Text("x", "another text")], DIM)
+    assert embedder._encoder.stats.tokens - before < 40, "equal texts are encoded once by the commands too"
     for id, one in zip(texts, alone, strict=True):
         assert isinstance(one, Embedding)
         assert np.dot(found[id]["embedding"], one.vector) > 0.999, id
