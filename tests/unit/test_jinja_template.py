@@ -154,7 +154,14 @@ def test_no_part_of_a_record_is_in_a_message():
 
 def test_bytes_are_no_text_and_a_column_that_did_not_travel_is_said():
     assert refused("{{ raw }}", {"raw": b"x"}).reason == "wrong_type"
-    for source in ("{{ a }}", "{{ 'x' if a }}", "{{ d.a }}", "{{ a | default('x') }}", "{{ fields.a }}"):
+    for source in (
+        "{{ a }}",
+        "{{ 'x' if a }}",
+        "{{ d.a }}",
+        "{{ a | default('x') }}",
+        "{{ fields.a }}",
+        "{{ fields | tojson }}",
+    ):
         assert refused(source, {"a": UNAVAILABLE, "d": {"a": UNAVAILABLE}}).reason == "unavailable_value"
     assert render("{{ b }}", {"a": UNAVAILABLE, "b": "x"}) == "x"
 

@@ -100,6 +100,7 @@ def test_a_format_of_its_own_brings_nothing_of_the_sources() -> None:
             "mappings.1 is for topic a, which another mapping is for already",
         ),
         ([{"pattern": "("}], "not a regular expression"),
+        ([{"pattern": "c.*"}], "mappings.0 is for topics like c.*, and none of those that are read is one"),
         ([{"topics": ["a"], "format": "text", "text": "{x}"}], "source.mappings.0.text names fields"),
         ([{"topics": ["a"], "format": "text", "id": "{x}"}], "source.mappings.0.id names fields"),
         ([{"topics": ["a"], "format": "text", "envelope": "connect"}], "mappings.0: envelope connect needs fields"),

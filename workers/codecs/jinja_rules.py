@@ -39,8 +39,8 @@ _WORDS: dict[type[nodes.Node], str] = {
 class Checked:
     """A tree that may be compiled.
 
-    ``fields``: as templates name them; ``needed``: their paths; ``names``: those at the top of a record; ``whole``: it asks for
-    all of the record by :data:`WHOLE`.
+    ``fields``: as templates name them; ``needed``: paths of those that nothing stands in for; ``names``: those at the top of a
+    record; ``whole``: it says :data:`WHOLE`, and ``every``: not for one field alone.
     """
 
     tree: nodes.Template
@@ -48,6 +48,7 @@ class Checked:
     needed: tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
     whole: bool
+    every: bool
 
 
 def checked(tree: nodes.Template, filters: Mapping[str, Callable[..., Any]], tests: Mapping[str, Any]) -> Checked:
@@ -62,7 +63,7 @@ def checked(tree: nodes.Template, filters: Mapping[str, Callable[..., Any]], tes
     needed = tuple(path for path, need in rules.found.items() if need)
     names = tuple(dict.fromkeys(path[0] for path in rules.found))
     fields = tuple(".".join(path) for path in rules.found) or ((WHOLE,) if rules.whole else ())
-    return Checked(tree, fields, needed, names, rules.whole)
+    return Checked(tree, fields, needed, names, rules.whole, rules.every)
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class _Rules:
     tests: Mapping[str, Any]
     found: dict[tuple[str, ...], bool] = field(default_factory=dict)
     whole: bool = False
+    every: bool = False
 
     # ---- statements
 
@@ -205,6 +207,8 @@ class _Rules:
         self.whole = self.whole or root.name == WHOLE
         if path:
             self.found[path] = self.found.get(path, False) or needed
+        else:
+            self.every = True
 
 
 def _path(node: Any, bound: frozenset[str]) -> tuple[str, ...] | None:

@@ -99,6 +99,7 @@ class JinjaTemplate:
         self.needed = found.needed
         self._names = found.names
         self._whole = found.whole
+        self._every = found.every
 
     @classmethod
     def parse(cls, source: str) -> JinjaTemplate:
@@ -136,7 +137,7 @@ class JinjaTemplate:
         return self._fill(values, id_part, "missing_id")
 
     def _fill(self, values: Mapping[str, object], write: Callable[[object], str | None], reason: str) -> str:
-        for name in self._names:
+        for name in values if self._every else self._names:
             if values.get(name) is UNAVAILABLE:
                 raise unavailable(name)
         given: Any = {**values, WHOLE: values} if self._whole else values

@@ -164,6 +164,10 @@ class SourceSettings(Section):
                     what = f"topics do not name {topic}" if self.topics else f"pattern does not match {topic}"
                     raise ValueError(f"{where} is for topic {topic}, which is not read: the source's {what}")
                 named.add(topic)
+            if self.topics and not any(map(mapping.fits, self.topics)):
+                raise ValueError(
+                    f"{where} is for topics like {mapping.pattern}, and none of those that are read is one"
+                )
             try:
                 self.mapped(mapping)
             except ValidationError as error:
