@@ -28,19 +28,23 @@ def examine_registry(settings: Settings, model: Model | None) -> Iterator[Findin
         kinds = _probe(registry)
         yield Finding(f"schema registry {mine.url}")
         source = settings.source
-        wanted = _KINDS.get(source.format)
-        if wanted is not None and source.schema_file is None and kinds and wanted not in kinds:
-            yield Finding(
-                "schema registry",
-                f"the schema registry at {mine.url} has schemas of {', '.join(kinds)}, and source.format is {source.format}",
-            )
+        numbers = (None, *range(len(source.mappings)))
+        registered = [
+            one for number in numbers if (one := settings.of(number).source).has_schema and not one.schema_file
+        ]
+        for format in dict.fromkeys(one.format for one in registered):
+            if kinds and _KINDS[format] not in kinds:
+                yield Finding(
+                    "schema registry",
+                    f"the schema registry at {mine.url} has schemas of {', '.join(kinds)}, and source.format is {format}",
+                )
         if mine.exposed:
             yield Finding(
                 "schema registry",
                 f"what opens the schema registry travels unencrypted to {mine.url}: use https",
                 may_never_happen=True,
             )
-        if source.has_schema and source.schema_file is None:
+        if registered:
             yield from _sources(registry, settings)
         if model is not None:
             for output in settings.outputs:
@@ -67,19 +71,23 @@ def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
     from workers.codecs.protobuf_schema import ProtobufSchema  # noqa: PLC0415
 
     for topic in settings.source.topics:
+        number = settings.source.mapping_of(topic)
+        own, where = settings.of(number), "" if number is None else f"source.mappings.{number}: "
+        if not own.source.has_schema or own.source.schema_file is not None:
+            continue
         subject = f"{topic}-value"
         try:
             schema = registry.latest(subject)
         except Forbidden as error:
             yield Finding(subject, str(error), may_never_happen=True)
             continue
-        if schema is None or schema.kind != _KINDS[settings.source.format]:
+        if schema is None or schema.kind != _KINDS[own.source.format]:
             continue
         try:
             if schema.kind == "AVRO":
-                missing = list(unnamed(settings, AvroSchema(schema).has))
+                missing = list(unnamed(own, AvroSchema(schema).has))
             elif schema.kind == "PROTOBUF":
-                missing = list(unnamed(settings, ProtobufSchema(schema).any_has))
+                missing = list(unnamed(own, ProtobufSchema(schema).any_has))
             else:
                 continue
         except ValueError as error:
@@ -91,7 +99,9 @@ def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
             )
         for each in missing:
             yield Finding(
-                subject, f"{each}, which the latest schema of subject {subject} does not have", may_never_happen=True
+                subject,
+                f"{where}{each}, which the latest schema of subject {subject} does not have",
+                may_never_happen=True,
             )
 
 

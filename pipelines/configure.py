@@ -102,6 +102,10 @@ def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) is tuple
 
 
+def _is_map(annotation: Any) -> bool:
+    return get_origin(annotation) is dict
+
+
 def _find(path: Sequence[str | int]) -> Any:
     """The type of the setting, section or list that a path names; None when there is no such thing."""
     annotation: Any = Settings
@@ -188,7 +192,8 @@ def _decoded(key: str, raw: str, origin: str, mistakes: list[str]) -> Iterator[_
     if annotation is None:
         mistakes.append(unknown(key, "the flags" if origin.startswith("--") else f"the environment ({origin})"))
         return
-    if _models(annotation) or (_is_list(annotation) and raw.lstrip().startswith("[")):
+    written = raw.lstrip()[:1]
+    if _models(annotation) or (_is_list(annotation) and written == "[") or (_is_map(annotation) and written == "{"):
         try:
             value = parse(raw, origin)
         except SettingsError as error:
@@ -251,6 +256,7 @@ def _nest(settings: Mapping[type_path, _Given], mistakes: list[str]) -> dict[str
 _PHRASES = {
     "missing": "is missing",
     "tuple_type": "should be a list",
+    "dict_type": "should be a mapping, such as {title: headline}",
     "extra_forbidden": "is not a setting of this kind of output",
     "union_tag_invalid": "has a kind that is not one of kafka, parquet",
     "model_type": "is a section: write its settings below it, or as section.setting",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipelines.model import Model
 from pipelines.texts import Text
 from workers.errors import PoisonError
@@ -43,9 +45,13 @@ class Embedder:
                 outcomes[row] = error
             else:
                 tokens[row] = found
-        rows = list(tokens)
-        vectors = self._encoder.encode(Batch.of([tokens[row].ids for row in rows]), dim)
-        for row, vector, sound in zip(rows, vectors, is_sound(vectors), strict=True):
+        # By the bytes of their ids: equal texts are encoded once.
+        places: dict[bytes, int] = {}
+        alike = {row: places.setdefault(found.ids.tobytes(), len(places)) for row, found in tokens.items()}
+        distinct = [np.frombuffer(ids, np.int32) for ids in places]
+        vectors = self._encoder.encode(Batch.of(distinct), dim)
+        sound = is_sound(vectors)
+        for row, place in alike.items():
             document = Document(window[row].id, window[row].text)
-            outcomes[row] = embedding(document, tokens[row], vector, sound=bool(sound))
+            outcomes[row] = embedding(document, tokens[row], vectors[place], sound=bool(sound[place]))
         return [outcomes[row] for row in range(len(window))]

@@ -30,8 +30,7 @@ def against_model(settings: Settings, layout: Layout) -> None:
         )
     try:
         prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
-        if settings.model.prompt_text is not None:
-            _require_one_length(settings, layout)
+        _require_one_length(settings, layout)
     except SettingsError as error:
         mistakes.append(str(error))
     if mistakes:
@@ -51,11 +50,18 @@ def output_against_model(output: Vectors, layout: Layout, name: str, above: str)
 
 
 def _require_one_length(settings: Settings, layout: Layout) -> None:
-    """Raise SettingsError for a prompt with fields where the pooling has to leave the prompt out."""
-    from workers.codecs import prompt_template  # noqa: PLC0415 - numpy comes along, and config does without
+    """Raise SettingsError for a prompt with fields, or of some topics, where the pooling has to leave the prompt out."""
+    if settings.model.prompt_text is not None:
+        from workers.codecs import prompt_template  # noqa: PLC0415 - numpy comes along, and config does without
 
-    if prompt_template(settings.model) is not None and not layout.include_prompt:
-        raise SettingsError(
-            f"model.prompt_text has fields, and the pooling of {settings.model.name} leaves the prompt out, which must be "
-            "of one length for that: write it without fields"
-        )
+        if prompt_template(settings.model) is not None and not layout.include_prompt:
+            raise SettingsError(
+                f"model.prompt_text has fields, and the pooling of {settings.model.name} leaves the prompt out, which must be "
+                "of one length for that: write it without fields"
+            )
+    for number, mapping in enumerate(settings.source.mappings):
+        if mapping.prompt_text is not None and not layout.include_prompt:
+            raise SettingsError(
+                f"source.mappings.{number}.prompt_text is another prompt, and the pooling of {settings.model.name} leaves the "
+                "prompt out, which must be one for all topics for that: leave it out here"
+            )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipelines.fit import against_model
 from workers import fingerprint, log
 from workers.codecs import prompt_template
-from workers.codecs.template import Template
+from workers.codecs.template import Template, parse_text
 from workers.encoder.hub import resolve, short_name
 from workers.encoder.layout import Layout, prompt_advice, prompt_for
 from workers.encoder.quantize import Projection
@@ -84,7 +84,7 @@ class Model:
         if (template := self.prompt_template) is not None:
             return template.render({}) if template.has_defaults else ""
         chosen = self.settings.model
-        text = None if chosen.prompt_text is None else Template.parse_text(chosen.prompt_text).render({})
+        text = None if chosen.prompt_text is None else parse_text(chosen.prompt_text).render({})
         return prompt_for(self.layout, chosen.prompt, text)
 
     @cached_property
@@ -134,7 +134,16 @@ class Model:
             dim=dim,
             precision=precision,
             ranges=ranges,
+            mappings=self._mappings(),
         )
+
+    def _mappings(self) -> list[tuple[str, str | None]]:
+        """The templates and prompts of topics that have their own, each pair once, in an order that is always the same."""
+        source = self.settings.source
+        every = [source, *map(source.mapped, source.mappings)]
+        texts = [each.text if each.format != "text" else "" for each in every]
+        pairs = zip(texts[1:], (mapping.prompt_text for mapping in source.mappings), strict=True)
+        return sorted(set(pairs) - {(texts[0], None)}, key=repr)
 
     def tokenizer(self) -> Tokenizer:
         """A tokenizer for one thread."""

@@ -63,6 +63,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(_type_name(part) for part in parts if part is not type(None))
     if origin is Annotated:
         return _type_name(parts[0])
+    if origin is dict:
+        return "mapping of text"
     if origin is tuple:
         return f"list of {_type_name(parts[0])}"
     return {

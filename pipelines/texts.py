@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from workers.codecs.base import Decoder
 from workers.codecs.json import JsonDecoder
-from workers.codecs.template import Template
+from workers.codecs.template import Template, parse_template
 from workers.codecs.text import TextDecoder
 from workers.errors import PoisonError
 from workers.records import Document, Origin, Record
@@ -20,7 +20,7 @@ from workers.records import Document, Origin, Record
 WINDOW_TEXTS = 256
 WINDOW_CHARACTERS = 4 << 20
 
-_ANY = Template.parse("{id|none}.")  # a text that every line has
+_ANY = parse_template("{id|none}.")  # a text that every line has
 
 
 class Text(NamedTuple):
@@ -77,7 +77,7 @@ def _from_lines(lines: BinaryIO, template: Template, prompt: Template | None, re
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name = Template.parse(f"{{id|{number}}}")
+        name = parse_template(f"{{id|{number}}}")
         text = _decoded(JsonDecoder(template, name, (), refuse_empty=refuse_empty, prompt=prompt), str(number), line)
         if text.refused is not None:
             # What is wrong may be the text alone: then the line is still known by its id.

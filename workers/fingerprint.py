@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from workers.errors import EnvironmentFault
@@ -64,6 +65,7 @@ def fingerprint(
     dim: int,
     precision: str,
     ranges: str | None = None,
+    mappings: Sequence[tuple[str, str | None]] = (),
 ) -> str:
     """16 hex digits that change when anything changes that decides a vector.
 
@@ -76,10 +78,13 @@ def fingerprint(
         dim: of the output.
         precision: of the output.
         ranges: digest of the ranges that it is quantised by, None where there are none.
+        mappings: of topics that have their own: templates, and prompts, None where that is the one of all; in a fixed order.
     """
-    parts: list[str | int | tuple[str]] = [digest, prompt, template, max_tokens, overflow, dim, precision]
+    parts: list[object] = [digest, prompt, template, max_tokens, overflow, dim, precision]
     if ranges is not None:
         parts.append(ranges)
+    if mappings:
+        parts.append(list(mappings))
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:16]
 
 

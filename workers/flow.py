@@ -6,10 +6,9 @@ Comes in: counts, from the reader's work thread. Goes out: metrics, which size t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from workers import metrics
-from workers.window import WaitingText
 
 # So many records at once show how fast a reader is; what few of them cost is mostly not theirs.
 MANY = 64
@@ -24,9 +23,8 @@ class Flow:
         self._calls = 0
         self._since = clock()
 
-    def prepared(self, records: int, texts: Sequence[WaitingText], seconds: float) -> None:
-        """Records have been decoded and tokenised, which took ``seconds``; ``texts`` are those that go to an encoder."""
-        tokens = sum(len(text.tokens.ids) for text in texts)
+    def prepared(self, records: int, tokens: int, seconds: float) -> None:
+        """Records have been decoded and tokenised, which took ``seconds``; ``tokens`` are those that go to an encoder."""
         self._meter.add(metrics.RECORDS_PREPARED, records)
         self._meter.add(metrics.TOKENS_PREPARED, tokens)
         if records >= MANY:
@@ -44,6 +42,8 @@ class Flow:
             self._meter.observe(metrics.CALL_TOKENS, sent)
         self._calls, self._since = count, now
 
-    def done(self, tokens: int) -> None:
-        """A call has come back with its vectors."""
+    def done(self, tokens: int, shared: int) -> None:
+        """A call has come back with its vectors; ``shared`` tokens were not in it because equal texts were."""
         self._meter.add(metrics.TOKENS_ENCODED, tokens)
+        if shared:
+            self._meter.add(metrics.TOKENS_SHARED, shared)

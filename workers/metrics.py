@@ -84,8 +84,13 @@ CALL_SECONDS = Metric(
     "encode_calls_in_flight_seconds_total", "counter", "Time that encoder calls were under way, side by side."
 )
 TOKENS_ENCODED = Metric("tokens_encoded_total", "counter", "Tokens of encoder calls that were answered.")
+TOKENS_SHARED = Metric(
+    "tokens_shared_total",
+    "counter",
+    "Tokens that were not encoded, because a text that waited beside theirs was equal.",
+)
 RECORDS_PREPARED = Metric("records_prepared_total", "counter", "Records decoded and tokenised.")
-TOKENS_PREPARED = Metric("tokens_prepared_total", "counter", "Tokens of the texts among them.")
+TOKENS_PREPARED = Metric("tokens_prepared_total", "counter", "Tokens of the texts among them, of equal texts once.")
 PREPARED_AT_SPEED = Metric(
     "tokens_prepared_at_speed_total", "counter", "Tokens prepared while many records were at hand."
 )

@@ -94,18 +94,19 @@ def is_sound(vectors: type_vectors) -> npt.NDArray[np.bool_]:
     return found
 
 
-def answered(texts: Sequence[WaitingText], answer: Answer) -> type_settled:
-    """The outcomes of the texts of a call, in their order."""
+def answered(rows: Sequence[Sequence[WaitingText]], answer: Answer) -> type_settled:
+    """The outcomes of a call's texts; those of one row have one vector, or are refused for one reason."""
     sound = is_sound(answer.vectors)
     settled: type_settled = []
-    for row, text in enumerate(texts):
-        outcome: Outcome | PoisonError
-        if row in answer.refused:
-            outcome = answer.refused[row]
-        else:
-            outcome = embedding(text.document, text.tokens, answer.vectors[row], sound=bool(sound[row]))
-        settled.append((text.origin, dead_letter(outcome) if isinstance(outcome, PoisonError) else outcome))
+    for number, texts in enumerate(rows):
+        refused, vector, good = answer.refused.get(number), answer.vectors[number], bool(sound[number])
+        settled += [(text.origin, refused or _outcome(text, vector, sound=good)) for text in texts]
     return settled
+
+
+def _outcome(text: WaitingText, vector: type_vectors, *, sound: bool) -> Outcome:
+    found = embedding(text.document, text.tokens, vector, sound=sound)
+    return dead_letter(found) if isinstance(found, PoisonError) else found
 
 
 def dead_letter(error: PoisonError) -> DeadLetter:

@@ -193,9 +193,9 @@ class StreamReader:
                 self._prepare(records)
             for call, answer, seconds in answers:
                 if answer is not None:
-                    self._flow.done(call.batch.tokens)
+                    self._flow.done(call.batch.tokens, call.shared_tokens)
                     self._window.measured(call.batch.tokens, seconds)
-                    self._settle(outcomes.answered(call.texts, answer))
+                    self._settle(outcomes.answered(call.rows, answer))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
             with self._lock:
                 self._under_way -= len(answers)
@@ -207,8 +207,8 @@ class StreamReader:
         with self._intake.holding(records):
             started = time.monotonic()
             texts, settled = self._understand(records)
-            self._flow.prepared(len(records), texts, time.monotonic() - started)
-            self._window.add(texts, time.monotonic())
+            tokens = self._window.add(texts, time.monotonic())
+            self._flow.prepared(len(records), tokens, time.monotonic() - started)
             self._settle(settled)
 
     def _submit(self) -> None:

@@ -1,14 +1,14 @@
 """Texts that wait for an encoder, and the calls they are cut into. Pure: the clock is an argument.
 
-Comes in: tokenised texts in any order. Goes out: calls, each of texts of similar length. Never here: threads, or sending.
+Comes in: tokenised texts in any order. Goes out: calls, each of texts of similar length, none of them twice. Never here:
+threads, or sending.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from workers.records import Batch, Document, Origin, Tokens, TopicPartition
 from workers.text.batching import plan
@@ -31,27 +31,36 @@ class WaitingText:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One encoder call: its texts in the batch's order."""
+    """One encoder call: for each of the batch's texts those that wait for its vector, one or more."""
 
-    texts: tuple[WaitingText, ...]
+    rows: tuple[Sequence[WaitingText], ...]
     batch: Batch
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens that are not in the batch because an equal text is."""
+        return sum(len(row[0].tokens.ids) * (len(row) - 1) for row in self.rows if len(row) > 1)
 
 
 class Window:
     """What waits, and how large a call should be.
 
     A call carries ``CALL_SECONDS`` of a replica's work as measured, and no less than one token budget; a call that is not
-    full goes out when its oldest text has waited ``linger_s``.
+    full goes out when its oldest text has waited ``linger_s``. Texts with equal tokens, prompt included, are one row of one
+    call: what they cost is counted once.
     """
 
     def __init__(self, max_batch_tokens: int, linger_s: float) -> None:
         """``max_batch_tokens``: the budget of one forward pass."""
         self._budget = max_batch_tokens
         self._linger_s = linger_s
-        self._texts: list[WaitingText] = []
-        self._calls: deque[tuple[WaitingText, ...]] = deque()
+        # By the bytes of their ids, for as long as others may join them.
+        self._rows: dict[bytes, list[WaitingText]] = {}
+        self._uncut: list[list[WaitingText]] = []
+        self._calls: deque[tuple[list[WaitingText], ...]] = deque()
         self._oldest = 0.0
         self._rate = 0.0
+        self._count = 0
         self.tokens = 0
 
     @property
@@ -61,26 +70,37 @@ class Window:
 
     @property
     def full(self) -> bool:
-        """Whether enough is tokenised ahead."""
-        return self.tokens >= CALLS_AHEAD * self.call_tokens
+        """Whether enough is tokenised ahead; a text that costs no tokens, because it is there already, counts as one."""
+        return max(self.tokens, self._count) >= CALLS_AHEAD * self.call_tokens
 
     @property
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return not self._texts and not self._calls
+        return not self._uncut and not self._calls
 
     def measured(self, tokens: int, seconds: float) -> None:
         """Learn from an answered call. Time in a replica's queue counts, so this errs on the side of smaller calls."""
         rate = tokens / max(seconds, 1e-3)
         self._rate = rate if self._rate == 0.0 else 0.8 * self._rate + 0.2 * rate
 
-    def add(self, texts: Iterable[WaitingText], now: float) -> None:
-        """Have texts wait."""
+    def add(self, texts: Iterable[WaitingText], now: float) -> int:
+        """Have texts wait; returns the tokens that they bring to be encoded."""
+        before = self.tokens
         for text in texts:
-            if not self._texts:
+            self._count += 1
+            ids = text.tokens.ids
+            key = ids.tobytes()
+            if (row := self._rows.get(key)) is not None:
+                # One array for all of them; a text that was cut may have lost more than another that reads the same.
+                tokens = Tokens(row[0].tokens.ids, text.tokens.total)
+                row.append(WaitingText(text.origin, text.document, tokens))
+                continue
+            if not self._uncut:
                 self._oldest = now
-            self._texts.append(text)
-            self.tokens += len(text.tokens.ids)
+            self._rows[key] = row = [text]
+            self._uncut.append(row)
+            self.tokens += len(ids)
+        return self.tokens - before
 
     def take(self, now: float) -> Call | None:
         """The next call, or None while it is better to wait for more texts."""
@@ -88,34 +108,42 @@ class Window:
             self._cut(now)
         if not self._calls:
             return None
-        texts = self._calls.popleft()
-        batch = Batch.of([text.tokens.ids for text in texts])
+        rows = self._calls.popleft()
+        for row in rows:
+            del self._rows[_key(row)]
+            self._count -= len(row)
+        batch = Batch.of([row[0].tokens.ids for row in rows])
         self.tokens -= batch.tokens
-        return Call(texts, batch)
+        return Call(rows, batch)
 
     def keep(self, epochs: Mapping[TopicPartition, int]) -> None:
         """Give up the texts of assignments that have ended: their outcomes would be dropped."""
-
-        def ours(text: WaitingText) -> bool:
-            return epochs.get(text.origin.topic_partition) == text.origin.epoch
-
-        self._texts = [text for text in self._texts if ours(text)]
-        kept = (tuple(filter(ours, texts)) for texts in self._calls)
-        self._calls = deque(texts for texts in kept if texts)
-        self.tokens = sum(len(text.tokens.ids) for text in chain(self._texts, *self._calls))
+        for row in self._rows.values():
+            row[:] = [text for text in row if epochs.get(text.origin.topic_partition) == text.origin.epoch]
+        self._uncut = [row for row in self._uncut if row]
+        kept = (tuple(row for row in rows if row) for rows in self._calls)
+        self._calls = deque(rows for rows in kept if rows)
+        self._rows = {key: row for key, row in self._rows.items() if row}
+        self._count = sum(map(len, self._rows.values()))
+        self.tokens = sum(len(row[0].tokens.ids) for row in self._rows.values())
 
     def clear(self) -> int:
         """Give up what waits; returns how many texts that were."""
-        count = len(self._texts) + sum(len(texts) for texts in self._calls)
-        self._texts.clear()
+        count, self._count = self._count, 0
+        self._rows.clear()
+        self._uncut.clear()
         self._calls.clear()
         self.tokens = 0
         return count
 
     def _cut(self, now: float) -> None:
         """Sort all that wait by length and cut them into calls; short and long texts share no batch, so little is padded."""
-        if not self._texts or (self.tokens < self.call_tokens and now - self._oldest < self._linger_s):
+        if not self._uncut or (self.tokens < self.call_tokens and now - self._oldest < self._linger_s):
             return
-        window, self._texts = self._texts, []
-        lengths = [len(text.tokens.ids) for text in window]
+        window, self._uncut = self._uncut, []
+        lengths = [len(row[0].tokens.ids) for row in window]
         self._calls.extend(tuple(window[row] for row in rows) for rows in plan(lengths, self._budget, self.call_tokens))
+
+
+def _key(row: Sequence[WaitingText]) -> bytes:
+    return row[0].tokens.ids.tobytes()

@@ -200,8 +200,8 @@ def test_a_text_that_the_tokenizer_fails_at_is_a_line_of_its_own(tmp_path: Path)
     assert len(sound["embedding"]) == len(other["embedding"]) == 32
 
 
-def test_braces_that_are_meant_are_doubled_in_a_prompt():
-    (record,) = encode("a text", prompt_text="{{query}} ")
+def test_braces_that_are_meant_are_quoted_in_a_prompt():
+    (record,) = encode("a text", prompt_text="{{ '{query}' }} ")
     (plain,) = encode("{query} a text")
     assert record["embedding"] == pytest.approx(plain["embedding"], abs=1e-6)
 

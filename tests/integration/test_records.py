@@ -202,6 +202,10 @@ def test_what_check_says_of_a_registry(
             0,
             [f"warn   source.text names titel, which the latest schema of subject {names['in']}-value does not have"],
         )
+        mapping = json.dumps([{"topics": [names["in"]], "text": "{% if titel %}{{ title }}{% endif %}"}])
+        code, wrong, _ = check("--registry.subject_strategy", "topic_record_name", "--source.mappings", mapping)
+        assert (code, len(wrong)) == (0, 1)
+        assert wrong[0].startswith("warn   source.mappings.0: source.text names titel, which the latest schema")
 
 
 def test_a_table_follows_its_changes(broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path) -> None:

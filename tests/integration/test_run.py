@@ -73,10 +73,9 @@ def names(make_topic: Callable[..., str], unique_name: Callable[[], str]) -> dic
 
 def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path) -> None:
     """Exit 0 within ten seconds, what was finished is committed and nothing else, and the group is left at once."""
-    text = " ".join(["stream"] * 60)
-    produce(
-        broker.settings, names["in"], [(b"k%d" % (n % 97), json.dumps({"text": text}).encode()) for n in range(60_000)]
-    )
+    words = " ".join(["stream"] * 60)
+    values = (json.dumps({"text": f"{n} {words}"}).encode() for n in range(60_000))  # equal ones would be encoded once
+    produce(broker.settings, names["in"], [(b"k%d" % (n % 97), value) for n, value in enumerate(values)])
     pipeline = Pipeline(tmp_path, base(broker, names, model))
     with reading(broker.settings, names["out"]) as out, pipeline:
         wait_until(lambda: out.poll() > 500, 120, pipeline.tail)

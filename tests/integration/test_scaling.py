@@ -23,7 +23,7 @@ ENCODER = "ServeReplica:stream-embedder:Encoder"
 def produce(kafka: KafkaSettings, topic: str, ids: range) -> None:
     producer = kafka_client.bare_producer(kafka, linger_ms=20)
     for n in ids:
-        text = " ".join(["stream"] * 60)
+        text = " ".join([str(n), *["stream"] * 60])  # equal ones would be encoded once
         producer.send(topic, key=b"k%d" % n, value=json.dumps({"text": text, "id": str(n)}).encode())
     producer.flush(timeout=60)
     producer.close(timeout=5)

@@ -46,7 +46,7 @@ BAD: tuple[tuple[str, Callable[[int], bytes]], ...] = (
 
 
 def documents(count: int, seed: int, *, poison: bool = False, long: bool = False) -> Iterator[Document]:
-    """``count`` records of mixed lengths under keys that repeat: 1 % bad, 1 % deletes.
+    """``count`` records of mixed lengths under keys that repeat: 1 % bad, 1 % deletes, 10 % with the text of others.
 
     ``poison``: one text in the middle ends every encoder that takes it; ``long``: one in 200 has 20 to 100 kB.
     """
@@ -66,6 +66,8 @@ def documents(count: int, seed: int, *, poison: bool = False, long: bool = False
         else:
             words = rng.randrange(3_000, 15_000) if long and rng.random() < 0.005 else _length(rng)
             text = f"{number} {' '.join(rng.choices(WORDS, k=words))}"
+            if number % 10 == 3:
+                text = f"{WORDS[number // 10 % len(WORDS)]} once more"  # encoded once for those that wait together
             outcome = "vector"
             if poison and number == count // 2:
                 text, outcome = POISON, "encode"

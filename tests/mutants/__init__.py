@@ -300,4 +300,20 @@ MUTANTS = (
         "if False:",
         (f"{MODEL}::test_a_file_reaches_over_nothing_that_its_reader_has_not_written",),
     ),
+    Mutant(
+        "equal-outcomes",
+        "of records with one text, the first alone gets an outcome",
+        "workers/outcomes.py",
+        "sound=good)) for text in texts]",
+        "sound=good)) for text in texts[:1]]",
+        ("tests/unit/test_reader.py::test_equal_texts_are_encoded_once_and_each_record_has_its_own_outcome",),
+    ),
+    Mutant(
+        "equal-ended",
+        "texts of assignments that have ended are encoded all the same",
+        "workers/window.py",
+        "if epochs.get(text.origin.topic_partition) == text.origin.epoch]",
+        "if True]",
+        ("tests/unit/test_window.py",),
+    ),
 )

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 from workers.codecs import decoder_for, fingerprint_of, renderer_for
 from workers.codecs.dead_letter import render_dead_letter
 from workers.codecs.json import JsonDecoder, render_embedding
-from workers.codecs.template import Template
+from workers.codecs.template import parse_template
 from workers.codecs.tombstone import render_tombstone
 from workers.errors import PoisonError, SettingsError
 from workers.records import DeadLetter, Document, Embedding, Message, Origin, Record
@@ -301,7 +301,7 @@ def test_a_tombstone_keeps_what_it_deletes_by():
 
 
 def decode(value: bytes, *, text: str = "{text}", id: str | None = None, include: tuple[str, ...] = ()) -> Document:
-    decoder = JsonDecoder(Template.parse(text), Template.parse(id) if id else None, include, refuse_empty=True)
+    decoder = JsonDecoder(parse_template(text), parse_template(id) if id else None, include, refuse_empty=True)
     return decoder.decode(replace(RECORD, value=value))
 
 
@@ -326,7 +326,7 @@ def test_a_prompt_is_made_of_the_records_fields(value: bytes, prompt: str):
 
 
 def test_a_prompt_without_fields_is_not_the_documents():
-    for literal in (None, "", "query: ", "a {{brace}}"):
+    for literal in (None, "", "query: ", "a {{ '{brace}' }}"):
         assert prompted(literal, b'{"text": "x", "title": "t"}').prompt is None
 
 

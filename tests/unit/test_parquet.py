@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.codecs.columns import arrow_type
 from workers.codecs.parquet import ParquetRenderer, Row, read_notes
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
 from workers.errors import PoisonError
 from workers.records import Document, Embedding, Origin, Record
+from workers.settings.outputs import ColumnType
 
 DIM = 16
+
+
+def texts(*names: str) -> dict[str, ColumnType]:
+    return {name: ColumnType("string") for name in names}
 
 
 def source(offset: int = 7, **changes: Any) -> Record:
@@ -49,7 +56,7 @@ def made(renderer: ParquetRenderer, rows: list[Row], **notes: str) -> bytes:
 def test_every_engine_reads_the_same_vectors_in_every_precision(precision: str, tmp_path: Path):
     vectors = np.random.default_rng(1).normal(size=(3, DIM)).astype(np.float32)
     quantized = projection(precision)(vectors)
-    renderer = ParquetRenderer(DIM, precision, "m", "f" * 16, ("title",))
+    renderer = ParquetRenderer(DIM, precision, "m", "f" * 16, texts("title"))
     rows = [renderer.row(source(n), embedding(title="T"), *one) for n, one in enumerate(quantized.rows())]
     rows.insert(1, renderer.deletion(source(1)))
     folder = tmp_path / "topic-docs" / "id-0" / "partition-3"
@@ -79,7 +86,7 @@ def test_every_engine_reads_the_same_vectors_in_every_precision(precision: str, 
 
 
 def test_a_row_says_where_it_came_from_and_what_the_text_was():
-    renderer = ParquetRenderer(DIM, "float32", "m", "0123456789abcdef", ("n", "tags", "gone"))
+    renderer = ParquetRenderer(DIM, "float32", "m", "0123456789abcdef", texts("n", "tags", "gone"))
     row = renderer.row(
         source(offset=2**40, timestamp_ms=-1, key=None), embedding(n=1.50, tags=["a", "é"]), np.zeros(DIM, "f4"), None
     )
@@ -103,7 +110,7 @@ def test_a_row_says_where_it_came_from_and_what_the_text_was():
 
 
 def test_files_of_one_output_have_one_schema_whatever_is_in_them():
-    renderer = ParquetRenderer(DIM, "int8", "m", "f" * 16, ("title",))
+    renderer = ParquetRenderer(DIM, "int8", "m", "f" * 16, texts("title"))
     empty = renderer.file([], {})
     deletions = made(renderer, [renderer.deletion(source())])
     vectors = made(renderer, [renderer.row(source(), embedding(title=3), np.zeros(DIM, "i1"), np.float32(1))])
@@ -114,7 +121,7 @@ def test_files_of_one_output_have_one_schema_whatever_is_in_them():
 
 @pytest.mark.parametrize("fields", [{"title": "half \ud83d"}, {"title": {"a": "half \ud83d"}}])
 def test_what_no_text_can_hold_is_refused(fields: dict[str, object]):
-    renderer = ParquetRenderer(DIM, "float32", "m", "f" * 16, ("title",))
+    renderer = ParquetRenderer(DIM, "float32", "m", "f" * 16, texts("title"))
     with pytest.raises(PoisonError) as refused:
         renderer.row(source(), embedding(**fields), np.zeros(DIM, "f4"), None)
     assert (refused.value.stage, refused.value.reason) == ("output", "lone_surrogate")
@@ -152,3 +159,133 @@ def test_what_is_no_parquet_file_is_told_apart(content: bytes):
         except ValueError:
             continue
         assert found is None or isinstance(found, dict)
+
+
+ZONE = datetime.timezone(datetime.timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("declared", "taken", "refused"),
+    [
+        ("string", [("a", "a"), (3, "3"), (1.50, "1.5"), ([1, "x"], '[1,"x"]'), (True, "true"), (None, None)], []),
+        ("boolean", [(True, True), (False, False), (None, None)], [1, 0, "true", "", []]),
+        (
+            "int32",
+            [(3, 3), (3.0, 3), ("3", 3), (-(2**31), -(2**31)), ("1e3", 1000)],
+            [3.5, "3.5", 2**31, True, "x", "", " 3"],
+        ),
+        (
+            "int64",
+            [(2**63 - 1, 2**63 - 1), ("-9", -9), (1e3, 1000)],
+            [2**63, 1e300, float("nan"), "1_000", "1e999999", {}],
+        ),
+        (
+            "float64",
+            [(1.5, 1.5), (3, 3.0), ("12.50", 12.5)],
+            ["NaN", "inf", "1e400", float("inf"), False, "1,5", "9" * 500],
+        ),
+        ("float32", [(0.5, 0.5), ("0.1", float(np.float32(0.1)))], [1e39, "1e39", "x"]),
+        (
+            "decimal(5, 2)",
+            [("12.50", "12.50"), (12.5, "12.50"), (999.99, "999.99"), (0, "0.00"), ("-1.1", "-1.10")],
+            ["1.234", 1000, "x"],
+        ),
+        ("decimal(38,0)", [(10**38 - 1, str(10**38 - 1))], [10**38, 10**5000, "1e5000", 0.5]),
+        ("date", [("2026-05-01", datetime.date(2026, 5, 1))], ["2026-13-01", "2026-05-01T00:00:00Z", 20260501, ""]),
+        (
+            "timestamp",
+            [
+                ("2026-05-01T12:00:00Z", datetime.datetime(2026, 5, 1, 12, tzinfo=datetime.UTC)),
+                ("2026-05-01T12:00:00.5+02:00", datetime.datetime(2026, 5, 1, 12, 0, 0, 500_000, tzinfo=ZONE)),
+            ],
+            ["2026-05-01T12:00:00", "2026-05-01", 1_777_777_777, "0001-01-01T00:00:00+14:00"],
+        ),
+        ("list<string>", [(["a", None, 1], ["a", None, "1"]), ([], [])], ["a", {"a": 1}]),
+        ("list<int64>", [([1, "2", None], [1, 2, None])], [[1, "x"], [True]]),
+        ("list<decimal(3, 1)>", [([1, "2.5"], ["1.0", "2.5"])], [[1.25]]),
+    ],
+)
+def test_a_column_takes_what_is_of_its_declared_type_and_nothing_else(
+    declared: str, taken: list[tuple[object, object]], refused: list[object]
+):
+    column = ColumnType.parse(declared)
+    renderer = ParquetRenderer(DIM, "float32", "m", "f" * 16, {"f": column})
+    vector = np.ones(DIM, np.float32) / 4
+    rows = [renderer.row(source(), embedding(f=value), vector, None) for value, _ in taken]
+    rows.append(renderer.deletion(source()))
+    table = pq.read_table(io.BytesIO(made(renderer, rows)))
+    assert table.schema.field("f").type == arrow_type(column)
+
+    def plainly(value: object) -> object:
+        return (
+            [plainly(each) for each in value]
+            if isinstance(value, list)
+            else str(value)
+            if "decimal" in declared
+            else value
+        )
+
+    assert [plainly(each) for each in table.column("f").to_pylist()[:-1]] == [wanted for _, wanted in taken]
+    assert table.column("f").to_pylist()[-1] is None
+    for value in refused:
+        with pytest.raises(
+            PoisonError, match=r"^included field f is an? .* that its column of type \S+ does not take"
+        ) as caught:
+            renderer.row(source(), embedding(f=value), vector, None)
+        assert (caught.value.stage, caught.value.reason) == ("output", "wrong_type")
+
+
+@given(
+    st.sampled_from(
+        [
+            "string",
+            "boolean",
+            "int32",
+            "int64",
+            "float32",
+            "float64",
+            "decimal(9, 3)",
+            "date",
+            "timestamp",
+            "list<int32>",
+        ]
+    ),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.decimals().map(str)
+        | st.datetimes().map(str),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
+        max_leaves=5,
+    ),
+)
+def test_whatever_a_field_holds_is_written_or_refused(declared: str, value: object):
+    renderer = ParquetRenderer(DIM, "float32", "m", "f" * 16, {"f": ColumnType.parse(declared)})
+    try:
+        row = renderer.row(source(), embedding(f=value), np.ones(DIM, np.float32) / 4, None)
+    except PoisonError as error:
+        assert error.reason in ("wrong_type", "not_json", "lone_surrogate")
+    else:
+        assert renderer.batch([row]).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "int",
+        "decimal",
+        "decimal(39, 2)",
+        "decimal(2, 3)",
+        "decimal(0,0)",
+        "list<>",
+        "list<list<string>>",
+        "list<x>",
+        "",
+    ],
+)
+def test_what_is_no_type_says_which_there_are(text: str):
+    with pytest.raises(ValueError, match=r"is no (type: there are string, boolean|decimal: it has 1 to 38)"):
+        ColumnType.parse(text)

@@ -25,6 +25,7 @@ from tests.fakes import (
     Rebalance,
     fake_encode,
     record,
+    texts_of,
     type_step,
 )
 from workers import intake, metrics, pool, reader
@@ -230,6 +231,38 @@ def test_poison_becomes_dead_letters_and_its_neighbours_are_embedded(stream: typ
         ("output", "unrenderable"),
     ]
     assert [m.value for m in running.sink.committed if m.topic == DEAD] == [each.value for each in records[3:7]]
+
+
+def test_equal_texts_are_encoded_once_and_each_record_has_its_own_outcome(stream: type_stream):
+    """Also where the text is poison: each record that has it is a dead letter."""
+    kinds = ("first text", "nan!", "second text", "raise!", "first text")
+    records = [text(n, kinds[n % 5], n % 2, key=b"%d" % n) for n in range(200)]
+    encoded: list[str] = []
+
+    def encode(batch: Batch) -> type_vectors:
+        assert running.source.handed_over.wait(WAIT_S)  # meanwhile the rest waits side by side
+        encoded.extend(texts_of(batch))
+        return fake_encode(batch)
+
+    running = stream(records, encode=encode).start()
+    running.wait_committed(200)
+    running.finish()
+    sound = [each for each in records if not (each.value or b"").endswith(b"!")]
+    assert {(m.key, m.value) for m in running.sink.committed if m.topic == OUT} == {(e.key, e.value) for e in sound}
+    assert len(running.values()) == len(sound)
+    for partition in (0, 1):
+        for topic in (OUT, DEAD):
+            keys = [int(m.key or b"") for m in running.sink.committed if m.topic == topic]
+            ours = [key for key in keys if key % 2 == partition]
+            assert ours == sorted(ours)
+    assert Counter(running.letters()) == {("encode", "not_finite"): 40, ("encode", "encoder_raised"): 40}
+    assert encoded.count("first text") + encoded.count("second text") < 30, (
+        "calls that were out, and one for all others"
+    )
+    tokens = running.meter.value(metrics.TOKENS_ENCODED), running.meter.value(metrics.TOKENS_SHARED)
+    assert sum(tokens) == sum(len(each.value or b"") for each in records)
+    assert tokens[0] < tokens[1] / 3
+    assert running.meter.value(metrics.TOKENS_PREPARED) == tokens[0]
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.9, 1.1, np.inf])
@@ -476,7 +509,7 @@ def test_a_drain_commits_what_was_sent_and_gives_up_the_rest(stream: type_stream
         assert go.wait(WAIT_S)
         return fake_encode(batch)
 
-    records = [text(n, "x" * 32) for n in range(200)]  # two to a call, three calls at a time
+    records = [text(n, f"{n:032}") for n in range(200)]  # two to a call, three calls at a time
     running = stream(records, encode=encode).start()
     assert out.wait(WAIT_S)
     running.wait(lambda: running.meter.value(metrics.CALLS_IN_FLIGHT) == 3)

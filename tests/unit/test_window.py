@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 
 from tests.fakes import texts_of
 from workers.records import Document, Origin, Tokens, TopicPartition
-from workers.window import CALL_SECONDS, CALLS_AHEAD, MOST_BATCHES, WaitingText, Window
+from workers.window import CALL_SECONDS, CALLS_AHEAD, MOST_BATCHES, Call, WaitingText, Window
 
 
 def waiting(length: int, offset: int = 0) -> WaitingText:
-    text = chr(ord("a") + offset % 26) * length
+    text = chr(ord("a") + offset) * length
     ids = np.fromiter(map(ord, text), np.int32)
     return WaitingText(Origin("documents", 0, offset, 1), Document(str(offset), text), Tokens(ids, length))
+
+
+def of(call: Call) -> list[WaitingText]:
+    """All that wait for a call, row after row."""
+    return [text for row in call.rows for text in row]
 
 
 def window(budget: int = 100, linger_s: float = 0.01) -> Window:
@@ -46,7 +51,7 @@ def test_texts_of_an_assignment_that_has_ended_are_given_up_also_those_cut_into_
     waits.keep({TopicPartition("documents", 0): 2, TopicPartition("documents", 1): 7})
     assert waits.tokens == 90
     call = waits.take(1.0)
-    assert call is not None and [text.origin.partition for text in call.texts] == [1, 1, 1]
+    assert call is not None and [text.origin.partition for text in of(call)] == [1, 1, 1]
     waits.keep({})
     assert waits.empty and waits.tokens == 0
 
@@ -90,7 +95,7 @@ def test_it_is_full_some_calls_ahead_and_says_how_many_tokens_wait():
     waits = window(budget=100)
     waits.add([waiting(10, n) for n in range(10 * CALLS_AHEAD - 1)], now=0.0)
     assert not waits.full
-    waits.add([waiting(10)], now=0.0)
+    waits.add([waiting(10, 99)], now=0.0)
     assert waits.full
     assert waits.tokens == 100 * CALLS_AHEAD
     waits.take(0.0)
@@ -145,6 +150,86 @@ def test_every_text_leaves_once_with_the_ids_that_are_its_own(groups: list[list[
         calls.append(call)
     assert waits.empty
     assert waits.tokens == 0
-    assert sorted(text.origin.offset for call in calls for text in call.texts) == list(range(len(texts)))
+    assert sorted(text.origin.offset for call in calls for text in of(call)) == list(range(len(texts)))
     for call in calls:
-        assert texts_of(call.batch) == [text.document.text for text in call.texts]
+        assert texts_of(call.batch) == [row[0].document.text for row in call.rows]
+
+
+def test_equal_texts_are_one_row_also_of_a_call_that_is_cut_and_cost_once():
+    waits = window(budget=100)
+    assert waits.add([waiting(50, 0), waiting(50, 1), waiting(50, 0)], now=0.0) == 100
+    assert waits.tokens == 100
+    assert waits.add([waiting(50, 2), waiting(50, 3)], now=0.0) == 100
+    first = waits.take(0.0)
+    assert first is not None
+    assert [len(row) for row in first.rows] == [2, 1]
+    assert (first.batch.tokens, first.shared_tokens, len(of(first))) == (100, 50, 3)
+    assert waits.add([waiting(50, 3), waiting(50, 0)], now=0.0) == 50, "one joins a cut call, one comes after its equal"
+    second = waits.take(0.0)
+    assert second is not None and sorted(len(row) for row in second.rows) == [1, 2]
+    last = waits.take(1.0)
+    assert last is not None and [len(row) for row in last.rows] == [1]
+    assert waits.empty and waits.tokens == 0 and not waits.full
+
+
+def test_a_text_that_was_cut_differently_says_so_itself():
+    waits = window()
+    whole, longer = waiting(10), replace(waiting(10), tokens=Tokens(waiting(10).tokens.ids, 99))
+    waits.add([whole, longer], now=0.0)
+    call = waits.take(1.0)
+    assert call is not None and len(call.rows) == 1
+    assert [text.tokens.truncated for text in of(call)] == [False, True]
+
+
+def test_many_equal_texts_fill_a_window_as_texts_of_a_token_do():
+    waits = window(budget=100)
+    waits.add([waiting(10)] * (100 * CALLS_AHEAD - 1), now=0.0)
+    assert waits.tokens == 10 and not waits.full
+    waits.add([waiting(10)], now=0.0)
+    assert waits.full
+
+
+def test_what_is_shared_lives_on_when_one_of_its_assignments_ends():
+    waits = window(budget=100)
+    here, there = waiting(50), replace(waiting(50), origin=Origin("documents", 1, 5, 7))
+    waits.add([here, waiting(50, 1), there, waiting(20, 2)], now=0.0)
+    waits.keep({TopicPartition("documents", 1): 7})
+    assert waits.tokens == 50
+    call = waits.take(1.0)
+    assert call is not None and [text.origin for text in of(call)] == [there.origin]
+    assert waits.empty and not waits.full
+    waits.add([waiting(50)], now=1.0)
+    assert waits.tokens == 50, "nothing is left that it could join"
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), st.integers(0, 2), st.sampled_from(["add", "add", "take", "keep", "clear"])),
+        max_size=60,
+    )
+)
+def test_whatever_happens_each_text_leaves_once_and_tokens_are_those_of_distinct_texts(
+    steps: list[tuple[int, int, str]],
+):
+    waits = window(budget=4)
+    inside: dict[int, WaitingText] = {}
+    for number, (length, kind, what) in enumerate(steps):
+        match what:
+            case "add":
+                text = replace(waiting(length, kind), origin=Origin("documents", kind, number, 1))
+                waits.add([text], now=float(number))
+                inside[number] = text
+            case "take":
+                call = waits.take(float(number))
+                for text in of(call) if call is not None else ():
+                    assert inside.pop(text.origin.offset).document == text.document
+                if call is not None:
+                    assert len(set(texts_of(call.batch))) == len(call.batch)
+            case "keep":
+                waits.keep({TopicPartition("documents", n): 1 for n in range(3) if n != kind})
+                inside = {n: text for n, text in inside.items() if text.origin.partition != kind}
+            case "clear":
+                assert waits.clear() == len(inside)
+                inside = {}
+        assert waits.tokens == sum(map(len, {text.document.text for text in inside.values()}))
+        assert waits.empty == (not inside)

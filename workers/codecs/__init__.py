@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from workers.codecs.base import Decoder, Renderer
 from workers.codecs.fingerprint import fingerprint_of
-from workers.codecs.template import Template
+from workers.codecs.template import Template, parse_template, parse_text
 from workers.errors import SettingsError
 from workers.settings import KafkaOutput, ModelSettings, ParquetOutput, Settings
 
@@ -32,25 +32,58 @@ __all__ = [
 
 
 def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder:
-    """The decoder of ``source.format``; its documents carry every field that an output includes.
+    """The decoder of ``source.format``, or where topics have mappings, of each; documents carry all that outputs include.
 
     ``registry``: who knows the schemas of values in Confluent's wire format; by default the one that the settings name.
 
     Raises:
-        SettingsError: ``source.text``, ``source.id`` or ``model.prompt_text`` is not a template, or names no field of
-            ``source.schema_file``; ``source.message`` is none of its messages.
-        EnvironmentFault: ``source.schema_file`` cannot be read, or is no schema.
+        SettingsError: ``source.text``, ``source.id`` or a prompt is not a template, or names no field of a ``schema_file``;
+            ``source.message`` is none of its messages; one line each.
+        EnvironmentFault: a ``schema_file`` cannot be read, or is no schema.
     """
     source = settings.source
-    prompt = prompt_template(settings.model)
+    if not source.mappings:
+        return _decoder(settings, prompt_template(settings.model), registry)
+    from workers.codecs.by_topic import TopicDecoder  # noqa: PLC0415 - only what is used
+    from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
+
+    known = registry or SchemaRegistry(settings.registry)  # one for all: they may share schemas
+    decoders: dict[int | None, Decoder] = {}
+    mistakes: list[str] = []
+    of_all: tuple[None, ...] = (None,)
+    if source.topics and all(source.mapping_of(topic) is not None for topic in source.topics):
+        of_all = ()  # nobody is read as the source says, which may then say nothing
+    for number in (*of_all, *range(len(source.mappings))):
+        own = settings.of(number)
+        where = "" if number is None else f"source.mappings.{number}: "
+        try:
+            prompt = prompt_template(own.model)
+            if number is not None and source.mappings[number].prompt_text is not None:
+                # Also one without fields: the tokenizer knows the prompt of the others alone.
+                prompt = _template("model.prompt_text", source.mappings[number].prompt_text or "", parse_text)
+            decoders[number] = _decoder(own, prompt, known)
+        except SettingsError as error:
+            mistakes += [f"{where}{line}" for line in str(error).splitlines()]
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+    return TopicDecoder(source.mapping_of, decoders)
+
+
+def _decoder(settings: Settings, prompt: Template | None, registry: Registry | None) -> Decoder:
+    """The one decoder of settings without mappings."""
+    source = settings.source
     refuse_empty = source.empty == "reject"
     if source.format == "text":
         from workers.codecs.text import TextDecoder  # noqa: PLC0415 - only what is used
 
         if prompt is not None and not prompt.has_defaults:
+            name = prompt.fields[0]
+            default = (
+                f"{{{{ {name} | default('none') }}}}" if "{{" in str(settings.model.prompt_text) else f"{{{name}|none}}"
+            )
             raise SettingsError(
-                f"model.prompt_text has the field {prompt.fields[0]}, and source.format text has no fields: give it a "
-                f"default ({{{prompt.fields[0]}|none}}), or read json"
+                f"model.prompt_text has the field {name}, and source.format text has no fields: give it a default "
+                f"({default}), or read json"
             )
         return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
     from workers.codecs.fields import FieldsDecoder  # noqa: PLC0415
@@ -61,7 +94,7 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
         _values(settings, registry),
         text,
         id_template,
-        tuple(dict.fromkeys(name for output in settings.outputs for name in output.include)),
+        {name: source.include.get(name, name) for output in settings.outputs for name in output.include},
         refuse_empty=refuse_empty,
         prompt=prompt,
         envelope=_envelope(source.envelope),
@@ -94,7 +127,7 @@ def prompt_template(model: ModelSettings) -> Template | None:
     """
     if model.prompt_text is None:
         return None
-    template = _template("model.prompt_text", model.prompt_text, Template.parse_text)
+    template = _template("model.prompt_text", model.prompt_text, parse_text)
     return template if template.fields else None
 
 
@@ -137,7 +170,7 @@ def rows_for(output: ParquetOutput, *, dim: int, model: str, fingerprint: str) -
     """What writes an output's rows and files; ``dim``, ``model`` and ``fingerprint`` as above."""
     from workers.codecs.parquet import ParquetRenderer  # noqa: PLC0415 - only who writes files pays for pyarrow
 
-    return ParquetRenderer(dim, output.precision, model, fingerprint, output.include, output.compression)
+    return ParquetRenderer(dim, output.precision, model, fingerprint, output.columns, output.compression)
 
 
 def text_template(settings: Settings) -> Template:
@@ -149,7 +182,7 @@ def text_template(settings: Settings) -> Template:
     return _template("source.text", settings.source.text)
 
 
-def _template(setting: str, source: str, parse: Callable[[str], Template] = Template.parse) -> Template:
+def _template(setting: str, source: str, parse: Callable[[str], Template] = parse_template) -> Template:
     try:
         return parse(source)
     except ValueError as error:

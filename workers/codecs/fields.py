@@ -10,7 +10,8 @@ from typing import Protocol
 
 from workers.codecs.base import id_of, refuse_blank, refuse_surrogates
 from workers.codecs.plain import plain
-from workers.codecs.template import Template, lookup
+from workers.codecs.template import Template
+from workers.codecs.values import lookup
 from workers.errors import PoisonError
 from workers.records import Document, Record, Tombstone
 
@@ -46,20 +47,20 @@ class FieldsDecoder:
         values: Values,
         text: Template,
         id_template: Template | None,
-        include: tuple[str, ...],
+        include: Mapping[str, str | None],
         *,
         refuse_empty: bool,
         prompt: Template | None = None,
         envelope: Envelope | None = None,
     ) -> None:
-        """``include``: fields that documents carry along; a dotted name leads into nested objects.
+        """``include``: fields that documents carry along, and where each comes from; a dotted name leads into nested objects.
 
         ``prompt``: what goes before each text, made of the record's fields; None: documents have no prompt of their own.
         """
         self._values = values
         self._text = text
         self._id = id_template
-        self._include = {name: tuple(name.split(".")) for name in include}
+        self._include = {name: () if path is None else tuple(path.split(".")) for name, path in include.items()}
         self._refuse_empty = refuse_empty
         self._prompt = prompt
         self._envelope = envelope
@@ -86,5 +87,5 @@ class FieldsDecoder:
             refuse_surrogates(name, "the id")
         prompt = None if self._prompt is None else self._prompt.render(values)
         refuse_surrogates(prompt or "", "the prompt")
-        fields = {name: plain(lookup(values, path)) for name, path in self._include.items()}
+        fields = {name: plain(lookup(values, path)) if path else None for name, path in self._include.items()}
         return Document(name, text, fields, prompt)

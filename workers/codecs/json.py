@@ -57,7 +57,8 @@ class JsonDecoder(FieldsDecoder):
         prompt: Template | None = None,
     ) -> None:
         """As :class:`workers.codecs.fields.FieldsDecoder`."""
-        super().__init__(JsonValues(), text, id_template, include, refuse_empty=refuse_empty, prompt=prompt)
+        of_itself = {name: name for name in include}
+        super().__init__(JsonValues(), text, id_template, of_itself, refuse_empty=refuse_empty, prompt=prompt)
 
 
 def parse_json(text: str) -> object:

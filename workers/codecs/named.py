@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from workers.codecs.template import Field, Template
+from workers.codecs.template import Template, parse_template, parse_text
 from workers.settings import Settings
 
 type_has = Callable[[tuple[str, ...]], bool]
@@ -26,16 +26,19 @@ def unnamed(settings: Settings, has: type_has) -> Iterator[str]:
         above = ("after",)
     for setting, text in (("source.text", source.text), ("source.id", source.id)):
         if text is not None:
-            yield from _missing(setting, Template.parse(text), above, has)
+            yield from _missing(setting, parse_template(text), above, has)
     if settings.model.prompt_text is not None:
-        yield from _missing("model.prompt_text", Template.parse_text(settings.model.prompt_text), above, has)
+        yield from _missing("model.prompt_text", parse_text(settings.model.prompt_text), above, has)
     for number, output in enumerate(settings.outputs):
         for name in output.include:
-            if not has((*above, *name.split("."))):
-                yield f"outputs.{number}.include names {name}"
+            path = source.include.get(name, name)
+            if path is not None and not has((*above, *path.split("."))):
+                yield (
+                    f"outputs.{number}.include names {name}" if path == name else f"source.include.{name} names {path}"
+                )
 
 
 def _missing(setting: str, template: Template, above: tuple[str, ...], has: type_has) -> Iterator[str]:
-    for part in template.parts:
-        if isinstance(part, Field) and part.default is None and not has((*above, *part.path)):
-            yield f"{setting} names {part.name}"
+    for path in template.needed:
+        if not has((*above, *path)):
+            yield f"{setting} names {'.'.join(path)}"

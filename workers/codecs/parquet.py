@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.codecs.base import id_of, type_vector
-from workers.codecs.json import as_json
+from workers.codecs.columns import arrow_type, converter
 from workers.errors import PoisonError
 from workers.records import Embedding, Record
+from workers.settings.outputs import ColumnType
 
 _MAGIC = b"PAR1"
 _NOTES = "stream-embedder."
@@ -44,7 +45,7 @@ class Row(NamedTuple):
     tokens: int
     truncated: bool
     record: Record
-    include: tuple[str | None, ...]
+    include: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,21 @@ class ParquetRenderer:
 
     Columns: ``id``; ``embedding``, a fixed-size list of ``dim`` components (an eighth of it where bits are packed), null in a
     deletion; ``scale`` with precision int8 alone; ``tokens``; ``truncated``; ``deleted``; ``fingerprint``; ``topic``,
-    ``partition``, ``offset``, ``timestamp`` and ``key`` of the source's record; and the included fields, as text: a string
-    as it is, anything else in JSON.
+    ``partition``, ``offset``, ``timestamp`` and ``key`` of the source's record; and the included fields, each of the type that
+    ``include`` declares.
     """
 
     dim: int
     precision: str
     model: str
     fingerprint: str
-    include: tuple[str, ...] = ()
+    include: Mapping[str, ColumnType] = field(default_factory=dict)
     compression: str = "zstd"
+
+    @cached_property
+    def _converters(self) -> tuple[tuple[str, Callable[[object], Any]], ...]:
+        """Each included field, and what makes its values those of its column."""
+        return tuple((name, converter(name, column)) for name, column in self.include.items())
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -82,7 +88,7 @@ class ParquetRenderer:
                 pa.field("offset", pa.int64(), nullable=False),
                 pa.field("timestamp", pa.timestamp("ms", "UTC")),
                 pa.field("key", pa.binary()),
-                *(pa.field(name, pa.string()) for name in self.include),
+                *(pa.field(name, arrow_type(column)) for name, column in self.include.items()),
             ]
         )
 
@@ -90,16 +96,13 @@ class ParquetRenderer:
         """The row of an embedding; ``vector`` [dim], or [dim / 8] where bits are packed, in the output's type.
 
         Raises:
-            PoisonError: stage ``output``: the id or an included field is something that no text can hold.
+            PoisonError: stage ``output``: an included field is not of its column's type, or it or the id is something that no
+                text can hold.
         """
         document = embedding.document
-        fields = tuple(_text(document.fields.get(name)) for name in self.include)
-        for text in (document.id, *fields):
-            try:
-                (text or "").encode()
-            except UnicodeEncodeError:
-                message = "the id or an included field holds half of a surrogate pair, which is no character"
-                raise PoisonError("output", "lone_surrogate", message) from None
+        fields = tuple(convert(document.fields.get(name)) for name, convert in self._converters)
+        for value in (document.id, *fields):
+            _refuse_surrogates(value)
         return Row(document.id, vector, scale, embedding.tokens, embedding.truncated, record, fields)
 
     def deletion(self, record: Record) -> Row:
@@ -191,5 +194,14 @@ def read_notes(tail: bytes) -> dict[str, str] | None:
     }
 
 
-def _text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else as_json(value)
+def _refuse_surrogates(value: object) -> None:
+    """Raise for what no text can hold, in a column's value or in one of its list."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            message = "the id or an included field holds half of a surrogate pair, which is no character"
+            raise PoisonError("output", "lone_surrogate", message) from None
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_surrogates(each)

@@ -34,7 +34,7 @@ from workers.settings.running import (
     ReaderSettings,
     ScalingSettings,
 )
-from workers.settings.source import SourceSettings
+from workers.settings.source import SourceSettings, TopicMapping
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -56,6 +56,7 @@ __all__ = [
     "Section",
     "Settings",
     "SourceSettings",
+    "TopicMapping",
     "Vectors",
     "parse_bytes",
     "type_precision",
@@ -109,20 +110,18 @@ class Settings(BaseSettings):
                 f"model.max_tokens ({self.model.max_tokens}) is larger than pool.max_batch_tokens ({budget}): "
                 "such a text would fit no batch"
             )
-        if self.source.format == "text":
-            if self.source.text != SourceSettings.model_fields["text"].default:
-                raise ValueError("source.text names fields, which source.format: text does not have; leave it out")
-            if self.source.id is not None:
-                raise ValueError("source.id names fields, which source.format: text does not have; leave it out")
-            if any(output.include for output in self.outputs):
-                raise ValueError("outputs.include names fields, which source.format: text does not have; leave it out")
-        if self.registry.url is None:
-            if self.source.has_schema and self.source.schema_file is None:
-                raise ValueError(
-                    f"source.format {self.source.format} needs registry.url, where its schemas are, or source.schema_file"
-                )
-            if any(isinstance(output, KafkaOutput) and output.format == "avro" for output in self.outputs):
-                raise ValueError("outputs.format avro needs registry.url, where its schema goes")
+        included = {name for output in self.outputs for name in output.include}
+        sources = [("source", self.source)]
+        sources += [(f"source.mappings.{n}", self.source.mapped(each)) for n, each in enumerate(self.source.mappings)]
+        for where, source in sources:
+            self._source_agrees(where, source)
+            if self.outputs and (unknown := sorted(source.include.keys() - included)):
+                raise ValueError(f"{where}.include says where {unknown[0]} comes from, which no output includes")
+        if included and all(source.format == "text" for _, source in sources):
+            raise ValueError("outputs.include names fields, which source.format: text does not have; leave it out")
+        writes_avro = any(isinstance(output, KafkaOutput) and output.format == "avro" for output in self.outputs)
+        if self.registry.url is None and writes_avro:
+            raise ValueError("outputs.format avro needs registry.url, where its schema goes")
         names = [output.name for output in self.outputs]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two outputs write to {', '.join(sorted(twice))}; give each a place of its own")
@@ -142,6 +141,27 @@ class Settings(BaseSettings):
         if self.dead_letter.topic in self.output_topics:
             raise ValueError(f"dead_letter.topic {self.dead_letter.topic} is also an output")
         return self
+
+    def _source_agrees(self, where: str, source: SourceSettings) -> None:
+        if source.format == "text":
+            if source.text != SourceSettings.model_fields["text"].default:
+                raise ValueError(f"{where}.text names fields, which source.format: text does not have; leave it out")
+            if source.id is not None:
+                raise ValueError(f"{where}.id names fields, which source.format: text does not have; leave it out")
+        if self.registry.url is None and source.has_schema and source.schema_file is None:
+            raise ValueError(
+                f"{where}.format {source.format} needs registry.url, where its schemas are, or {where}.schema_file"
+            )
+
+    def of(self, mapping: int | None) -> Settings:
+        """The settings as topics of a mapping have them, by its number; None: as the others do."""
+        if mapping is None:
+            return self.model_copy(update={"source": self.source.model_copy(update={"mappings": ()})})
+        chosen = self.source.mappings[mapping]
+        update: dict[str, Section] = {"source": self.source.mapped(chosen)}
+        if chosen.prompt_text is not None:
+            update["model"] = self.model.model_copy(update={"prompt": None, "prompt_text": chosen.prompt_text})
+        return self.model_copy(update=update)
 
     @property
     def output_topics(self) -> list[str]:

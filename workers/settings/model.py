@@ -25,7 +25,7 @@ class ModelSettings(Section):
     prompt_text: str | None = Field(
         None,
         description="A prompt of your own, put before every text, instead of `prompt`. Fields of the record may stand in it: "
-        "`title: {title|none} | text: `; a brace that is meant is doubled.",
+        "`title: {title|none} | text: `; it is a template as `source.text` is.",
     )
     max_tokens: type_count | None = Field(
         None, description="Longest text in tokens, special tokens included. Default: the model's own limit."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -27,6 +27,40 @@ def avro_name(field: str) -> str:
     """What an included field is called in Avro, whose names are letters, digits and underscores."""
     name = re.sub(r"[^A-Za-z0-9_]", "_", field)
     return f"_{name}" if name[:1].isdigit() else name
+
+
+# What a column of Parquet may hold. A list holds any but another list.
+SCALAR_TYPES = ("string", "boolean", "int32", "int64", "float32", "float64", "date", "timestamp")
+_DECIMAL = re.compile(r"decimal\((\d{1,2}), ?(\d{1,2})\)")
+_LIST = re.compile(r"list<(.+)>")
+
+
+class ColumnType(NamedTuple):
+    """A column's declared type; ``digits`` of a decimal are all of them, and those behind the point."""
+
+    name: str
+    digits: tuple[int, int] | None = None
+    item: ColumnType | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ColumnType:
+        """Read ``int64``, ``decimal(12, 2)``, ``list<string>`` and so on.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        if text in SCALAR_TYPES:
+            return cls(text)
+        if found := _DECIMAL.fullmatch(text):
+            digits = int(found[1]), int(found[2])
+            if not digits[1] <= digits[0] <= 38 or digits[0] == 0:
+                raise ValueError(f"{text} is no decimal: it has 1 to 38 digits in all, and no more behind the point")
+            return cls("decimal", digits)
+        if (found := _LIST.fullmatch(text)) and not found[1].startswith("list"):
+            return cls("list", item=cls.parse(found[1]))
+        raise ValueError(
+            f"{text} is no type: there are {', '.join(SCALAR_TYPES)}, decimal(12, 2), and list<…> of these"
+        )
 
 
 class Vectors(Section):
@@ -133,6 +167,12 @@ class ParquetOutput(Vectors):
         "`file:///folder`.",
     )
     rotate: Rotation = Rotation()
+    types: dict[str, str] = Field(
+        {},
+        description="Of included fields: the types of their columns, `{price: float64}`: `string` (which the others are: what is "
+        "none in JSON), `boolean`, `int32`, `int64`, `float32`, `float64`, `date`, `timestamp`, `decimal(12, 2)`, `list<…>` of "
+        "these. A value that is not of its type is a dead letter.",
+    )
     compression: Literal["zstd", "snappy", "lz4", "none"] = Field(
         "zstd", description="Compression of the files' columns."
     )
@@ -145,7 +185,19 @@ class ParquetOutput(Vectors):
     @model_validator(mode="after")
     def _include_fits(self) -> Self:
         self._require_free(PARQUET_FIELDS)
+        for name, text in self.types.items():
+            if name not in self.include:
+                raise ValueError(f"types names {name}, which include does not")
+            try:
+                ColumnType.parse(text)
+            except ValueError as error:
+                raise ValueError(f"types.{name}: {error}") from None
         return self
+
+    @property
+    def columns(self) -> dict[str, ColumnType]:
+        """The included fields and the types of their columns."""
+        return {name: ColumnType.parse(self.types.get(name, "string")) for name in self.include}
 
     @property
     def name(self) -> str:

@@ -7,9 +7,55 @@ import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from workers.settings.base import Section
+
+type_format = Literal["json", "text", "avro", "protobuf", "json_schema"]
+type_envelope = Literal["none", "connect", "debezium"]
+
+
+def _compiled(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+    return value
+
+
+class TopicMapping(Section):
+    """What some topics have of their own; what it leaves out is as ``source`` and ``model`` say."""
+
+    topics: tuple[str, ...] = Field((), description="The topics that this is for. Either this or `pattern`.")
+    pattern: str | None = Field(None, description="A regular expression over topic names, instead of `topics`.")
+    format: type_format | None = Field(
+        None,
+        description="Their `source.format`. One that is another's brings its own `schema_file`, `message` and `envelope`, and "
+        "`text` no `text` and `id` either.",
+    )
+    schema_file: Path | None = Field(None, description="Their `source.schema_file`.")
+    message: str | None = Field(None, description="Their `source.message`.")
+    envelope: type_envelope | None = Field(None, description="Their `source.envelope`.")
+    text: str | None = Field(None, description="Their `source.text`.")
+    id: str | None = Field(None, description="Their `source.id`.")
+    prompt_text: str | None = Field(None, description="Their prompt, as `model.prompt_text`.")
+    include: dict[str, str | None] = Field({}, description="Their `source.include`, name by name.")
+    empty: Literal["reject", "embed"] | None = Field(None, description="Their `source.empty`.")
+
+    @field_validator("topics", mode="before")
+    @classmethod
+    def _one_topic(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        return _compiled(value)
+
+    def fits(self, topic: str) -> bool:
+        """Whether a topic is one of these."""
+        return topic in self.topics or (self.pattern is not None and re.fullmatch(self.pattern, topic) is not None)
 
 
 class SourceSettings(Section):
@@ -23,7 +69,7 @@ class SourceSettings(Section):
         description="Where a partition without a committed offset starts: `earliest`, `latest`, or an ISO 8601 timestamp. "
         "After `latest`, partitions that are added later are read whole.",
     )
-    format: Literal["json", "text", "avro", "protobuf", "json_schema"] = Field(
+    format: type_format = Field(
         "json",
         description="`json`: the value is a JSON object. `text`: the value is the text, in UTF-8. `avro`, `protobuf`, "
         "`json_schema`: in Confluent's wire format, by the schemas of `registry`; or plain, by `schema_file`.",
@@ -36,7 +82,7 @@ class SourceSettings(Section):
     message: str | None = Field(
         None, description="With a `schema_file` of Protobuf that has several messages: the full name of the values'."
     )
-    envelope: Literal["none", "connect", "debezium"] = Field(
+    envelope: type_envelope = Field(
         "none",
         description="What a value is wrapped in. `connect`: the JSON of Kafka Connect, `{schema, payload}`. `debezium`: change "
         "events, whole (`op`, `after`) or flattened (`__deleted`), in `{schema, payload}` or not; a deleted row is a tombstone.",
@@ -44,11 +90,16 @@ class SourceSettings(Section):
     text: str = Field(
         "{text}",
         description="What to embed: a field name, or a template over fields such as `{title}\\n{body}`; `{a.b}` reads a "
-        "nested field, `{title|none}` has a default.",
+        "nested field, `{title|none}` has a default. With `{{ … }}` and `{% … %}` it is Jinja's.",
     )
     id: str | None = Field(
         None,
         description="The document's id, a field name or template. Default: the record's key, else its offset's name.",
+    )
+    include: dict[str, str | None] = Field(
+        {},
+        description="Where a field that outputs include comes from, if not from one of its name: `{title: doc.headline}`; `null`: "
+        "from nowhere, it is null.",
     )
     empty: Literal["reject", "embed"] = Field(
         "reject", description="A text with nothing but white space is a dead letter (`reject`) or embedded as it is."
@@ -57,6 +108,7 @@ class SourceSettings(Section):
         False,
         description="Join the group with a fixed `group.instance.id` per reader, so that a quick restart moves no partition.",
     )
+    mappings: tuple[TopicMapping, ...] = ()
 
     @field_validator("topics", mode="before")
     @classmethod
@@ -66,12 +118,7 @@ class SourceSettings(Section):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
-        return value
+        return _compiled(value)
 
     @field_validator("start", mode="before")
     @classmethod
@@ -102,6 +149,56 @@ class SourceSettings(Section):
         if self.envelope != "none" and self.format == "text":
             raise ValueError(f"envelope {self.envelope} needs fields, which format: text does not have")
         return self
+
+    @model_validator(mode="after")
+    def _mappings_fit(self) -> Self:
+        named: set[str] = set()
+        for number, mapping in enumerate(self.mappings):
+            where = f"mappings.{number}"
+            if bool(mapping.topics) == bool(mapping.pattern):
+                raise ValueError(f"{where} is for no topics: it needs topics or pattern, and one of them only")
+            for topic in mapping.topics:
+                if topic in named:
+                    raise ValueError(f"{where} is for topic {topic}, which another mapping is for already")
+                if (self.topics or self.pattern) and not self.reads(topic):
+                    what = f"topics do not name {topic}" if self.topics else f"pattern does not match {topic}"
+                    raise ValueError(f"{where} is for topic {topic}, which is not read: the source's {what}")
+                named.add(topic)
+            if self.topics and not any(map(mapping.fits, self.topics)):
+                raise ValueError(
+                    f"{where} is for topics like {mapping.pattern}, and none of those that are read is one"
+                )
+            try:
+                self.mapped(mapping)
+            except ValidationError as error:
+                found = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"{where}: {found}") from None
+        return self
+
+    def reads(self, topic: str) -> bool:
+        """Whether a topic is one of the source's."""
+        return topic in self.topics or (self.pattern is not None and re.fullmatch(self.pattern, topic) is not None)
+
+    def mapping_of(self, topic: str) -> int | None:
+        """Which mapping a topic has: the first that fits, by its number; None: none, it is read as the source says."""
+        return next((number for number, mapping in enumerate(self.mappings) if mapping.fits(topic)), None)
+
+    def mapped(self, mapping: TopicMapping) -> SourceSettings:
+        """The source as a mapping has it, for those topics alone.
+
+        Raises:
+            ValidationError: what it says contradicts itself.
+        """
+        # Validated anew, and for that as it was written: what is not set is not taken for a choice.
+        own = {name: getattr(mapping, name) for name in mapping.model_fields_set}
+        given = {name: getattr(self, name) for name in self.model_fields_set - {"mappings"}}
+        if own.get("format", self.format) != self.format:
+            dropped = ("schema_file", "message", "envelope", *(("text", "id") if own["format"] == "text" else ()))
+            given = {name: value for name, value in given.items() if name not in dropped}
+        for name in ("format", "schema_file", "message", "envelope", "text", "id", "empty"):
+            if own.get(name) is not None:
+                given[name] = own[name]
+        return SourceSettings(**{**given, "include": {**self.include, **mapping.include}})
 
     @property
     def has_schema(self) -> bool:

@@ -5,7 +5,6 @@ Comes in: a stage, topics. Goes out: what was sent, what arrived and when. Never
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 import time
@@ -57,7 +56,7 @@ class Feed:
             self._failure = error
 
     def _produce(self) -> None:
-        texts = itertools.cycle(self._stage.texts)
+        texts = self._stage.distinct()
         producer = kafka_client.bare_producer(self._stage.kafka, linger_ms=0)
         sent: deque[Any] = deque()
         begin = time.monotonic()
