@@ -43,7 +43,7 @@ spec:
   topologySpreadConstraints:
     {{- $own := dict "matchLabels" (merge (dict "app.kubernetes.io/component" $.part) (include "stream-embedder.selector" $root | fromYaml)) }}
     {{- range . }}
-    - {{ merge (deepCopy .) (dict "labelSelector" $own) | toYaml | nindent 6 | trim }}
+    - {{ ternary . (set (deepCopy .) "labelSelector" $own) (hasKey . "labelSelector") | toYaml | nindent 6 | trim }}
     {{- end }}
   {{- end }}
   {{- if $values.tls.enabled }}
