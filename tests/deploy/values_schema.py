@@ -135,7 +135,9 @@ def _files() -> type_schema:
     token = _object(("audience",), audience=NAME, expirationSeconds={"type": "integer", "minimum": 600})
     path = {"type": "string", "pattern": "^/."}
     kinds = [{"required": ["secret"]}, {"required": ["configMap"]}, {"required": ["token"]}]
-    return _list(_object(("path",), path=path, secret=NAME, configMap=NAME, token=token, encoders=FLAG) | {"oneOf": kinds})
+    return _list(
+        _object(("path",), path=path, secret=NAME, configMap=NAME, token=token, encoders=FLAG) | {"oneOf": kinds}
+    )
 
 
 def values_schema() -> type_schema:

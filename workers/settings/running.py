@@ -131,5 +131,7 @@ class RaySettings(Section):
     @model_validator(mode="after")
     def _ours(self) -> Self:
         if self.address is not None and self.metrics_port is not None:
-            raise ValueError("metrics_port is for a Ray that is started here; the nodes of a running cluster have theirs")
+            raise ValueError(
+                "metrics_port is for a Ray that is started here; the nodes of a running cluster have theirs"
+            )
         return self

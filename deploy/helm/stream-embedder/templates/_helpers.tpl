@@ -71,7 +71,7 @@ projected:
 {{- $resources := .Values.workers.resources -}}
 {{- $cpu := dig "limits" "cpu" "" $resources | default (dig "requests" "cpu" "" $resources) | toString -}}
 {{- if not (regexMatch "^[1-9][0-9]*$" $cpu) -}}
-{{- fail (printf "workers.resources: Ray hands out whole CPUs, so limits.cpu or requests.cpu has to be a whole number, not %q" $cpu) -}}
+{{- fail (printf "workers.resources: Ray hands out whole CPUs, so the limit or the request of cpu has to be a whole number, not %q" $cpu) -}}
 {{- end -}}
 {{- $cpu -}}
 {{- end -}}
