@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines import configure
 from tests.deploy import render as chart
@@ -459,3 +460,15 @@ def test_volumes_and_annotations_of_ones_own_reach_the_pods() -> None:
     assert pod["metadata"]["labels"]["team"] == "search"
     assert pod["spec"]["runtimeClassName"] == "nvidia"
     assert "scratch" not in str(rendered.pods["readers"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_serve_takes_what_kuberay_hands_it(example: Rendered) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(example.service["serveConfigV2"]))
+    (application,) = deployed.applications
+    assert application.args == {"config": "/etc/stream-embedder/pipeline.yaml"}
+    assert application.logging_config is not None
+    assert application.logging_config.enable_access_log is False
+    assert deployed.proxy_location == "HeadOnly"

@@ -165,6 +165,7 @@ def values_schema() -> type_schema:
         secretEnv=_secret_env(),
         extraEnv=_list(extra_env),
         files=_files(),
+        logToStderr=FLAG,
         modelCache=_object(
             kind={"enum": ["emptyDir", "pvc"]},
             sizeLimit=STORAGE,

@@ -82,6 +82,9 @@ spec:
         - { name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: {{ .drain | quote }} }
         - { name: RAY_USAGE_STATS_ENABLED, value: "0" }
         - { name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO, value: "0" }
+        {{- if $values.logToStderr }}
+        - { name: RAY_LOG_TO_STDERR, value: "1" }
+        {{- end }}
         - { name: HOME, value: /tmp }
         - { name: XDG_CACHE_HOME, value: /cache }
         - { name: HF_HOME, value: /cache/huggingface }
