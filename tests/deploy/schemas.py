@@ -56,15 +56,22 @@ def _builtin() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 @cache
-def _custom() -> dict[tuple[str, str], dict[str, Any]]:
-    """By apiVersion and kind: the CustomResourceDefinitions."""
+def custom_definitions() -> tuple[dict[str, Any], ...]:
+    """The CustomResourceDefinitions of what the chart makes."""
     folders = (
         tools.module(*tools.KUBERAY) / "config" / "crd" / "bases",
         tools.module(*tools.PROMETHEUS_OPERATOR) / "example" / "prometheus-operator-crd",
     )
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found = (file for folder in folders for file in sorted(folder.glob("*.yaml")) if _wanted(file))
+    return tuple(yaml.load(file.read_text(), Loader=loader) for file in found)
+
+
+@cache
+def _custom() -> dict[tuple[str, str], dict[str, Any]]:
+    """By apiVersion and kind: the custom resources' schemas."""
     found = {}
-    for file in (file for folder in folders for file in sorted(folder.glob("*.yaml")) if _wanted(file)):
-        spec = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]
+    for spec in (definition["spec"] for definition in custom_definitions()):
         for version in spec["versions"]:
             schema = _closed(version["schema"]["openAPIV3Schema"])
             schema["properties"]["metadata"] = {"type": "object"}  # the server's own business
