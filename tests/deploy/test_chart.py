@@ -164,19 +164,30 @@ def test_serve_builds_the_application_of_each_example(example: Rendered, tmp_pat
     stream.build(settings(example, tmp_path))  # no cluster is asked: gpus_per_replica is given
 
 
-def test_other_settings_are_another_cluster_and_other_bounds_are_not() -> None:
-    def frozen(rendered: Rendered) -> Any:
-        """What KubeRay hashes: all but the groups' bounds and tolerations."""
+def test_whatever_changes_is_another_cluster() -> None:
+    def hashed(rendered: Rendered) -> Any:
+        """What KubeRay 1.6 compares: all but the groups' bounds and tolerations, whose change alone it would pass over."""
         cluster = rendered.cluster
         for group in cluster["workerGroupSpecs"]:
             for name in ("replicas", "minReplicas", "maxReplicas"):
                 group.pop(name)
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            group["template"]["spec"].pop("tolerations", None)
         return cluster
 
-    before = frozen(chart.render(GPU))
-    assert frozen(chart.render(GPU, gpu__maxPods=3)) == before
-    assert frozen(chart.render(GPU, pipeline__pool={"min": 0, "max": 17})) != before
-    assert chart.render(GPU).service["upgradeStrategy"] == {"type": "NewCluster"}
+    before = chart.render(GPU)
+    assert before.service["upgradeStrategy"] == {"type": "NewCluster"}
+    changes: list[dict[str, Any]] = [
+        {"gpu__maxPods": 3},
+        {"gpu__minPods": 1},
+        {"gpu__tolerations": []},
+        {"head__tolerations": [{"key": "system", "operator": "Exists"}]},
+        {"pipeline__pool": {"min": 0, "max": 17}},
+        {"image__tag": "0.1.1-cuda"},
+    ]
+    for change in changes:
+        assert hashed(chart.render(GPU, **change)) != hashed(chart.render(GPU)), change
+    assert hashed(chart.render(GPU)) == hashed(before)
 
 
 # ---- where actors go, and how nodes come and go

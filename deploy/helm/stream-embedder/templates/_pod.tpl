@@ -1,4 +1,5 @@
-{{/* A Ray pod. Comes in: root, part (head, readers, encoders, workers), group (its section of the values), drain (seconds), gpus.
+{{/* A Ray pod. Comes in: root, part (head, readers, encoders, workers), group (its section of the values), drain (seconds), gpus,
+     bounds (least and most pods, as text).
      KubeRay adds the command, Ray's addresses, its token, and on workers a container that waits for the head. */}}
 {{- define "stream-embedder.pod" -}}
 {{- $root := .root -}}
@@ -11,6 +12,9 @@ metadata:
     {{- with $group.podLabels }}{{ toYaml . | nindent 4 }}{{ end }}
   annotations:
     {{- include "stream-embedder.settings" $root | nindent 4 }}
+    # KubeRay passes over a change of bounds and tolerations alone, as if none had been made; so it is one of these too.
+    stream-embedder/bounds: {{ .bounds | quote }}
+    stream-embedder/tolerations: {{ $group.tolerations | toJson | sha256sum | trunc 10 | quote }}
     {{- with $group.podAnnotations }}{{ toYaml . | nindent 4 }}{{ end }}
 spec:
   serviceAccountName: {{ include "stream-embedder.fullname" $root }}{{ if eq .part "head" }}-head{{ end }}
