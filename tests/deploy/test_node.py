@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,6 +28,7 @@ from pipelines.loopback import free_port
 from tests.conftest import RunningBroker
 from tests.deploy import render as chart
 from tests.deploy.render import EXAMPLES, Rendered, env, seconds
+from tests.deploy.test_names import series
 from tests.deploy.values_schema import CHART
 from tests.integration.pipeline import reading, wait_until
 from workers import kafka_client, kafka_topics
@@ -179,7 +181,11 @@ def test_the_chart_on_two_real_nodes(
         wait_until(lambda: out.poll() >= 200, 90, node.tail)
     # Readers and encoders log where kubectl logs looks.
     assert "encoder ready" in node.log.read_text(errors="replace")
-    assert "ray_stream_embedder_records_committed_total" in ask(node.metrics, "/metrics")
+    # Prometheus finds our metrics under the names that alerts and dashboard have.
+    wait_until(lambda: "ray_stream_embedder_commits_total" in ask(node.metrics, "/metrics"), 30, node.tail)
+    shown = set(re.findall(r"^ray_stream_embedder_\w+", ask(node.metrics, "/metrics"), re.MULTILINE))
+    assert all(metric is not None for name in shown for _, metric in series(name)), shown
+    assert {f"ray_stream_embedder_{name}" for name in ("commit_seconds_bucket", "backlog_records")} <= shown
 
     # The pod is deleted: its reader commits and leaves the group at once, and the node goes within its grace.
     drain, grace = seconds(rendered.pods["workers"])

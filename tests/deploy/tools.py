@@ -84,6 +84,14 @@ def promtool() -> Path:
     return _unpacked("prometheus", "usr/bin/promtool")
 
 
+@cache
+def prometheus() -> Path:
+    """Prometheus itself, of the same package."""
+    if (found := shutil.which("prometheus")) is not None:
+        return Path(found)
+    return _unpacked("prometheus", "usr/bin/prometheus")
+
+
 def _unpacked(package: str, inside: str) -> Path:
     """A program out of a Debian package."""
     program = FOLDER / Path(inside).name
