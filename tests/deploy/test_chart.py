@@ -236,6 +236,9 @@ def test_drains_and_graces_add_up(example: Rendered, tmp_path: Path) -> None:
             assert drain >= serve_waits + 5, name  # the controller looks, and says so
         if name == "gpu":
             assert grace <= 120  # the notice of most spot nodes
+            # Where all pods go at once, encoders work until the readers have drained.
+            readers_end = seconds(example.pods["readers"])[0] - serve_waits + loaded.delivery.drain_timeout_s
+            assert drain - loaded.pool.call_timeout_s >= readers_end
         if name != "head":
             longest = max(longest, drain)
     # Its controller is who tells the readers to drain.

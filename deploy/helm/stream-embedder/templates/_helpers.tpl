@@ -27,7 +27,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "stream-embedder.pipeline" -}}
 {{- $ours := dict "readers" (dict "count" 1 "cpus" 1) "delivery" (dict "drain_timeout_s" 20.0) -}}
 {{- $pool := dict "gpus_per_replica" .Values.gpu.perReplica "cpus_per_replica" 0 -}}
-{{- if not .Values.gpu.enabled -}}
+{{- if .Values.gpu.enabled -}}
+{{/* Serve stops an encoder so long before its node's end, or at once where the node has less: readers that drain at the same
+     time need it until then. */}}
+{{- $_ := set $ours "pool" (dict "call_timeout_s" 30.0) -}}
+{{- else -}}
 {{- $pool = dict "gpus_per_replica" 0 "cpus_per_replica" .Values.workers.cpusPerReplica -}}
 {{- end -}}
 {{- $forced := dict "pool" $pool -}}
