@@ -56,13 +56,13 @@ class Rendered:
         return str(text)
 
 
-def render(*files: Path, **values: Any) -> Rendered:
+def render(*files: Path, release: str = RELEASE, **values: Any) -> Rendered:
     """Render the chart with values files, and values over them.
 
     Raises:
         Refused: by the schema, or by the chart.
     """
-    command: list[str] = ["template", RELEASE, str(CHART), "--namespace", NAMESPACE]
+    command: list[str] = ["template", release, str(CHART), "--namespace", NAMESPACE]
     for file in files:
         command += ["-f", str(file)]
     for key, value in values.items():

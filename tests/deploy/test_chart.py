@@ -76,6 +76,12 @@ def test_every_object_is_named_and_labelled_by_the_release(example: Rendered) ->
             assert made["metadata"]["labels"]["app.kubernetes.io/instance"] == chart.RELEASE
 
 
+def test_a_name_that_kuberay_would_refuse_is_refused_at_once() -> None:
+    with pytest.raises(Refused, match="set fullnameOverride"):
+        chart.render(SMALL, release="7-books")
+    assert chart.render(SMALL, release="7-books", fullnameOverride="books").of("RayService")
+
+
 def test_a_long_name_leaves_room_for_kuberay() -> None:
     (service,) = chart.render(SMALL, nameOverride="x" * 60).of("RayService")
     assert len(service["metadata"]["name"]) <= 41

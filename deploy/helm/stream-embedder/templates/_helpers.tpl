@@ -7,7 +7,7 @@
 {{/* Labels that every object and pod has. app.kubernetes.io/name of a pod is KubeRay's own. */}}
 {{- define "stream-embedder.selector" -}}
 app.kubernetes.io/part-of: stream-embedder
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "stream-embedder.labels" -}}
@@ -83,6 +83,9 @@ projected:
 {{/* What cannot work, said before anything is made. */}}
 {{- define "stream-embedder.check" -}}
 {{- $pipeline := include "stream-embedder.pipeline" . | fromYaml -}}
+{{- if not (regexMatch "^[a-z]" (include "stream-embedder.fullname" .)) -}}
+{{- fail (printf "KubeRay wants a name that begins with a letter, which %q does not: set fullnameOverride" (include "stream-embedder.fullname" .)) -}}
+{{- end -}}
 {{- $least := dig "pool" "min" 1 $pipeline -}}
 {{- $most := dig "pool" "max" 1 $pipeline -}}
 {{- if gt (float64 $least) (float64 $most) -}}
