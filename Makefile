@@ -12,12 +12,13 @@ WORKERS ?= auto
 SEEDS ?=
 LANES ?=
 NAMES ?=
+API_SERVER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test soak mutants lint format lock broker clean
+.PHONY: help setup demo bench test test-deploy soak mutants lint format lock broker clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install everything into .venv (the others do it by themselves)
 
@@ -40,7 +41,10 @@ bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: mak
 	@$(BIN)/stream-embedder bench encoder $(if $(TEXTS),--texts $(TEXTS) --rounds 1 --no-sweep)
 
 test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak and not deploy" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-deploy: $(STAMP) ## what is in deploy/, by programs that Go builds; on a real API server: make test-deploy API_SERVER=1
+	@HF_HUB_OFFLINE=1 API_SERVER=$(API_SERVER) $(BIN)/python -m pytest tests/deploy
 
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed again: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))

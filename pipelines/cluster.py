@@ -55,6 +55,8 @@ def _start(ray: Any, settings: Settings) -> None:
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": "stream-embedder"}
     if settings.ray.address is None:
         arguments |= {"address": "local", "include_dashboard": False}
+        if settings.ray.metrics_port is not None:
+            arguments["_metrics_export_port"] = settings.ray.metrics_port
     else:
         arguments |= {"address": settings.ray.address}
     try:

@@ -123,3 +123,15 @@ class RaySettings(Section):
         None,
         description="A running cluster, `auto` or `host:6379`. Default: Ray is started on this machine.",
     )
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None,
+        description="Port on which a Ray that is started here serves its metrics to Prometheus. Default: one that is free.",
+    )
+
+    @model_validator(mode="after")
+    def _ours(self) -> Self:
+        if self.address is not None and self.metrics_port is not None:
+            raise ValueError(
+                "metrics_port is for a Ray that is started here; the nodes of a running cluster have theirs"
+            )
+        return self

