@@ -9,11 +9,13 @@ on standard error. Never here: work. Each command's module is imported when the 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.arguments import PROGRAM, STANDALONE, Arguments, helped, overview, parse
@@ -34,6 +36,7 @@ class _Call(NamedTuple):
     arguments: Arguments
     configured: Configured
     environ: Mapping[str, str]
+    line: str  # as it was typed
 
 
 def _run(call: _Call) -> int:
@@ -92,6 +95,41 @@ def _calibrate(call: _Call) -> int:
 def _require_texts(call: _Call, name: str) -> None:
     if not call.arguments.words and sys.stdin.isatty():
         raise SettingsError(f"{name} needs texts: as arguments, or as JSON lines on standard input")
+
+
+def _report(call: _Call) -> int:
+    if not call.arguments.words and sys.stdin.isatty():
+        raise SettingsError("report needs texts: files, or JSON lines on standard input")
+    from pipelines.report.command import run_report
+
+    options = call.arguments.options
+    return run_report(
+        call.configured.settings,
+        [Path(word) for word in call.arguments.words],
+        lines=None if call.arguments.words else sys.stdin.buffer,
+        out=options.out,
+        command=call.line,
+        count=options.texts,
+        dims=options.dims,
+        min_recall=options.min_recall,
+    )
+
+
+def _search(call: _Call) -> int:
+    from pipelines.search.command import run_search
+
+    options = call.arguments.options
+    return run_search(
+        call.configured.settings,
+        call.arguments.words,
+        where=getattr(options, "in"),
+        topic=options.topic,
+        top=options.top,
+        ranges=options.ranges,
+        prompt_text=options.prompt_text,
+        any_fingerprint=options.any_fingerprint,
+        as_json=options.json,
+    )
 
 
 def _list_dead_letters(call: _Call) -> int:
@@ -215,6 +253,8 @@ _RUN = {
     "run": _run,
     "encode": _encode,
     "calibrate": _calibrate,
+    "report": _report,
+    "search": _search,
     "check": _check,
     "topics create": _create_topics,
     "offsets show": _show_offsets,
@@ -257,7 +297,8 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     from workers.settings import Settings
 
     arguments = parse(name, rest, Settings.model_fields)
-    return _RUN[name](_Call(arguments, load(arguments.options.config, arguments.flags, environ), environ))
+    line = shlex.join([PROGRAM, *words])
+    return _RUN[name](_Call(arguments, load(arguments.options.config, arguments.flags, environ), environ, line))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
