@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.report.neighbours import Truth
 from workers.records import type_vectors
 
-DRAWS = 3
+DRAWS = 5
 # Less than that between the two, and nothing can be told.
 LEAST_ROOM = 0.02
 # Of the index below: what no MRL model reaches down to, and what one that is trained for these dims has; both are estimates.

@@ -51,7 +51,6 @@ def page(report: Report, command: str, pictures: Mapping[str, str]) -> str:
         ),
         *drawn[:1],
         "<h2>May it be cut?</h2>",
-        f"<p>{escape(words.verdicts(report)[-1])}</p>",
         *(
             [_table(words.controls(report), "index: 0 as good as random dims, 1 as good as PCA.")]
             if report.controls

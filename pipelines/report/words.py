@@ -21,16 +21,11 @@ ENOUGH = 1_000
 
 def text(report: Report) -> str:
     """For a terminal."""
-    parts = [
-        subject(report),
-        plain(*quality(report)),
-        *verdicts(report),
-        plain(*spreads(report)),
-        *about_vectors(report),
-    ]
-    if report.controls:
-        parts.insert(3, plain(*controls(report)))
-    return "\n\n".join([*parts, *(f"Note: {each}" for each in notes(report))])
+    *found, cut = verdicts(report)
+    parts = [subject(report), plain(*quality(report)), *found]
+    parts += [plain(*controls(report))] if report.controls else []
+    parts += [cut, plain(*spreads(report)), *about_vectors(report), *(f"Note: {each}" for each in notes(report))]
+    return "\n\n".join(parts)
 
 
 def subject(report: Report) -> str:
@@ -42,7 +37,7 @@ def subject(report: Report) -> str:
 
 
 def verdicts(report: Report) -> list[str]:
-    """The sentences that decide something, the most important one first."""
+    """The sentences that decide something: what is cheapest, and last whether the model may be cut."""
     return [_cheapest(report), *_rescored(report), _mrl(report)]
 
 

@@ -51,11 +51,11 @@ def values_of(settings: Settings, registry: Registry | None = None) -> Values:
     return _protobuf(settings, known)
 
 
-def values_of_outputs(settings: Settings) -> Values:
-    """What reads the values of outputs in Avro, by the registry that has their schemas."""
+def values_of_outputs(settings: Settings, registry: Registry | None = None) -> Values:
+    """What reads the values of outputs in Avro; arguments as :func:`workers.codecs.decoder_for`."""
     from workers.codecs.avro import AvroSchema, AvroValues  # noqa: PLC0415 - only what is used
 
-    return AvroValues(RegisteredSchemas(SchemaRegistry(settings.registry), "AVRO", AvroSchema))
+    return AvroValues(RegisteredSchemas(registry or SchemaRegistry(settings.registry), "AVRO", AvroSchema))
 
 
 def _protobuf(settings: Settings, registry: Registry) -> Values:

@@ -22,6 +22,7 @@ from workers.settings.outputs import JSON_FIELDS
 
 if TYPE_CHECKING:
     from workers.codecs.fields import Values
+    from workers.codecs.wire import Registry
 
 PACKED = ("binary", "ubinary")
 
@@ -60,10 +61,12 @@ class Stored(NamedTuple):
 
 
 class StoredReader:
-    """Reads records of output topics. A registry is asked for the schemas of Avro records, and for nothing else."""
+    """Reads records of output topics."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, registry: Registry | None = None) -> None:
+        """``registry``: who knows the schemas of records in Avro; by default the one that the settings name."""
         self._settings = settings
+        self._registry = registry
 
     def read(self, record: Record) -> Stored | None:
         """The record's embedding, or what it deletes; None: it is neither.
@@ -91,7 +94,7 @@ class StoredReader:
     def _avro(self) -> Values:
         from workers.codecs.schemas import values_of_outputs  # noqa: PLC0415 - only what is used
 
-        return values_of_outputs(self._settings)
+        return values_of_outputs(self._settings, self._registry)
 
 
 def _parsed(value: bytes) -> object:
