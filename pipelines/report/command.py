@@ -57,8 +57,9 @@ def run_report(
     if large := [dim for dim in dims if dim > whole]:
         raise SettingsError(f"--dims {large[0]}: {settings.model.name} has {whole} dimensions")
     cuts = dims or [*usual_dims(whole), *(output.dim for output in settings.outputs if output.dim is not None)]
+    found = read_texts(files, lines, model)
     _writable(out)
-    texts, read = draw(read_texts(files, lines, model), wanted)
+    texts, read = draw(found, wanted)
     sample = embed(Embedder(model), texts, read, whole, _progress(len(texts)))
     report = measure(model.name, sample, cuts, DEFAULT_RECALL if min_recall is None else min_recall)
     print(words.text(report))

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ from workers.codecs.template import Template
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.records import type_vectors
 
-LINES = frozenset({".jsonl", ".ndjson", ".json"})
+LINES, PARQUET = frozenset({".jsonl", ".ndjson", ".json"}), ".parquet"
 SEED = 0
 
 
@@ -55,12 +56,14 @@ def read_texts(files: Sequence[Path], lines: BinaryIO | None, model: Model) -> I
         SettingsError: a file is of another kind, or has no column that ``source.text`` names.
         EnvironmentFault: a file cannot be read.
     """
+    if other := [path for path in files if path.suffix.lower() not in {*LINES, PARQUET}]:
+        raise SettingsError(f"{other[0]}: texts are read from JSON lines ({', '.join(sorted(LINES))}) or {PARQUET}")
     template, prompt = text_template(model.settings), model.prompt_template
-    names = {field.split(".")[0] for each in (template, prompt) if each is not None for field in each.fields}
-    for source in _open(files, names, template) if lines is None else [lines]:
-        yield from texts_of(
-            (), source, template=template, prompt=prompt, refuse_empty=model.settings.source.empty == "reject"
-        )
+    sources = [lines] if lines is not None else (_lines_of(path, template, prompt) for path in files)
+    refuse_empty = model.settings.source.empty == "reject"
+    return chain.from_iterable(
+        texts_of((), source, template=template, prompt=prompt, refuse_empty=refuse_empty) for source in sources
+    )
 
 
 def draw(texts: Iterable[Text], count: int, seed: int = SEED) -> tuple[list[Text], int]:
@@ -88,7 +91,8 @@ def embed(embedder: Embedder, texts: Sequence[Text], read: int, dim: int, tell: 
             if text.refused is None and digest in seen:
                 duplicates += 1
                 continue
-            seen.add(digest)
+            if text.refused is None:
+                seen.add(digest)
             fresh.append(text)
         for outcome in embedder.embed(fresh, dim):
             if isinstance(outcome, PoisonError):
@@ -104,15 +108,12 @@ def embed(embedder: Embedder, texts: Sequence[Text], read: int, dim: int, tell: 
     return Sample(stacked, read, len(texts), duplicates, dict(refused.most_common()), truncated, tokens, longest)
 
 
-def _open(files: Sequence[Path], names: set[str], template: Template) -> Iterator[Iterable[bytes]]:
-    for path in files:
-        suffix = path.suffix.lower()
-        if suffix == ".parquet":
-            yield _of_parquet(path, names, template)
-        elif suffix in LINES:
-            yield _of_lines(path)
-        else:
-            raise SettingsError(f"{path}: texts are read from JSON lines ({', '.join(sorted(LINES))}) or .parquet")
+def _lines_of(path: Path, template: Template, prompt: Template | None) -> Iterator[bytes]:
+    """A file as lines of JSON."""
+    if path.suffix.lower() != PARQUET:
+        return _of_lines(path)
+    names = {field.split(".")[0] for each in (template, prompt) if each is not None for field in each.fields}
+    return _of_parquet(path, names, template)
 
 
 def _of_lines(path: Path) -> Iterator[bytes]:
@@ -136,9 +137,9 @@ def _of_parquet(path: Path, names: set[str], template: Template) -> Iterator[byt
             )
         for row in plain_rows(path, [name for name in columns if name in names or name == "id"]):
             try:
-                yield orjson.dumps({name: plain(value) for name, value in row.items()})
+                yield b"null" if row is None else orjson.dumps({name: plain(value) for name, value in row.items()})
             except (PoisonError, TypeError, ValueError):
-                yield b"null"  # a row that no line can say: it is refused as such
+                yield b"null"  # a row that no line can say is refused as one
     except ValueError as error:
         raise EnvironmentFault(f"{path}: {error}") from None
     except OSError as error:

@@ -108,8 +108,10 @@ def notes(report: Report) -> list[str]:
     found = []
     if report.texts < ENOUGH:
         found.append(f"{report.texts:,} texts are few: take {ENOUGH:,} or more.")
+    share = f"{CANDIDATES} are {100 * min(1.0, CANDIDATES / report.texts):.2g} % of these"
     found.append(
-        f"Among more texts than these {report.texts:,} neighbours lie closer together, and each recall is lower: leave a margin."
+        f"Among more texts than these {report.texts:,} neighbours lie closer together, and each recall is lower, the rescored "
+        f"one most, for {share}: leave a margin."
     )
     found.append(
         "Texts that ask are quantised as those that are found. uint8_ranges finds what int8_ranges does, and ubinary what binary "

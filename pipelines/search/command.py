@@ -70,9 +70,9 @@ def run_search(
         _print(questions, answers)
         print(f"\n{_looked(ranking.spaces)}")
     if place.others:
+        what = "is no embedding of ours, and was" if place.others == 1 else "are no embeddings of ours, and were"
         print(
-            f"{PROGRAM}: warning: {place.others:,} records of {place.name} are no embeddings of ours, and were passed over",
-            file=sys.stderr,
+            f"{PROGRAM}: warning: {place.others:,} of the records of {place.name} {what} passed over", file=sys.stderr
         )
     return 0
 

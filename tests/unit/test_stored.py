@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,12 @@ def test_anybodys_rows_come_as_they_are(tmp_path: Path):
     path.write_bytes(written(pa.table({"n": [1, 2], "text": ["a", None], "x": [0.5, 1.5]})))
     assert column_names(path) == ["n", "text", "x"]
     assert list(plain_rows(path, ["text"])) == [{"text": "a"}, {"text": None}]
+    times = pa.array([1_700_000_000_123_456_789, 0], pa.timestamp("ns"))
+    text = pa.array([b"good", b"\xff"], pa.binary()).cast(pa.string(), safe=False)
+    path.write_bytes(written(pa.table({"at": times, "text": text})))
+    first, second = plain_rows(path, ["at", "text"])
+    assert first == {"at": datetime.datetime(2023, 11, 14, 22, 13, 20, 123456), "text": "good"}  # noqa: DTZ001 - no zone
+    assert second is None, "of bytes that are no UTF-8 Python has no text"
     path.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="no Parquet file"):
         column_names(path)

@@ -36,15 +36,22 @@ def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
         schema = file.schema_arrow
         notes = _notes(schema)
-        columns = [name for name in schema.names if name not in PARQUET_FIELDS or name in _READ]
+        columns = [field.name for field in schema if field.name in _READ or _is_included(field)]
         precision, dim = _precision(schema, notes), int(notes.get("dim", 0))
         for batch in file.iter_batches(ROWS, columns=columns):
             yield _rows(batch, notes.get("model", ""), precision, dim)
+    except UnicodeDecodeError:
+        raise ValueError("a column of text holds bytes that are no UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None
 
 
 _READ = frozenset({"id", "embedding", "scale", "deleted", "fingerprint", "key"})
+
+
+def _is_included(field: pa.Field) -> bool:
+    """Whether a column is a field that was included: they are text."""
+    return field.name not in PARQUET_FIELDS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
 def _notes(schema: pa.Schema) -> dict[str, str]:
@@ -130,14 +137,39 @@ def column_names(path: Path) -> list[str]:
     return [str(name) for name in _opened(path).schema_arrow.names]
 
 
-def plain_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]]:
-    """The rows of any Parquet file, with these columns; values as Python has them. Errors as above."""
+def plain_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object] | None]:
+    """The rows of any Parquet file, with these columns; values as Python has them, None for a row that it cannot have.
+
+    Errors as above.
+    """
     file = _opened(path)
     try:
         for batch in file.iter_batches(ROWS, columns=list(columns)):
-            yield from batch.to_pylist()
+            yield from _values(batch)
     except pa.ArrowException as error:
         raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | None]:
+    # Python's times have microseconds; what a time has below those is dropped.
+    names, columns = batch.schema.names, [_microseconds(column) for column in batch.columns]
+    try:
+        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        yield from [dict(zip(names, row, strict=True)) for row in rows]
+        return
+    except (pa.ArrowException, ValueError, OverflowError):
+        pass
+    for number in range(batch.num_rows):
+        try:
+            yield {name: column[number].as_py() for name, column in zip(names, columns, strict=True)}
+        except (pa.ArrowException, ValueError, OverflowError):
+            yield None  # bytes that are no UTF-8, or a time out of range
+
+
+def _microseconds(column: Any) -> Any:
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
 
 
 def _opened(path: Path) -> Any:
