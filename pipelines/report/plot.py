@@ -24,7 +24,7 @@ def pictures(report: Report) -> dict[str, str]:
     drawn: dict[str, Callable[[Axes, Report], None]] = {
         "recall@10 over the size of a vector; each line is a precision, each dot a dim": _recall,
         "recall@10 of the first dims, of dims drawn at random, and of the best linear cut": _controls,
-        "cosines of pairs of two texts": _cosines,
+        "cosines of pairs of two texts; dotted, their mean": _cosines,
     }
     if not report.controls:
         del drawn["recall@10 of the first dims, of dims drawn at random, and of the best linear cut"]
@@ -37,29 +37,28 @@ def _recall(axes: Axes, report: Report) -> None:
         if not rows:
             continue
         sizes, recalls = [row.bytes for row in rows], [row.found.recall for row in rows]
-        axes.plot(sizes, recalls, "o-", color=color, linewidth=1.5, markersize=4, label=precision)
-        for row in rows:
+        behind = precision == "int8_ranges"  # of int8's sizes, and hardly another recall
+        line, order = ("o--", 1) if behind else ("o-", 2)
+        axes.plot(sizes, recalls, line, color=color, linewidth=1.5, markersize=4, label=precision, zorder=order)
+        for row in () if behind else rows:
+            at = (row.bytes, row.found.recall)
             axes.annotate(
-                str(row.dim),
-                (row.bytes, row.found.recall),
-                (0, -11),
-                textcoords="offset points",
-                fontsize=7,
-                ha="center",
-                color=color,
+                str(row.dim), at, (6, -3), textcoords="offset points", fontsize=7, va="top", color=color, zorder=3
             )
     axes.axhline(report.min_recall, color=INK, linewidth=0.8, linestyle=":")
     chosen = report.cheapest
-    axes.plot([chosen.bytes], [chosen.found.recall], "o", markersize=11, markerfacecolor="none", color=INK)
+    at, name = ([chosen.bytes], [chosen.found.recall]), "the cheapest with enough"
+    axes.plot(*at, "o", markersize=11, markerfacecolor="none", color=INK, label=name)
     axes.set_xscale("log", base=2)
-    ticks = sorted({row.bytes for row in report.rows})
-    shown = [tick for place, tick in enumerate(ticks) if not place or tick >= 1.7 * ticks[place - 1]]
-    axes.set_xticks(shown, [f"{tick:,}" for tick in shown])
+    least, most = min(row.bytes for row in report.rows), max(row.bytes for row in report.rows)
+    ticks = [4**power for power in range(12) if least <= 4**power <= 2 * most]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
+    axes.set_xlim(0.7 * least, 1.6 * most)
     axes.set_ylim(min(0.4, min(row.found.recall for row in report.rows) - 0.06), 1.03)
     axes.set_xlabel("bytes a vector", fontsize=9)
     axes.set_ylabel("recall@10", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _controls(axes: Axes, report: Report) -> None:
@@ -78,7 +77,7 @@ def _controls(axes: Axes, report: Report) -> None:
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("dims", fontsize=9)
     axes.set_ylabel("recall@10", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _cosines(axes: Axes, report: Report) -> None:
@@ -91,7 +90,7 @@ def _cosines(axes: Axes, report: Report) -> None:
 
 
 def _svg(draw: Callable[[Axes, Report], None], report: Report, salt: int) -> str:
-    figure = Figure(figsize=(7, 3.9), layout="constrained")
+    figure = Figure(figsize=(8.5, 3.9), layout="constrained")
     axes = figure.subplots()
     draw(axes, report)
     axes.tick_params(labelsize=8)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.model import Model
+from workers.codecs import prompt_template
+from workers.errors import SettingsError
 from workers.records import Batch, type_vectors
 from workers.settings import Settings
 
@@ -22,11 +24,18 @@ def for_questions(settings: Settings, prompt_text: str | None = None) -> Setting
 
     Raises:
         EnvironmentFault, SettingsError: see :meth:`pipelines.model.Model.open`.
+        SettingsError: ``prompt_text`` has fields.
     """
     if prompt_text is None and QUERY not in Model.open(settings).layout.prompts:
         return settings
     asked = {"prompt": QUERY if prompt_text is None else None, "prompt_text": prompt_text}
-    return settings.model_copy(update={"model": settings.model.model_copy(update=asked)})
+    found = settings.model_copy(update={"model": settings.model.model_copy(update=asked)})
+    if (template := prompt_template(found.model)) is not None:
+        raise SettingsError(
+            f"the prompt of a question has the field {template.fields[0]}, and a question has none: write a brace that is "
+            "meant twice"
+        )
+    return found
 
 
 def embed_questions(settings: Settings, questions: Sequence[str], prompt_text: str | None = None) -> type_vectors:

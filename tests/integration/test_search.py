@@ -238,5 +238,7 @@ def test_a_question_has_the_models_prompt_for_queries_or_one_of_its_own(tmp_path
     prompts = Model.open(given).layout.prompts
     assert Model.open(for_questions(given)).prompt == prompts["query"] != Model.open(given).prompt
     assert Model.open(for_questions(given, "ask: ")).prompt == "ask: "
+    with pytest.raises(SettingsError, match="has the field title, and a question has none"):
+        for_questions(given, "{title|none}: ")
     plain = settings()
     assert for_questions(plain) is plain, "MiniLM has none"
