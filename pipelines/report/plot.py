@@ -47,8 +47,8 @@ def _recall(axes: Axes, report: Report) -> None:
             )
     axes.axhline(report.min_recall, color=INK, linewidth=0.8, linestyle=":")
     chosen = report.cheapest
-    at, name = ([chosen.bytes], [chosen.found.recall]), "the cheapest with enough"
-    axes.plot(*at, "o", markersize=11, markerfacecolor="none", color=INK, label=name)
+    around, name = ([chosen.bytes], [chosen.found.recall]), "the cheapest with enough"
+    axes.plot(*around, "o", markersize=11, markerfacecolor="none", color=INK, label=name)
     axes.set_xscale("log", base=2)
     least, most = min(row.bytes for row in report.rows), max(row.bytes for row in report.rows)
     ticks = [4**power for power in range(12) if least <= 4**power <= 2 * most]

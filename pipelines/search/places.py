@@ -17,6 +17,7 @@ from workers.object_store import Location, ObjectStore, is_uri
 from workers.settings import Settings
 
 MOST_FILES = 100_000
+SUFFIX = ".parquet"
 
 
 class Files:
@@ -27,23 +28,21 @@ class Files:
 
         Raises:
             SettingsError: it is no place that files can lie at.
+            EnvironmentFault: there is nothing of that name on this machine.
         """
         self.name = where
         self.others = 0
-        self._only: str | None = None
         if is_uri(where):
             try:
                 self._location = Location.parse(where)
             except ValueError as error:
-                raise SettingsError(f"--in {where}: {error}") from None
+                raise SettingsError(f"--in {where.partition('?')[0]}: {error}") from None
             return
         try:
             path = Path(where).expanduser().resolve()
         except (RuntimeError, OSError):
             raise SettingsError(f"--in {where}: there is no such folder") from None
-        if path.is_file():
-            path, self._only = path.parent, path.name
-        elif not path.is_dir():
+        if not path.exists():
             raise EnvironmentFault(f"--in {where}: there is no such file or folder")
         self._location = Location("file", "", str(path))
 
@@ -55,18 +54,32 @@ class Files:
         """
         from workers.codecs.parquet_rows import stored_rows  # noqa: PLC0415 - heavy
 
-        store = ObjectStore(self._location)
-        for found in store.listing(MOST_FILES):
-            parts = found.path.split("/")
-            # What begins so is kept out of tables by every engine: what is being written, and what is no data.
-            hidden = any(part.startswith(("_", ".")) for part in parts)
-            wanted = found.path == self._only if self._only else found.path.endswith(".parquet") and not hidden
-            if not wanted:
-                continue
+        for name, content in self._files():
             try:
-                yield from stored_rows(store.read(found, 0, found.size))
+                yield from stored_rows(content)
             except ValueError as error:
-                raise EnvironmentFault(f"{self.name}: {found.path} cannot be searched: {error}") from None
+                raise EnvironmentFault(f"{self.name}: {name} cannot be searched: {error}") from None
+
+    def _files(self) -> Iterator[tuple[str, bytes | memoryview]]:
+        """The files' names and contents."""
+        here = self._location
+        if here.scheme != "file" or not Path(here.prefix).is_file():
+            store = ObjectStore(here)
+            found = [each for each in store.listing(MOST_FILES) if _is_data(each.path)]
+            for each in found:
+                yield each.path, store.read(each, 0, each.size)
+            if found or not here.prefix.endswith(SUFFIX):
+                return
+        # Nothing lies below it, so it is a file itself, or nothing at all.
+        above, _, name = here.prefix.rpartition("/")
+        store = ObjectStore(Location(here.scheme, here.bucket, above or ("/" if here.scheme == "file" else "")))
+        if (one := store.stat(name)) is not None:
+            yield name, store.read(one, 0, one.size)
+
+
+def _is_data(path: str) -> bool:
+    """Whether a file below the place is part of the table; what begins with _ or . is not, to any engine."""
+    return path.endswith(SUFFIX) and not any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 class TopicRecords:

@@ -180,8 +180,11 @@ def test_on_an_object_store(s3: S3Server, bucket: str, search, embeddings: list[
     obstore.put(s3.store(bucket), "lake/p/00.parquet", files(settings(), embeddings))
     obstore.put(s3.store(bucket), "lake/p/_tmp.parquet", b"not yet")
     assert search(settings(), where=f"s3://{bucket}/lake")[0]["id"] == ANSWER
+    assert search(settings(), where=f"s3://{bucket}/lake/p/00.parquet")[0]["id"] == ANSWER
     with pytest.raises(EnvironmentFault, match="holds no vectors"):
         search(settings(), where=f"s3://{bucket}/nothing")
+    with pytest.raises(EnvironmentFault, match="holds no vectors"):
+        search(settings(), where=f"s3://{bucket}/nothing.parquet")
     with pytest.raises(EnvironmentFault, match="there is no such bucket"):
         search(settings(), where="s3://no-such-bucket-here/lake")
 

@@ -112,6 +112,17 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path, monkeypatch:
     assert ids(Files("t/")) == ["a", "b", "c", "d"]
 
 
+def test_a_folder_may_be_called_as_a_file_is(tmp_path: Path):
+    put(tmp_path / "spark.parquet", "part-0.parquet", "a")
+    assert ids(Files(str(tmp_path / "spark.parquet"))) == ["a"]
+    assert ids(Files((tmp_path / "spark.parquet" / "part-0.parquet").as_uri())) == ["a"]
+    (tmp_path / "a.txt").write_text("SENTINEL")
+    with pytest.raises(EnvironmentFault, match=r"a\.txt cannot be searched"):
+        list(Files(str(tmp_path / "a.txt")))
+    with pytest.raises(EnvironmentFault, match=r"absent\.parquet: there is no such folder"):
+        list(Files((tmp_path / "absent.parquet").as_uri()))
+
+
 def test_folders_may_be_called_anything(tmp_path: Path):
     folder = tmp_path / "a b#c?ü%20"
     put(folder, "x.parquet", "a")
