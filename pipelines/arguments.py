@@ -168,24 +168,13 @@ def _parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the output; default: the model's")
         parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")
     if name == "report":
-        parser.add_argument("--texts", type=_positive, metavar="N", help="how many to draw from all; default: 2,000")
-        parser.add_argument("--dims", type=_dims, default=(), metavar="N,N", help="to cut to; default: powers of two")
-        parser.add_argument("--min-recall", type=_share, metavar="SHARE", help="what is enough; default: 0.95")
-        parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="for JSON and the page")
+        from pipelines.report.options import add_options  # noqa: PLC0415 - as above
+
+        add_options(parser, _positive)
     if name == "search":
-        parser.add_argument(
-            "--in", metavar="PLACE", help="a folder of Parquet files, one of them, or s3://… and the like"
-        )
-        parser.add_argument("--topic", metavar="TOPIC", help="an output topic instead")
-        parser.add_argument("--top", type=_positive, metavar="N", help="how many to print; default: 5")
-        parser.add_argument("--ranges", type=Path, metavar="FILE", help="of vectors in int8_ranges or uint8_ranges")
-        parser.add_argument(
-            "--prompt-text", metavar="TEXT", help="what goes before a question; default: the model's query prompt"
-        )
-        parser.add_argument(
-            "--any-fingerprint", action="store_true", help="take the model's vectors, however else they were made"
-        )
-        parser.add_argument("--json", action="store_true", help="a JSON object per vector")
+        from pipelines.search.options import add_options  # noqa: PLC0415
+
+        add_options(parser, _positive)
     if name == "topics create":
         parser.add_argument("--partitions", type=_positive, metavar="N", help="of each topic; default: the source's")
         parser.add_argument("--replication", type=_positive, metavar="N", help="copies; default: the broker's")
@@ -236,20 +225,6 @@ def _count(text: str, least: int = 0) -> int:
     number = int(text) if text.isdecimal() else -1
     if number < least:
         raise argparse.ArgumentTypeError(f"a whole number from {least} up is needed, not {text!r}")
-    return number
-
-
-def _dims(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part.strip()) for part in text.split(","))
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"a number above 0, at most 1, is needed, not {text!r}")
     return number
 
 

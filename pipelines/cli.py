@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.arguments import PROGRAM, STANDALONE, Arguments, helped, overview, parse
@@ -100,36 +99,15 @@ def _require_texts(call: _Call, name: str) -> None:
 def _report(call: _Call) -> int:
     if not call.arguments.words and sys.stdin.isatty():
         raise SettingsError("report needs texts: files, or JSON lines on standard input")
-    from pipelines.report.command import run_report
+    from pipelines.report.command import from_line
 
-    options = call.arguments.options
-    return run_report(
-        call.configured.settings,
-        [Path(word) for word in call.arguments.words],
-        lines=None if call.arguments.words else sys.stdin.buffer,
-        out=options.out,
-        command=call.line,
-        count=options.texts,
-        dims=options.dims,
-        min_recall=options.min_recall,
-    )
+    return from_line(call.configured.settings, call.arguments, call.line, sys.stdin.buffer)
 
 
 def _search(call: _Call) -> int:
-    from pipelines.search.command import run_search
+    from pipelines.search.command import from_line
 
-    options = call.arguments.options
-    return run_search(
-        call.configured.settings,
-        call.arguments.words,
-        where=getattr(options, "in"),
-        topic=options.topic,
-        top=options.top,
-        ranges=options.ranges,
-        prompt_text=options.prompt_text,
-        any_fingerprint=options.any_fingerprint,
-        as_json=options.json,
-    )
+    return from_line(call.configured.settings, call.arguments)
 
 
 def _list_dead_letters(call: _Call) -> int:

@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from pipelines.arguments import PROGRAM
+from pipelines.arguments import PROGRAM, Arguments
 from pipelines.embedder import Embedder
 from pipelines.model import Model
 from pipelines.report import words
-from pipelines.report.measure import measure, usual_dims
+from pipelines.report.measure import Report, measure, usual_dims
 from pipelines.report.page import page
 from pipelines.report.sample import draw, embed, read_texts
 from workers.errors import EnvironmentFault, SettingsError
@@ -27,6 +27,21 @@ DEFAULT_TEXTS = 2_000
 # Each that asks is compared with each that is there.
 MOST_TEXTS = 50_000
 DEFAULT_RECALL = 0.95
+
+
+def from_line(settings: Settings, arguments: Arguments, line: str, lines: BinaryIO) -> int:
+    """Run what a command line asks for: ``line`` as it was typed, ``lines`` standard input; see :func:`run_report`."""
+    options, files = arguments.options, [Path(word) for word in arguments.words]
+    return run_report(
+        settings,
+        files,
+        lines=None if files else lines,
+        out=options.out,
+        command=line,
+        count=options.texts,
+        dims=options.dims,
+        min_recall=options.min_recall,
+    )
 
 
 def run_report(
@@ -63,6 +78,11 @@ def run_report(
     sample = embed(Embedder(model), texts, read, whole, _progress(len(texts)))
     report = measure(model.name, sample, cuts, DEFAULT_RECALL if min_recall is None else min_recall)
     print(words.text(report))
+    print(f"\n{', '.join(map(str, _write(report, command, out)))}")
+    return 0
+
+
+def _write(report: Report, command: str, out: Path) -> list[Path]:
     pictures: dict[str, str] = {}
     if find_spec("matplotlib") is None:
         missing = "the page has no plots, for matplotlib is not installed: pip install 'stream-embedder[plots]'"
@@ -72,14 +92,13 @@ def run_report(
 
         pictures = drawn(report)
     values = json.dumps(words.values(report, command), indent=1, ensure_ascii=False)
-    paths = [out / "report.json", out / "report.html"]
-    for path, content in zip(paths, (values + "\n", page(report, command, pictures)), strict=True):
+    files = {out / "report.json": f"{values}\n", out / "report.html": page(report, command, pictures)}
+    for path, content in files.items():
         try:
             path.write_text(content, encoding="utf-8")
         except OSError as error:
             raise _unwritable(out, error) from None
-    print(f"\n{', '.join(map(str, paths))}")
-    return 0
+    return list(files)
 
 
 def _writable(folder: Path) -> None:

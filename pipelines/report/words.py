@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.bench.table import plain
 from pipelines.report.controls import TRAINED, UNTRAINED
 from pipelines.report.measure import Report, Row
 from pipelines.report.neighbours import CANDIDATES
+from pipelines.table import plain
 
 type_table = tuple[list[str], list[list[str]]]
 

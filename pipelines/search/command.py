@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.arguments import PROGRAM
+from pipelines.arguments import PROGRAM, Arguments
 from pipelines.model import Model
 from pipelines.search.places import Files, TopicRecords
 from pipelines.search.questions import cosines, embed_questions, for_questions
@@ -28,6 +28,22 @@ from workers.records import type_vectors
 from workers.settings import KafkaOutput, Settings
 
 LINE = 120
+
+
+def from_line(settings: Settings, arguments: Arguments) -> int:
+    """Run what a command line asks for; see :func:`run_search`."""
+    options = arguments.options
+    return run_search(
+        settings,
+        arguments.words,
+        where=getattr(options, "in"),
+        topic=options.topic,
+        top=options.top,
+        ranges=options.ranges,
+        prompt_text=options.prompt_text,
+        any_fingerprint=options.any_fingerprint,
+        as_json=options.json,
+    )
 
 
 def run_search(
