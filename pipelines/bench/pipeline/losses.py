@@ -160,7 +160,8 @@ def _part(found: Sequence[Arrival], sent: int, losses: Sequence[Loss], seconds: 
     if not found:
         raise EnvironmentFault("no record came out")
     start = found[0].at
-    per_second = Counter(int(each.at - start) for each in found)
+    counts = Counter(int(each.at - start) for each in found)
+    per_second = [float(counts[second]) for second in range(int(found[-1].at - start) + 1)]
     rows = [
         (loss.words, f"{loss.took_s:.1f}", f"{loss.failed_calls}", f"{_silence(found, loss.begin, loss.end):.1f}")
         for loss in losses
@@ -181,6 +182,7 @@ def _part(found: Sequence[Arrival], sent: int, losses: Sequence[Loss], seconds: 
             "sent": sent,
             "lost": missing,
             "twice": twice,
+            "records_per_s": per_second,
             "losses": [
                 {
                     **loss._asdict(),
@@ -193,7 +195,7 @@ def _part(found: Sequence[Arrival], sent: int, losses: Sequence[Loss], seconds: 
         },
         Timeline(
             "records/s committed",
-            [float(per_second[second]) for second in range(int(found[-1].at - start) + 1)],
+            per_second,
             [(loss.words, loss.begin - start, loss.begin - start + max(loss.took_s, 1.0)) for loss in losses],
         ),
     )

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from pipelines.bench.pipeline.part import Curve, Part, Timeline
 
 COLORS, INK = ("#1f6f5c", "#c0782a", "#4a6fa5"), "#25303b"
+SHADES = ("#c0782a", "#4a6fa5", "#8a4f7d")
 
 
 def draw(part: Part, folder: Path) -> list[Path]:
@@ -59,10 +60,10 @@ def _curve(axes: Axes, curve: Curve) -> None:
 def _timeline(axes: Axes, timeline: Timeline) -> None:
     """A step for each second; what happened is shaded for as long as it took."""
     axes.stairs(timeline.points, color=COLORS[0], linewidth=1.4)
-    for (words, begin, end), color in zip(timeline.events, itertools.cycle(COLORS[1:])):
+    for (words, begin, end), color in zip(timeline.events, itertools.cycle(SHADES)):
         axes.axvspan(begin, end, color=color, alpha=0.25, linewidth=0, label=words)
     axes.set_xlim(0, len(timeline.points))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds", fontsize=9)
     axes.set_ylabel(timeline.up, fontsize=9)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(timeline.events))
