@@ -101,7 +101,10 @@ def test_a_terminal_that_closes_drains(
     produce(broker.settings, names["in"], [(None, b'{"id": "%d", "text": "word"}' % n) for n in range(100)])
     pipeline = Pipeline(tmp_path, base(broker, names, model))
     screen, terminal = os.openpty()
-    in_terminal = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    in_terminal = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored where tests run under nohup
+        "os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
     with reading(broker.settings, names["out"]) as out:
         pipeline.process = subprocess.Popen(
             [sys.executable, "-c", in_terminal, "-m", *pipeline.module.split(), "-c", str(pipeline.config)],
