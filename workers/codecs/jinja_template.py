@@ -62,9 +62,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     context_class = _Context
 
     def __init__(self) -> None:
-        super().__init__(
-            undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, cache_size=0
-        )
+        # White space stays as it is written: a line break that went would join two words.
+        super().__init__(undefined=ChainableUndefined, keep_trailing_newline=True, cache_size=0)
         self.globals.clear()
         self.filters = {**jinja_filters.FILTERS, WRITE: _write, NEED: _need, STEPS: _steps}
         self.tests = dict(jinja_filters.TESTS)
