@@ -137,6 +137,6 @@ def _rows(truth: Truth, vectors: type_vectors, dim: int) -> Iterator[Row]:
         yield Row(dim, precision, stored.values[0].nbytes, found)
 
 
-def _cost(row: Row) -> tuple[int, float, int]:
-    """By bytes; of equals what finds more, then what needs no ranges."""
-    return row.bytes, -row.found.recall, PRECISIONS.index(row.precision)
+def _cost(row: Row) -> tuple[int, bool, float]:
+    """By bytes; of equals what needs no ranges, then what finds more."""
+    return row.bytes, row.precision == "int8_ranges", -row.found.recall

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -14,8 +15,8 @@ import pytest
 
 from pipelines.report import words
 from pipelines.report.controls import UNTRAINED, Control, control, mrl_index, principal
-from pipelines.report.measure import Report, measure, usual_dims
-from pipelines.report.neighbours import Truth, best, scores, spearman
+from pipelines.report.measure import Report, Row, measure, usual_dims
+from pipelines.report.neighbours import Found, Truth, best, scores, spearman
 from pipelines.report.page import page
 from pipelines.report.plot import pictures
 from pipelines.report.sample import Sample, draw
@@ -229,6 +230,18 @@ def test_the_cheapest_is_the_smallest_that_is_enough(report: Report):
         "12 bits fill no byte"
     )
     assert not whole.controls and "was not looked at" in words.verdicts(whole)[-1]
+
+
+def test_of_equal_sizes_the_one_that_needs_no_ranges_is_the_cheapest(report: Report):
+    rows = [
+        Row(64, "int8_ranges", 64, Found(0.99, 1, 1, 1)),
+        Row(64, "int8", 64, Found(0.96, 1, 1, 1)),
+        Row(32, "float16", 64, Found(0.97, 1, 1, 1)),
+        Row(64, "float32", 256, Found(1, 1, 1, 1)),
+    ]
+    assert dataclasses.replace(report, rows=rows).cheapest == rows[2]
+    assert dataclasses.replace(report, rows=rows, min_recall=0.98).cheapest == rows[0]
+    assert dataclasses.replace(report, rows=rows, min_recall=0.999).cheapest == rows[3]
 
 
 def test_full_float32_finds_everything_and_float16_nearly(report: Report):

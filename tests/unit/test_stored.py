@@ -25,6 +25,7 @@ from workers.errors import RetryableError
 from workers.records import Document, Embedding, Message, Origin, Record
 from workers.schema_registry import Schema
 from workers.settings import KafkaOutput, Settings
+from workers.settings.outputs import ColumnType
 
 DIM = 16
 VECTOR = np.random.default_rng(5).normal(size=(1, DIM)).astype(np.float32)
@@ -137,20 +138,21 @@ def test_a_binary_vector_that_begins_as_json_does():
 # ---- Parquet
 
 
-def file(precision: str, rows: int = 3, include: tuple[str, ...] = ("title",)) -> bytes:
+def file(precision: str, rows: int = 3, **include: str) -> bytes:
     """Embeddings ``rows`` times, the second one a deletion."""
-    renderer = ParquetRenderer(DIM, precision, "m", "f" * 16, include)
-    made = [renderer.row(record(), embedding(title="T"), *quantized(precision)) for _ in range(rows)]
+    columns = {name: ColumnType.parse(type) for name, type in include.items()}
+    renderer = ParquetRenderer(DIM, precision, "m", "f" * 16, columns)
+    made = [renderer.row(record(), embedding(title="T", price=1.5), *quantized(precision)) for _ in range(rows)]
     made[1:2] = [renderer.deletion(record())]
     return renderer.file([renderer.batch(made)], {})
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_file_says_again_what_was_written(precision: str):
-    (rows,) = stored_rows(file(precision))
-    same(rows[0], precision, {"title": "T"})
+    (rows,) = stored_rows(file(precision, title="string", price="float64"))
+    same(rows[0], precision, {"title": "T", "price": 1.5})
     assert rows[1] == Stored(b"k", "k")
-    same(rows[2], precision, {"title": "T"})
+    same(rows[2], precision, {"title": "T", "price": 1.5})
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int8_ranges", "binary", "ubinary"])

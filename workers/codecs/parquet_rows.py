@@ -23,6 +23,8 @@ from workers.codecs.stored import Space, Stored
 from workers.settings.outputs import PARQUET_FIELDS
 
 ROWS = 4_096
+# Bytes that are no UTF-8, or a time out of range.
+_NO_VALUE = (pa.ArrowException, ValueError, OverflowError)
 _VECTORS = {"float": "float32", "double": "float32", "halffloat": "float16", "int8": "int8"}
 
 
@@ -36,7 +38,7 @@ def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
         schema = file.schema_arrow
         notes = _notes(schema)
-        columns = [field.name for field in schema if field.name in _READ or _is_included(field)]
+        columns = [name for name in schema.names if name not in PARQUET_FIELDS or name in _READ]
         precision, dim = _precision(schema, notes), int(notes.get("dim", 0))
         for batch in file.iter_batches(ROWS, columns=columns):
             yield _rows(batch, notes.get("model", ""), precision, dim)
@@ -47,11 +49,6 @@ def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
 
 
 _READ = frozenset({"id", "embedding", "scale", "deleted", "fingerprint", "key"})
-
-
-def _is_included(field: pa.Field) -> bool:
-    """Whether a column is a field that was included: they are text."""
-    return field.name not in PARQUET_FIELDS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
 def _notes(schema: pa.Schema) -> dict[str, str]:
@@ -94,7 +91,7 @@ def _rows(batch: pa.RecordBatch, model: str, precision: str, dim: int) -> list[S
     def column(name: str, missing: Any = None) -> list[Any]:
         return batch.column(name).to_pylist() if name in batch.schema.names else [missing] * count
 
-    included = {name: column(name) for name in batch.schema.names if name not in PARQUET_FIELDS}
+    included = {name: _held(batch.column(name)) for name in batch.schema.names if name not in PARQUET_FIELDS}
     ids, keys, scales = column("id"), column("key"), column("scale")
     fingerprints = column("fingerprint", "")
     spaces = {each: Space(model, each or "", dim, precision) for each in set(fingerprints)}
@@ -151,22 +148,27 @@ def plain_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | None]:
-    # Python's times have microseconds; what a time has below those is dropped.
     names, columns = batch.schema.names, [_microseconds(column) for column in batch.columns]
     try:
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
         yield from [dict(zip(names, row, strict=True)) for row in rows]
         return
-    except (pa.ArrowException, ValueError, OverflowError):
+    except _NO_VALUE:
         pass
     for number in range(batch.num_rows):
         try:
             yield {name: column[number].as_py() for name, column in zip(names, columns, strict=True)}
-        except (pa.ArrowException, ValueError, OverflowError):
-            yield None  # bytes that are no UTF-8, or a time out of range
+        except _NO_VALUE:
+            yield None
+
+
+def _held(column: Any) -> list[object]:
+    """A column's values as Python has them, None where it cannot."""
+    return [None if row is None else row["of"] for row in _values(pa.record_batch([column], ["of"]))]
 
 
 def _microseconds(column: Any) -> Any:
+    # Python's times have no more; what a time has below those is dropped.
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
         return column.cast(pa.timestamp("us", column.type.tz), safe=False)
     return column
