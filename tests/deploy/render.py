@@ -62,7 +62,9 @@ def render(*files: Path, release: str = RELEASE, **values: Any) -> Rendered:
     Raises:
         Refused: by the schema, or by the chart.
     """
-    command: list[str] = ["template", release, str(CHART), "--namespace", NAMESPACE]
+    # One that Go has built takes clusters for ancient unless told otherwise.
+    version = tools.KUBERNETES[1]
+    command: list[str] = ["template", release, str(CHART), "--namespace", NAMESPACE, "--kube-version", version]
     for file in files:
         command += ["-f", str(file)]
     for key, value in values.items():

@@ -141,6 +141,19 @@ def test_the_examples_fit_the_schema_and_are_pipelines(name: str, tmp_path: Path
     configure.load(file, [], given).settings.require_stream()
 
 
+def test_the_schema_takes_what_the_settings_take(tmp_path: Path) -> None:
+    written = """
+    source: {topics: documents, text: body}
+    outputs: [{topic: vectors, include: title}]
+    limits: {bytes: 64 MiB}
+    kafka: {bootstrap_servers: "a:1"}
+    """
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(written)
+    configure.load(file, [], {}).settings.require_stream()
+    jsonschema.validate({"pipeline": yaml.safe_load(written)}, json.loads(FILE.read_text()))
+
+
 def test_the_pipelines_beside_the_chart_are_pipelines() -> None:
     compose = DEPLOY / "compose" / "pipeline.yaml"
     for file in [compose, *sorted((DEPLOY / "examples").glob("*.yaml"))]:

@@ -65,6 +65,8 @@ def _section(name: str, part: type_schema) -> type_schema:
             continue
         field.pop("title", None)
         field.pop("default", None)
+        if key in ("topics", "include", "inputs") and field.get("type") == "array":
+            field = field | {"type": ["array", "string"]}  # noqa: PLW2901 - one may stand without a list
         properties[key] = _any_bytes(field) if key == "bytes" else field
     if name == "ReaderSettings":
         properties["cpus"] = {"type": "integer", "minimum": 1, "description": "CPUs of a reader, whole in this chart."}
