@@ -2,116 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.batch import command, finished, place
 from pipelines.batch.finished import Tally
 from pipelines.batch.inputs import find
 from pipelines.batch.outlets import batch_outlets, dead_letter_location
-from pipelines.batch.pieces import Fields, Stores, parts_of, plan
+from pipelines.batch.pieces import plan
 from pipelines.batch.there import There
-from pipelines.batch.work import Done, Worker
-from pipelines.model import Model
-from tests.fakes import CANARY, FakeTokenizer, texts_of
-from workers import metrics
+from pipelines.batch.work import Worker
+from tests.batch_job import DIM, Job, pool_of, texts, vector_of
 from workers.errors import EnvironmentFault, SettingsError
-from workers.object_store import ObjectStore
-from workers.pool import local_pool
-from workers.records import Batch
+from workers.object_store import Location, ObjectStore
 from workers.settings import Settings
-
-DIM = 384
-
-
-def vector_of(text: str) -> np.ndarray:
-    seed = int.from_bytes(text.encode(), "little") % (1 << 32)
-    vector = np.random.default_rng(seed).normal(size=DIM)
-    return np.asarray(vector / np.linalg.norm(vector), np.float32)
-
-
-def encode(batch: Batch) -> np.ndarray:
-    """Unit vectors; NaN for ``nan!…``, an exception for ``raise!…``, zeros at the front for ``flat!…``."""
-    found = np.stack([vector_of(text) for text in texts_of(batch)])
-    for row, text in enumerate(texts_of(batch)):
-        if text.startswith("raise!"):
-            raise RuntimeError("a kernel failed")
-        if text.startswith("nan!"):
-            found[row] = np.nan
-        if text.startswith("flat!"):
-            found[row, :8] = 0
-            found[row] /= np.linalg.norm(found[row])
-    return found
-
-
-class Job:
-    """A job in this process, with the real model's names and a fake encoder."""
-
-    def __init__(self, folder: Path, **sections: Any) -> None:
-        self.folder = folder
-        self.sections = {
-            "source": {"text": "text", "id": "id"},
-            "outputs": [{"kind": "parquet", "uri": f"file://{folder}/vectors", "include": ["title"]}],
-            "batch": {"inputs": [str(folder / "in")], "rows": 4},
-            **sections,
-        }
-        self.settings = Settings(**self.sections)
-        self.model = Model.open(self.settings)
-        self.embedded: Counter[str] = Counter()
-
-    def texts(self, name: str, rows: list[object]) -> None:
-        path = self.folder / "in" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def run(self, parts: int = 1_000_000) -> tuple[Tally, Tally, Counter[str]]:
-        """One run, which ends after so many parts; what was found, what was made, and why rows were refused."""
-
-        def counted(batch: Batch) -> np.ndarray:
-            found = encode(batch)
-            self.embedded.update(texts_of(batch))
-            return found
-
-        pool = local_pool(counted, dim=DIM, canary=CANARY, meter=metrics.Metrics())
-        worker = Worker(self.model, pool, 4096)
-        files = find(self.settings.batch.inputs, "auto", [])
-        there = There(batch_outlets(self.model), files, self.settings)
-        there.look()
-        pieces = plan(files, self.settings).pieces
-        found = there.count(map(there.name, pieces))
-        made, reasons = Tally(), Counter[str]()
-        for _, done in zip(range(parts), self._do(there, pieces, worker), strict=False):
-            made += done.tally
-            reasons.update(done.reasons)
-        pool.close()
-        return found, made, reasons
-
-    def _do(self, there: There, pieces: Any, worker: Worker) -> Iterator[Done]:
-        for task in there.tasks(pieces):
-            for part in parts_of(task.piece, Stores(), Fields(self.settings).names, self.settings.batch):
-                has = [part.number in numbers for numbers in task.there]
-                if not all(has):
-                    yield worker.do(task.name, part, has, FakeTokenizer(), lambda _: None)
-
-    def rows(self, output: int = 0) -> list[dict[str, Any]]:
-        uri = self.settings.outputs[output].uri.removeprefix("file://")  # type: ignore[union-attr]
-        return pl.read_parquet(f"{uri}/**/*.parquet").to_dicts()
-
-    def dead(self) -> list[dict[str, Any]]:
-        folder = Path(str(dead_letter_location(self.settings)).removeprefix("file://"))
-        return [row for path in sorted(folder.rglob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def texts(count: int, prefix: str = "n") -> list[object]:
-    return [{"id": f"{prefix}{n}", "text": f"{prefix} text {n}", "title": f"t{n}"} for n in range(count)]
 
 
 def test_rows_have_the_columns_of_run_and_say_where_they_come_from(tmp_path: Path):
@@ -273,8 +182,8 @@ def test_two_jobs_at_a_time_put_each_part_once(tmp_path: Path):
         each.look()
     pieces = plan(files, job.settings).pieces
     for each, looked in zip((job, other), there, strict=True):
-        pool = local_pool(encode, dim=DIM, canary=CANARY, meter=metrics.Metrics())
-        assert sum(done.tally.rows for done in each._do(looked, pieces, Worker(each.model, pool, 4096))) == 9
+        pool = pool_of()
+        assert sum(done.tally.rows for done in each.do(looked, pieces, Worker(each.model, pool, 4096))) == 9
         pool.close()
     assert len(job.rows()) == 9 and len(job.dead()) == 1
 
@@ -371,8 +280,6 @@ def test_settings_that_are_no_job_are_said(sections: dict[str, Any], says: str):
 def test_a_store_says_what_lies_at_a_path(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").write_bytes(b"1234")
-    from workers.object_store import Location
-
     store = ObjectStore(Location("file", "", str(tmp_path)))
     found = store.stat("folder/file")
     assert found is not None and (found.path, found.size) == ("folder/file", 4)
