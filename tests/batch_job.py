@@ -17,7 +17,7 @@ from pipelines.batch.finished import PieceName, Tally
 from pipelines.batch.inputs import find
 from pipelines.batch.outlets import batch_outlets, dead_letter_location
 from pipelines.batch.pieces import Fields, Piece, Stores, parts_of, plan
-from pipelines.batch.replica import Replica
+from pipelines.batch.replica import Answer, Loaded, Replica
 from pipelines.batch.there import There
 from pipelines.batch.work import Done, Worker
 from pipelines.model import Model
@@ -120,14 +120,14 @@ def texts(count: int, prefix: str = "n") -> list[object]:
 class FakeReplica(Replica):
     """A replica without weights. What its texts say happens: ``die!`` ends the process, once where there is ``once!``."""
 
-    def load(self) -> float:
+    def load(self) -> Loaded:
         self._model = Model.open(self._settings)
         self._columns = Fields(self._settings).names
         self._stores = Stores()
         self._tokenizers = [FakeTokenizer(256) for _ in range(8)]
         self._encoder = _Idle()
         self._worker = Worker(self._model, pool_of(self._call), 4096)
-        return 0.0
+        return Loaded(self._worker.folders)
 
     def _call(self, batch: Batch) -> np.ndarray:
         for text in texts_of(batch):
@@ -148,14 +148,22 @@ class _Idle:
 class NoReplica(FakeReplica):
     """One that cannot be loaded."""
 
-    def load(self) -> float:
+    def load(self) -> Loaded:
         raise EnvironmentFault("the model has no weights")
+
+
+class OtherReplica(FakeReplica):
+    """One with another model."""
+
+    def load(self) -> Loaded:
+        super().load()
+        return Loaded(("batch-0123456789abcdef",))
 
 
 class FaultyReplica(FakeReplica):
     """One that cannot read the files whose names begin with ``bad``."""
 
-    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Done:
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
         if piece.file.stored.path.startswith("bad"):
             raise EnvironmentFault("its disk is broken")
         return super().work(piece, name, there)

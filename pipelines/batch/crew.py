@@ -241,6 +241,11 @@ class Crew:
             self._lost(member, error)
             return
         if ref is member.loading:
+            if answer.folders != self._there.folders:
+                raise EnvironmentFault(
+                    "a replica has another model than this machine, under the same name: pin model.revision, or give both the "
+                    "same files"
+                )
             member.loading = None
             self._start_s = time.monotonic() - member.created
         elif ref is member.asking:
@@ -248,7 +253,8 @@ class Crew:
             member.counts = answer
         else:
             del member.tasks[ref]
-            self._done(answer)
+            member.counts = answer.counts
+            self._done(answer.done)
 
     def _done(self, done: Done) -> None:
         self._outcome.tally += done.tally

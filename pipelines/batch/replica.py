@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +37,19 @@ class Counts(NamedTuple):
     busy_s: float = 0.0
 
 
+class Loaded(NamedTuple):
+    """A replica that is ready: the folders that it writes to, whose names say which vectors it makes."""
+
+    folders: tuple[str, ...]
+
+
+class Answer(NamedTuple):
+    """What became of a piece, and what the replica has done until then."""
+
+    done: Done
+    counts: Counts
+
+
 class Replica:
     """:meth:`load` comes first; then :meth:`work` by a few threads, so that one encodes while others read and write."""
 
@@ -50,14 +62,13 @@ class Replica:
         self._under_way: dict[int, float] = {}
         self._tokenizers: list[Tokenizer] = []
 
-    def load(self) -> float:
-        """Load the model, warm it up and test it; the seconds that this took.
+    def load(self) -> Loaded:
+        """Load the model, warm it up and test it.
 
         Raises:
             EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
         """
         log.configure()
-        started = time.monotonic()
         self._model = Model.open(self._settings)
         threads = max(1, math.ceil(self._settings.pool.cpus_per_replica))
         self._encoder = LocalEncoder(self._model, self._model.widest, cuda=self._cuda, threads=threads)
@@ -67,9 +78,9 @@ class Replica:
         with self._tokenizer() as tokenizer:
             pool = self._encoder.pool(tokenizer.canary(), _end)
         self._worker = Worker(self._model, pool, self._settings.pool.batch_tokens(cuda=self._cuda))
-        return time.monotonic() - started
+        return Loaded(self._worker.folders)
 
-    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Done:
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
         """Embed what is missing of a piece, and put it.
 
         Args:
@@ -93,7 +104,7 @@ class Replica:
             tally += done.tally
             for reason, count in done.reasons.items():
                 reasons[reason] = reasons.get(reason, 0) + count
-        return Done(tally, reasons)
+        return Answer(Done(tally, reasons), self.counts())
 
     def counts(self) -> Counts:
         """What is done so far, that which is under way included."""

@@ -48,6 +48,11 @@ class There:
         self._lying: list[dict[PieceName, Lying]] = []
         self._counted: set[str] = set()
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the outputs' files lie below their URIs."""
+        return tuple(outlet.folder for outlet in self._outlets)
+
     def look(self) -> None:
         """Ask the stores.
 

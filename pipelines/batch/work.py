@@ -43,6 +43,11 @@ class Worker:
         self._dead_folder = dead_letter_folder(model)
         self._embedder = RowEmbedder(model.settings, self._outlets, pool, max_batch_tokens)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the outputs' files lie below their URIs."""
+        return tuple(outlet.folder for outlet in self._outlets)
+
     def do(
         self, name: PieceName, part: Part, there: Sequence[bool], tokenizer: TextTokenizer, progress: type_progress
     ) -> Done:

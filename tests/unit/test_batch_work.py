@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +261,48 @@ def test_dead_letters_never_lie_among_vectors(tmp_path: Path):
     fine = Job(tmp_path)
     assert str(dead_letter_location(fine.settings)) == f"file://{tmp_path}/vectors-dead-letters"
     command._require_apart([batch_outlets(fine.model)[0].location, dead_letter_location(fine.settings)])
+
+
+def run_batch(job: Job, **options: Any) -> tuple[int, dict[str, Any]]:
+    """The command, where there is nothing to do that would take Ray."""
+    out = io.StringIO()
+    code = command.run_batch(job.settings, options.pop("stop", threading.Event()), out, as_json=True, **options)
+    return code, json.loads(out.getvalue())
+
+
+def test_a_job_that_is_done_says_so_without_ray(tmp_path: Path):
+    job = Job(tmp_path)
+    job.texts("a.jsonl", [*texts(9), {"id": "bad", "text": ""}])
+    job.run()
+    code, said = run_batch(job)
+    assert (code, said["complete"], said["rows"], said["dead_letters"]) == (0, True, 9, 1)
+    assert (said["made"]["rows"], said["found"]["rows"], said["replicas"]) == (0, 9, 0)
+    assert said["dead_letters_uri"] == f"file://{tmp_path}/vectors-dead-letters"
+    assert said["outputs"] == [f"file://{tmp_path}/vectors"]
+
+
+def test_a_job_that_is_stopped_before_it_starts_is_not_done(tmp_path: Path):
+    job = Job(tmp_path)
+    job.texts("a.jsonl", texts(9))
+    stop = threading.Event()
+    stop.set()
+    code, said = run_batch(job, stop=stop)
+    assert (code, said["complete"], said["rows"]) == (130, False, 0)
+
+
+def test_files_that_are_broken_are_named_when_the_rest_is_done(tmp_path: Path):
+    job = Job(tmp_path)
+    job.texts("a.jsonl", texts(3))
+    job.run()
+    for n in range(12):
+        (tmp_path / f"in/broken{n:02}.parquet").write_bytes(b"no")
+    out = io.StringIO()
+    with pytest.raises(EnvironmentFault) as caught:
+        command.run_batch(job.settings, threading.Event(), out)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"file://{tmp_path}/in/broken00.parquet: it is no Parquet file, or a broken one"
+    assert lines[10:] == ["and 2 more", "the rest is done; run the same command again when this is mended"]
+    assert "not complete" in out.getvalue() and "3 embedded" in out.getvalue()
 
 
 @pytest.mark.parametrize(
