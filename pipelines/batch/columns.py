@@ -103,9 +103,9 @@ class Encode:
         self._fault: Exception | None = None
         self._tokenizer = opened.tokenizer()
         widest = max(column.projection.dim for column in self._columns)
-        encoder = LocalEncoder(opened, widest, cuda=None if device == "auto" else device == "cuda", threads=None)
-        cuda = encoder.load()
-        self._pool = encoder.pool(self._tokenizer.canary(), self._lost)
+        self._encoder = LocalEncoder(opened, widest, cuda=None if device == "auto" else device == "cuda", threads=None)
+        cuda = self._encoder.load()
+        self._pool = self._encoder.pool(self._tokenizer.canary(), self._lost)
         self._embedder = RowEmbedder(settings, self._columns, self._pool, settings.pool.batch_tokens(cuda=cuda))
         self.fingerprints = {column.name: opened.fingerprint_of(column.projection) for column in self._columns}
 
@@ -132,7 +132,9 @@ class Encode:
         try:
             vectors, settled = self._embedder.embed(rows, self._tokenizer)
         except RetryableError as error:
-            raise EnvironmentFault(f"the encoder fails at every text: {self._fault or error}") from error
+            raise EnvironmentFault(
+                f"the encoder fails at every text ({type(self._fault or error).__name__})"
+            ) from error
         outcomes = [entry.outcome for entry in settled]
         for name, column in self._added(vectors, outcomes):  # type: ignore[arg-type]
             table = table.append_column(name, column)

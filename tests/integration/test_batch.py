@@ -28,7 +28,7 @@ from pipelines.batch.outlets import batch_outlets
 from pipelines.batch.pieces import plan
 from pipelines.batch.there import There
 from tests.batch_job import FakeReplica, FaultyReplica, Job, NoReplica, OtherReplica, texts
-from tests.integration.pipeline import Pipeline, wait_until
+from tests.batch_kill import killed_and_run_again, require_each_once, write_rows
 from tests.tiny_model import make_tiny_bert
 from workers.errors import EnvironmentFault
 from workers.settings import Settings
@@ -115,38 +115,18 @@ def test_every_format_gives_the_vectors_of_encode(tmp_path: Path, config: Callab
         assert np.abs(cut).min() < 1e-6 or bits[name]["embedding"] == np.packbits(cut > 0).tolist()
 
 
-def parts(folder: Path) -> int:
-    return len(list(folder.rglob("batch-*/*.parquet")))
-
-
-def test_a_job_that_is_stopped_and_killed_is_finished_by_the_next_run_without_work_twice(
+def test_a_job_that_is_killed_and_stopped_is_finished_by_the_next_run_without_work_twice(
     tmp_path: Path, config: Callable[..., Path]
 ):
     count = 8_000
-    (tmp_path / "in/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts(count // 2)))
-    pq.write_table(pa.Table.from_pylist(texts(count // 2, "m")), tmp_path / "in/b.parquet", row_group_size=500)
-    file = config()
-    with Pipeline(tmp_path, yaml.safe_load(file.read_text()), "pipelines batch --json") as job:
-        wait_until(lambda: parts(tmp_path / "bits") >= 10, 120, job.tail)
-        assert job.terminate(120) == 130, job.tail()
-        assert json.loads(job.tail(1))["complete"] is False
-        stopped = parts(tmp_path / "bits")
-        job.start()
-        wait_until(lambda: parts(tmp_path / "bits") >= stopped + 10, 120, job.tail)
-        job.kill_everything()
-    before = parts(tmp_path / "bits")
-    names = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "vectors").rglob("*.parquet")}
-    result = batch(file)
-    assert result.returncode == 0, result.stderr
-    said = summary(result)
-    assert said["found"]["parts"] == before >= 20 and said["made"]["parts"] > 0
-    assert said["found"]["rows"] + said["made"]["rows"] == said["rows"] == count
-    assert said["found"]["rows"] > 0 and said["parts"] == parts(tmp_path / "bits")
-    wanted = {f"{prefix}{n}" for prefix in "nm" for n in range(count // 2)}
-    assert set(vectors(tmp_path / "vectors")) == set(vectors(tmp_path / "bits")) == wanted
-    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "vectors").rglob("*.parquet")}
-    assert names.items() <= now.items()  # what was there was not written again
-    again = batch(file)  # and now there is nothing to do, for which no Ray is started
+    (tmp_path / "in").rmdir()
+    write_rows(tmp_path / "in", count)
+    settings = yaml.safe_load(config(source={"id": "id"}).read_text())
+    said = killed_and_run_again(tmp_path, settings, at=10, terminate=True)
+    assert (said["rows"], said["dead_letters"]) == (count, 0)
+    for output in ("vectors", "bits"):
+        require_each_once(tmp_path / output, count)
+    again = batch(tmp_path / "batch.yaml")  # and now there is nothing to do, for which no Ray is started
     assert again.returncode == 0 and summary(again)["made"]["rows"] == 0 and summary(again)["rows"] == count
 
 
@@ -165,9 +145,10 @@ def test_a_mistake_is_a_sentence(tmp_path: Path, config: Callable[..., Path]):
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with cluster.connected(Settings()):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        with cluster.connected(Settings()):
+            yield
 
 
 class Watched:
