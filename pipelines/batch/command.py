@@ -5,14 +5,16 @@ Comes in: settings. Goes out: an exit code, and a summary. Never here: rows, or 
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
 from typing import TextIO
 
 from pipelines import cluster
-from pipelines.batch.crew import Crew, Outcome, State
+from pipelines.batch.crew import Crew
 from pipelines.batch.inputs import find
+from pipelines.batch.outcome import Outcome, State
 from pipelines.batch.outlets import batch_outlets, dead_letter_location, probe
 from pipelines.batch.pieces import plan
 from pipelines.batch.progress import Progress, spoken
@@ -22,7 +24,7 @@ from pipelines.batch.there import Task, There
 from pipelines.live import LOG_PERIOD_S, Live
 from pipelines.model import Model
 from workers import log
-from workers.errors import EnvironmentFault
+from workers.errors import EnvironmentFault, SettingsError
 from workers.object_store import Location
 from workers.settings import ParquetOutput, Settings
 
@@ -125,10 +127,9 @@ def line(state: State, progress: Progress) -> str:
 
 
 def _require_apart(written: Sequence[Location]) -> None:
-    """Refuse dead letters among vectors: whoever reads those reads all that lies there."""
-    *outputs, dead = map(str, written)
-    for output in outputs:
-        if f"{dead}/".startswith(f"{output}/") or f"{output}/".startswith(f"{dead}/"):
-            raise EnvironmentFault(
-                f"dead_letter.uri {dead} and the output {output} lie in each other: choose another dead_letter.uri"
+    """Refuse outputs, or dead letters, inside of each other: whoever reads one reads all that lies there."""
+    for one, other in itertools.permutations(map(str, written), 2):
+        if f"{one}/".startswith(f"{other}/"):
+            raise SettingsError(
+                f"{one} lies in {other}, whose readers would get both: give each output, and dead_letter.uri, a place of its own"
             )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.batch.finished import Tally
 from pipelines.batch.growth import wanted
+from pipelines.batch.outcome import Outcome, State
 from pipelines.batch.progress import LEAST_S, Progress
 from pipelines.batch.replica import Counts, Replica
 from pipelines.batch.there import Task, There
@@ -43,32 +43,6 @@ class _Member:
     asking: Any = None
     counts: Counts = field(default_factory=Counts)
     alone: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The job at a moment: replicas at work and wanted, pieces left, and the rows that finished pieces had."""
-
-    ready: int
-    members: int
-    left: int
-    tally: Tally
-
-
-@dataclass
-class Outcome:
-    """What became of the tasks; ``failed``: a sentence for each that was left out."""
-
-    tally: Tally = field(default_factory=Tally)
-    reasons: Counter[str] = field(default_factory=Counter)
-    failed: list[str] = field(default_factory=list)
-    most: int = 0
-    replaced: int = 0
-    start_s: float = 0.0
-    worked_s: float = 0.0
-    replica_s: float = 0.0
-    busy_s: float = 0.0
-    stopped: bool = False
 
 
 class Crew:

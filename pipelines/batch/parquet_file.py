@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.batch.object_file import AHEAD_BYTES
 from pipelines.batch.rows import Read, row
 from workers.errors import EnvironmentFault, PoisonError
 
@@ -33,7 +34,8 @@ def open_parquet(stream: BinaryIO) -> Any:
         EnvironmentFault: it is no Parquet file, or is broken.
     """
     try:
-        return pq.ParquetFile(pa.PythonFile(stream, mode="r"), pre_buffer=False)
+        # A group's columns are read as they are needed: whole, they may be gigabytes.
+        return pq.ParquetFile(pa.PythonFile(stream, mode="r"), pre_buffer=False, buffer_size=AHEAD_BYTES)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise EnvironmentFault("it is no Parquet file, or a broken one") from error
 

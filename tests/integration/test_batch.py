@@ -22,8 +22,9 @@ import yaml
 
 from pipelines import cluster
 from pipelines.batch.command import line
-from pipelines.batch.crew import Crew, Outcome, State
+from pipelines.batch.crew import Crew
 from pipelines.batch.inputs import find
+from pipelines.batch.outcome import Outcome, State
 from pipelines.batch.outlets import batch_outlets
 from pipelines.batch.pieces import plan
 from pipelines.batch.there import There

@@ -16,7 +16,7 @@ import pytest
 from pipelines.batch import command, finished, place
 from pipelines.batch.finished import Tally
 from pipelines.batch.inputs import find
-from pipelines.batch.outlets import batch_outlets, dead_letter_location
+from pipelines.batch.outlets import batch_outlets
 from pipelines.batch.pieces import plan
 from pipelines.batch.there import There
 from pipelines.batch.work import Worker
@@ -252,15 +252,18 @@ def test_counts_are_read_from_long_footers_too(tmp_path: Path, monkeypatch: pyte
     assert job.run()[0].rows == 5
 
 
-def test_dead_letters_never_lie_among_vectors(tmp_path: Path):
-    for dead in (f"file://{tmp_path}/vectors", f"file://{tmp_path}/vectors/dead", f"file://{tmp_path}"):
-        job = Job(tmp_path, dead_letter={"uri": dead})
-        written = [*(each.location for each in batch_outlets(job.model)), dead_letter_location(job.settings)]
-        with pytest.raises(EnvironmentFault, match="lie in each other"):
-            command._require_apart(written)
-    fine = Job(tmp_path)
-    assert str(dead_letter_location(fine.settings)) == f"file://{tmp_path}/vectors-dead-letters"
-    command._require_apart([batch_outlets(fine.model)[0].location, dead_letter_location(fine.settings)])
+@pytest.mark.parametrize("dead", ["vectors", "vectors/dead", "vectors/.."])
+def test_dead_letters_never_lie_among_vectors(tmp_path: Path, dead: str):
+    job = Job(tmp_path, dead_letter={"uri": f"file://{(tmp_path / dead).resolve()}"})
+    job.texts("a.jsonl", texts(3))
+    with pytest.raises(SettingsError, match="whose readers would get both"):
+        run_batch(job)
+
+
+def test_outputs_never_lie_in_each_other(tmp_path: Path):
+    outputs = [{"kind": "parquet", "uri": f"file://{tmp_path}/{name}"} for name in ("a/b", "a")]
+    with pytest.raises(SettingsError, match=f"{tmp_path}/a/b lies in file://{tmp_path}/a,"):
+        run_batch(Job(tmp_path, outputs=outputs))
 
 
 def run_batch(job: Job, **options: Any) -> tuple[int, dict[str, Any]]:
