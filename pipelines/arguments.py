@@ -50,7 +50,7 @@ COMMANDS = {
     "batch": Command(
         "Embed files, of Parquet, JSON lines, CSV or text, into Parquet files, and end. Run again after whatever ended it, it "
         "goes on where it was.",
-        "stream-embedder batch -c batch.yaml --batch.inputs 'documents/*.parquet' --outputs.0.uri file:///vectors",
+        "stream-embedder batch -c batch.yaml --batch.inputs 'documents/*.parquet'",
     ),
     "encode": Command(
         "Print the vectors of a few texts, as one JSON line each. Texts are arguments, or JSON lines with "

@@ -48,7 +48,7 @@ class InputFile:
     @property
     def uri(self) -> str:
         """Its name, everywhere: in rows, dead letters and messages."""
-        return f"{self.root}/{self.stored.path}"
+        return f"{str(self.root).rstrip('/')}/{self.stored.path}"
 
     @property
     def delimiter(self) -> str:
@@ -97,9 +97,8 @@ def _of(name: str, format: str) -> Iterable[InputFile]:
     if pattern is None:
         if last and (stored := ObjectStore(root).stat(last)) is not None:
             return [_file(root, stored, format, named=name)]
-        root = Location(
-            root.scheme, root.bucket, f"{root.prefix}/{last}" if root.prefix and last else root.prefix or last
-        )
+        above = root.prefix.rstrip("/")
+        root = Location(root.scheme, root.bucket, f"{above}/{last}" if above or root.scheme == "file" else last)
     listed = [stored for stored in ObjectStore(root).listing(MOST_FILES) if not _is_hidden(stored.path)]
     if pattern is not None:
         return [_file(root, stored, format, named=name) for stored in listed if pattern.fullmatch(stored.path)]
