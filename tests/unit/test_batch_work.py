@@ -156,12 +156,13 @@ def test_a_part_that_died_between_its_outputs_is_completed(tmp_path: Path, monke
     monkeypatch.setattr(place.Place, "put", dying)
     with pytest.raises(EnvironmentFault, match="killed"):
         job.run()
-    monkeypatch.setattr(place.Place, "put", put)
+    monkeypatch.setattr(place.Place, "put", lambda self, path, content: (puts.append(path), put(self, path, content)))
     assert len(job.rows(0)) == 3 and len(job.dead()) == 1 and not list((tmp_path / "two").rglob("*.parquet"))
     before = next((tmp_path / "one").rglob("*.parquet")).stat()
     found, made, _ = job.run()
     assert (found.rows, made.rows) == (0, 3)
     assert len(job.rows(0)) == len(job.rows(1)) == 3 and len(job.dead()) == 1
+    assert len(puts) == 2 + 2  # the dead letters, which are there, and the second output
     assert next((tmp_path / "one").rglob("*.parquet")).stat().st_mtime_ns == before.st_mtime_ns
 
 
@@ -174,6 +175,25 @@ def test_an_output_that_is_added_later_gets_all_and_the_first_nothing_twice(tmp_
     )
     _, made, _ = more.run()
     assert made.rows == 10 == len(more.rows(0)) == len(more.rows(1))
+
+
+def test_what_only_a_later_output_refuses_is_a_dead_letter_too(tmp_path: Path):
+    job = Job(tmp_path)
+    job.texts("a.jsonl", [{"id": "bad", "text": ""}, {"id": "f", "text": "flat! x"}])
+    job.run()
+    assert [row["class"] for row in job.dead()] == ["empty"]
+    more = {"kind": "parquet", "uri": f"file://{tmp_path}/more", "dim": 8}
+    Job(tmp_path, outputs=[*job.sections["outputs"], more]).run()
+    assert {row["class"] for row in job.dead()} == {"empty", "no_direction"}
+
+
+def test_a_part_that_was_taken_away_is_made_again(tmp_path: Path):
+    job = Job(tmp_path)
+    job.texts("a.jsonl", texts(12))
+    job.run()
+    next((tmp_path / "vectors").rglob("*-000001.parquet")).unlink()
+    found, made, _ = job.run()
+    assert (found.rows, made.rows, len(job.rows())) == (8, 4, 12)
 
 
 def test_two_jobs_at_a_time_put_each_part_once(tmp_path: Path):
