@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipelines.batch.rows import FileRow, RowValues
-from workers.codecs import fields_decoder
+from workers.codecs import fields_decoder, prompt_template
 from workers.offsets import Prefix
 from workers.outcomes import TextTokenizer, answered, prepare
 from workers.outlets import DeadLetterOutlet, Outlets, RowOutlet
@@ -31,7 +31,7 @@ class RowEmbedder:
     ) -> None:
         """``max_batch_tokens``: the budget of one forward pass, by which texts are sorted into calls as into passes."""
         self._reject = settings.model.overflow == "reject"
-        self._decoder = fields_decoder(settings, RowValues())
+        self._decoder = fields_decoder(settings, RowValues(), prompt_template(settings.model))
         self._pool = pool
         self._budget = max_batch_tokens
         self._count = len(outlets)
@@ -65,7 +65,7 @@ class RowEmbedder:
             call = [texts[number] for number in numbers]
             batch = Batch.of([text.tokens.ids for text in call])
             answer = self._pool.submit(batch).result()
-            outcomes.update((origin.offset, outcome) for origin, outcome in answered(call, answer))
+            outcomes.update((origin.offset, outcome) for origin, outcome in answered([[text] for text in call], answer))
             done += batch.tokens
             progress(done / total)
         return [Settled(row, outcomes[row.origin.offset]) for row in rows]

@@ -48,7 +48,8 @@ def batch_outlets(model: Model) -> list[BatchOutlet]:
         projection = model.projection(output)
         fingerprint = model.fingerprint_of(projection)
         source = model.settings.source
-        folder = folder_of(settings_digest(fingerprint, source.id, source.empty, output.include))
+        included = [(name, source.include.get(name, name), output.types.get(name)) for name in output.include]
+        folder = folder_of(settings_digest(fingerprint, source.id, source.empty, included))
         renderer = rows_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint)
         found.append(BatchOutlet(output.name, projection, renderer, Location.parse(output.uri), folder))
     return found

@@ -20,7 +20,6 @@ from pipelines.batch.inputs import InputFile
 from pipelines.batch.object_file import ObjectFile, buffered
 from pipelines.batch.rows import Part, Read, parts
 from workers.codecs import id_template, prompt_template, text_template
-from workers.codecs.template import Field, Template
 from workers.errors import EnvironmentFault, SettingsError
 from workers.object_store import Location, ObjectStore
 from workers.settings import BatchSettings, Settings
@@ -85,13 +84,12 @@ class Fields:
     """What of a row is needed: top-level names, and those that must be there."""
 
     def __init__(self, settings: Settings) -> None:
-        templates = [text_template(settings), id_template(settings), prompt_template(settings.model)]
-        fields = [part for template in templates for part in _fields(template)]
-        include = [name for output in settings.outputs for name in output.include]
-        self.names = list(
-            dict.fromkeys([*(field.path[0] for field in fields), *(n.partition(".")[0] for n in include)])
-        )
-        self._required = dict.fromkeys(field.path[0] for field in fields if field.default is None)
+        every = (text_template(settings), id_template(settings), prompt_template(settings.model))
+        templates = [template for template in every if template is not None]
+        include = [settings.source.include.get(name, name) for output in settings.outputs for name in output.include]
+        looked = [*(name for template in templates for name in template.fields), *(name for name in include if name)]
+        self.names = list(dict.fromkeys(name.partition(".")[0] for name in looked))
+        self._required = dict.fromkeys(path[0] for template in templates for path in template.needed)
 
     def missing(self, columns: Sequence[str]) -> str | None:
         """A column that every row needs, and that is not among these; None: there is none."""
@@ -108,10 +106,6 @@ class Fields:
             raise SettingsError(
                 f"{file.uri} has no column {name}, which source.text, source.id or model.prompt_text names; its columns: {there}"
             )
-
-
-def _fields(template: Template | None) -> list[Field]:
-    return [] if template is None else [part for part in template.parts if isinstance(part, Field)]
 
 
 def plan(files: Sequence[InputFile], settings: Settings) -> Plan:

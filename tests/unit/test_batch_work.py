@@ -334,8 +334,12 @@ def test_files_that_are_broken_are_named_when_the_rest_is_done(tmp_path: Path):
         ({"batch": {}}, "batch.inputs is empty"),
         ({"outputs": []}, "outputs is empty"),
         ({"outputs": [{"topic": "vectors"}]}, "outputs.0 is a topic, and batch writes files alone"),
-        ({"source": {"envelope": "debezium"}}, "leave them out, batch.format says what files are"),
-        ({"source": {"format": "avro", "schema_file": "a.avsc"}}, "leave them out, batch.format says what files are"),
+        ({"source": {"envelope": "debezium"}}, "leave them out, batch.format says"),
+        (
+            {"source": {"mappings": [{"topics": ["a"], "text": "b"}], "topics": ["a"]}},
+            "leave them out, batch.format says",
+        ),
+        ({"source": {"format": "avro", "schema_file": "a.avsc"}}, "leave them out, batch.format says"),
     ],
 )
 def test_settings_that_are_no_job_are_said(sections: dict[str, Any], says: str):

@@ -203,7 +203,8 @@ class Settings(BaseSettings):
                 raise SettingsError(
                     f"outputs.{number} is a topic, and batch writes files alone: kind: parquet, and uri"
                 )
-        if self.source.has_schema or self.source.envelope != "none":
+        if self.source.has_schema or self.source.envelope != "none" or self.source.mappings:
             raise SettingsError(
-                "source.format and source.envelope say what Kafka's values are; leave them out, batch.format says what files are"
+                "source.format, source.envelope and source.mappings say what Kafka's values are; leave them out, batch.format says "
+                "what files are"
             )
