@@ -94,7 +94,7 @@ def test_every_format_gives_the_vectors_of_encode(tmp_path: Path, config: Callab
     with gzip.open(tmp_path / "in/c.csv.gz", "wt", newline="") as file:
         csv.writer(file).writerows([["id", "title", "text"], *(list(row.values()) for row in rows[80:])])
     with (tmp_path / "in/b.jsonl").open("a") as file:
-        file.write('{"id": "bad", "text": 5}\n{broken\n')
+        file.write('{"id": "bad", "text": [5]}\n{broken\n')
     result = batch(config())
     assert result.returncode == 0, result.stderr
     said = summary(result)
