@@ -47,6 +47,11 @@ COMMANDS = {
         "Read texts from Kafka, embed them, write the vectors back; until SIGTERM, which drains.",
         "stream-embedder run -c pipeline.yaml --pool.max 4",
     ),
+    "batch": Command(
+        "Embed files, of Parquet, JSON lines, CSV or text, into Parquet files, and end. Run again after whatever ended it, it "
+        "goes on where it was.",
+        "stream-embedder batch -c batch.yaml --batch.inputs 'documents/*.parquet'",
+    ),
     "encode": Command(
         "Print the vectors of a few texts, as one JSON line each. Texts are arguments, or JSON lines with "
         '"text" (and "id") on standard input.',
@@ -158,6 +163,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="settings, in YAML")
+    if name == "batch":
+        parser.add_argument("--json", action="store_true", help="the summary as a JSON object")
     if name == "encode":
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the vectors")
         from workers.settings import type_precision  # noqa: PLC0415 - not for the help of the others

@@ -48,6 +48,18 @@ def _run(call: _Call) -> int:
         return run(settings, stop)
 
 
+def _batch(call: _Call) -> int:
+    from pipelines import signals
+
+    with signals.setting() as stop:  # as above
+        settings = call.configured.settings
+        settings.require_batch()
+        _check_model(settings)
+        from pipelines.batch.command import run_batch
+
+        return run_batch(settings, stop, sys.stdout, as_json=call.arguments.options.json)
+
+
 def _check(call: _Call) -> int:
     settings = _for_stream(call)
     from pipelines.check import run_check
@@ -229,6 +241,7 @@ def _check_model(settings: Settings) -> None:
 
 _RUN = {
     "run": _run,
+    "batch": _batch,
     "encode": _encode,
     "calibrate": _calibrate,
     "report": _report,

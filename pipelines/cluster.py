@@ -1,4 +1,4 @@
-"""Ray for the command ``run``: started on this machine and ended with all that it left, or joined.
+"""Ray for the commands ``run`` and ``batch``: started on this machine and ended with all that it left, or joined.
 
 Comes in: settings. Goes out: this process connected to Ray, inside a ``with``. Never here: the application that runs on it
 (``pipelines.stream``).
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from workers import log
-from workers.errors import EnvironmentFault
+from workers.errors import EnvironmentFault, SettingsError
 from workers.settings import Settings
 
 LOG = log.get(__name__)
@@ -49,6 +49,20 @@ def connected(settings: Settings) -> Iterator[None]:
         ray.shutdown()
         if settings.ray.address is None:
             _end(started, mark)
+
+
+def gpus_per_replica(settings: Settings) -> float:
+    """The setting, or what the cluster suggests."""
+    import ray  # noqa: PLC0415 - heavy
+
+    if settings.pool.gpus_per_replica is not None:
+        return settings.pool.gpus_per_replica
+    if not ray.is_initialized():
+        # serve run builds the application before it joins the cluster.
+        raise SettingsError(
+            "pool.gpus_per_replica must be set (0 for CPU) where no cluster can be asked for its GPUs yet"
+        )
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def _start(ray: Any, settings: Settings) -> None:

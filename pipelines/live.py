@@ -87,6 +87,11 @@ class Live:
             with contextlib.suppress(OSError):  # here and below: the terminal may have gone, and the work goes on
                 self._status.stop()
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether what is said takes the place of what was said before."""
+        return self._status is not None
+
     def say(self, text: str) -> None:
         """A step of the start or the end."""
         if self._status is not None:

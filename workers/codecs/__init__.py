@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "decoder_for",
+    "fields_decoder",
     "fingerprint_of",
+    "id_template",
     "prompt_template",
     "registering",
     "renderer_for",
@@ -86,16 +88,24 @@ def _decoder(settings: Settings, prompt: Template | None, registry: Registry | N
                 f"({default}), or read json"
             )
         return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
+    return fields_decoder(settings, _values(settings, registry), prompt)
+
+
+def fields_decoder(settings: Settings, values: Values, prompt: Template | None) -> Decoder:
+    """The decoder of what has fields, however ``values`` reads them; its documents carry every field that an output includes.
+
+    Raises:
+        SettingsError: ``source.text`` or ``source.id`` is not a template.
+    """
     from workers.codecs.fields import FieldsDecoder  # noqa: PLC0415
 
-    text = text_template(settings)
-    id_template = None if source.id is None else _template("source.id", source.id)
+    source = settings.source
     return FieldsDecoder(
-        _values(settings, registry),
-        text,
-        id_template,
+        values,
+        text_template(settings),
+        id_template(settings),
         {name: source.include.get(name, name) for output in settings.outputs for name in output.include},
-        refuse_empty=refuse_empty,
+        refuse_empty=source.empty == "reject",
         prompt=prompt,
         envelope=_envelope(source.envelope),
     )
@@ -180,6 +190,15 @@ def text_template(settings: Settings) -> Template:
         SettingsError: it is not a template.
     """
     return _template("source.text", settings.source.text)
+
+
+def id_template(settings: Settings) -> Template | None:
+    """What ``source.id`` makes of a record's fields; None where it is not set.
+
+    Raises:
+        SettingsError: it is not a template.
+    """
+    return None if settings.source.id is None else _template("source.id", settings.source.id)
 
 
 def _template(setting: str, source: str, parse: Callable[[str], Template] = parse_template) -> Template:

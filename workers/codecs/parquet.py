@@ -36,6 +36,22 @@ TYPES = {
 }
 
 
+def vector_type(precision: str, dim: int) -> pa.DataType:
+    """A fixed-size list of a vector's components; where bits are packed, of an eighth of ``dim``."""
+    width = dim // 8 if precision in ("binary", "ubinary") else dim
+    return pa.list_(pa.field("element", TYPES[precision], nullable=False), width)
+
+
+def vector_array(kind: pa.DataType, vectors: Sequence[type_vector | None]) -> pa.Array:
+    """A column of vectors of a :func:`vector_type`, each in its type; None is null."""
+    values = np.zeros((len(vectors), kind.list_size), kind.value_type.to_pandas_dtype())
+    for number, vector in enumerate(vectors):
+        if vector is not None:
+            values[number] = vector
+    absent = pa.array([vector is None for vector in vectors], pa.bool_())
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind, mask=absent)
+
+
 class Row(NamedTuple):
     """One row, its vector in the output's precision; ``embedding`` None where a key is deleted."""
 
@@ -73,11 +89,10 @@ class ParquetRenderer:
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns of every file."""
-        width = self.dim // 8 if self.precision in ("binary", "ubinary") else self.dim
         return pa.schema(
             [
                 pa.field("id", pa.string(), nullable=False),
-                pa.field("embedding", pa.list_(pa.field("element", TYPES[self.precision], nullable=False), width)),
+                pa.field("embedding", vector_type(self.precision, self.dim)),
                 *([pa.field("scale", pa.float32())] if self.precision == "int8" else []),
                 pa.field("tokens", pa.int32(), nullable=False),
                 pa.field("truncated", pa.bool_(), nullable=False),
@@ -115,7 +130,7 @@ class ParquetRenderer:
         origins = [row.record.origin for row in rows]
         columns = {
             "id": [row.id for row in rows],
-            "embedding": self._vectors(rows),
+            "embedding": vector_array(schema.field("embedding").type, [row.embedding for row in rows]),
             "tokens": [row.tokens for row in rows],
             "truncated": [row.truncated for row in rows],
             "deleted": [row.embedding is None for row in rows],
@@ -141,16 +156,6 @@ class ParquetRenderer:
     def after(self, batch: pa.RecordBatch, offset: int) -> pa.RecordBatch:
         """The rows of source offsets from ``offset`` on; a batch's rows are in their order."""
         return batch.slice(int(np.searchsorted(batch.column("offset").to_numpy(), offset)))
-
-    def _vectors(self, rows: Sequence[Row]) -> pa.Array:
-        wanted = self.schema.field("embedding").type
-        width = wanted.list_size
-        values = np.zeros((len(rows), width), wanted.value_type.to_pandas_dtype())
-        for number, row in enumerate(rows):
-            if row.embedding is not None:
-                values[number] = row.embedding
-        absent = pa.array([row.embedding is None for row in rows], pa.bool_())
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=wanted, mask=absent)
 
     def file(self, batches: Sequence[pa.RecordBatch], notes: Mapping[str, str]) -> bytes:
         """A file of these batches, none is one without rows; ``notes`` stand in its footer, beside what it holds."""

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from workers.errors import SettingsError
 from workers.settings.base import Section, parse_bytes
+from workers.settings.batch import BatchSettings
 from workers.settings.kafka import KafkaSettings, OAuthSettings
 from workers.settings.model import DEFAULT_MODEL, ModelSettings
 from workers.settings.outputs import (
@@ -39,6 +40,7 @@ from workers.settings.source import SourceSettings, TopicMapping
 __all__ = [
     "DEFAULT_MODEL",
     "ENV_PREFIX",
+    "BatchSettings",
     "DeadLetterSettings",
     "DeliverySettings",
     "KafkaOutput",
@@ -79,6 +81,7 @@ class Settings(BaseSettings):
 
     model: ModelSettings = ModelSettings()
     source: SourceSettings = SourceSettings()
+    batch: BatchSettings = BatchSettings()
     outputs: tuple[Output, ...] = ()
     dead_letter: DeadLetterSettings = DeadLetterSettings()
     delivery: DeliverySettings = DeliverySettings()
@@ -179,4 +182,29 @@ class Settings(BaseSettings):
         if not self.outputs:
             raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: kafka, topic: vectors}]"
+            )
+
+    def require_batch(self) -> None:
+        """Check that the settings say what to read and where to write, which ``batch`` needs.
+
+        Raises:
+            SettingsError: they do not.
+        """
+        if not self.batch.inputs:
+            raise SettingsError(
+                "batch.inputs is empty: say what to embed, such as --batch.inputs 'documents/*.parquet'"
+            )
+        if not self.outputs:
+            raise SettingsError(
+                "outputs is empty: say where the embeddings go, such as outputs: [{kind: parquet, uri: file:///vectors}]"
+            )
+        for number, output in enumerate(self.outputs):
+            if isinstance(output, KafkaOutput):
+                raise SettingsError(
+                    f"outputs.{number} is a topic, and batch writes files alone: kind: parquet, and uri"
+                )
+        if self.source.has_schema or self.source.envelope != "none" or self.source.mappings:
+            raise SettingsError(
+                "source.format, source.envelope and source.mappings say what Kafka's values are; leave them out, batch.format says "
+                "what files are"
             )

@@ -220,3 +220,13 @@ class DeadLetterSettings(Section):
     """Where refused records go."""
 
     topic: str = Field("documents.dead", min_length=1, description="Topic for records that are refused, byte for byte.")
+    uri: str | None = Field(
+        None,
+        description="Of `batch`: where its refused rows go, a prefix as an output's `uri`. Default: the first output's, with "
+        "`-dead-letters` at its end.",
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _a_location(cls, value: str | None) -> str | None:
+        return None if value is None else str(Location.parse(value))

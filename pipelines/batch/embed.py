@@ -1,0 +1,71 @@
+"""From rows to what outputs write: decode, tokenise, encode, project; every row has an outcome.
+
+Comes in: rows. Goes out: for each output the rows that it writes, and what became of each row. Never here: files, or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipelines.batch.rows import FileRow, RowValues
+from workers.codecs import fields_decoder, prompt_template
+from workers.offsets import Prefix
+from workers.outcomes import TextTokenizer, answered, prepare
+from workers.outlets import DeadLetterOutlet, Outlets, RowOutlet
+from workers.pool import EncoderPool
+from workers.records import Batch, Outcome, Settled, TopicPartition
+from workers.settings import Settings
+from workers.text.batching import plan
+
+# A call to the encoder carries so many passes: it prepares one while the other runs, and progress is seen after each call.
+PASSES_A_CALL = 4
+
+type_progress = Callable[[float], None]
+
+
+class RowEmbedder:
+    """For any number of threads, each with a tokenizer of its own."""
+
+    def __init__(
+        self, settings: Settings, outlets: Sequence[RowOutlet], pool: EncoderPool, max_batch_tokens: int
+    ) -> None:
+        """``max_batch_tokens``: the budget of one forward pass, by which texts are sorted into calls as into passes."""
+        self._reject = settings.model.overflow == "reject"
+        self._decoder = fields_decoder(settings, RowValues(), prompt_template(settings.model))
+        self._pool = pool
+        self._budget = max_batch_tokens
+        self._count = len(outlets)
+        # What it would send to a topic of dead letters is left; what became of each row says as much.
+        self._outlets = Outlets((), outlets, DeadLetterOutlet("dead letters", "", tombstone=False), lambda _: None)
+
+    def embed(
+        self, rows: Sequence[FileRow], tokenizer: TextTokenizer, progress: type_progress = lambda _: None
+    ) -> tuple[list[list[object]], Sequence[Settled]]:
+        """The rows of each output, and the outcomes of all, in their order; ``progress`` hears how much is done, 0 to 1.
+
+        Rows of one file, of rising offsets.
+
+        Raises:
+            RetryableError: the pool was closed.
+        """
+        if not rows:
+            return [[] for _ in range(self._count)], ()
+        settled = self._outcomes(rows, tokenizer, progress)
+        origin = rows[0].origin
+        whole = Prefix(TopicPartition(origin.topic, 0), 0, tuple(settled), rows[-1].origin.offset + 1, already={})
+        (rendered,), _ = self._outlets.render([whole])
+        return [[row for _, row in made] for made in rendered.rows], rendered.prefix.settled
+
+    def _outcomes(self, rows: Sequence[FileRow], tokenizer: TextTokenizer, progress: type_progress) -> list[Settled]:
+        texts, settled = prepare(rows, self._decoder, tokenizer, reject_overflow=self._reject)
+        outcomes: dict[int, Outcome] = {origin.offset: outcome for origin, outcome in settled}
+        lengths = [len(text.tokens.ids) for text in texts]
+        total, done = max(1, sum(lengths)), 0
+        for numbers in plan(lengths, self._budget, PASSES_A_CALL * self._budget):
+            call = [texts[number] for number in numbers]
+            batch = Batch.of([text.tokens.ids for text in call])
+            answer = self._pool.submit(batch).result()
+            outcomes.update((origin.offset, outcome) for origin, outcome in answered([[text] for text in call], answer))
+            done += batch.tokens
+            progress(done / total)
+        return [Settled(row, outcomes[row.origin.offset]) for row in rows]

@@ -1,0 +1,124 @@
+"""Parquet files: which rows lie in which group, and the rows of some groups.
+
+Comes in: an open file, and the columns that are needed. Goes out: groups, or a row for each of theirs, in plain Python values.
+Never here: columns that nobody needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.batch.object_file import AHEAD_BYTES
+from pipelines.batch.rows import Read, row
+from workers.errors import EnvironmentFault, PoisonError
+
+_BATCH_ROWS = 1024
+
+
+class Group(NamedTuple):
+    """A row group: its first row in the file, its rows, and the bytes of the columns that are needed."""
+
+    start: int
+    rows: int
+    bytes: int
+
+
+def open_parquet(stream: BinaryIO) -> Any:
+    """The file, opened.
+
+    Raises:
+        EnvironmentFault: it is no Parquet file, or is broken.
+    """
+    try:
+        # A group's columns are read as they are needed: whole, they may be gigabytes.
+        return pq.ParquetFile(pa.PythonFile(stream, mode="r"), pre_buffer=False, buffer_size=AHEAD_BYTES)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise EnvironmentFault("it is no Parquet file, or a broken one") from error
+
+
+def columns_of(parquet: Any) -> list[str]:
+    """The names of the file's columns."""
+    return list(parquet.schema_arrow.names)
+
+
+def groups(parquet: Any, columns: Sequence[str]) -> list[Group]:
+    """The file's row groups, in order."""
+    metadata, found, start = parquet.metadata, [], 0
+    wanted = set(columns)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted)
+        found.append(Group(start, group.num_rows, size))
+        start += group.num_rows
+    return found
+
+
+def parquet_rows(
+    parquet: Any, file: str, numbers: Sequence[int], start: int, columns: Sequence[str], done: Callable[[int], float]
+) -> Iterator[Read]:
+    """The rows of the groups ``numbers``, the first of which is the file's row ``start``; ``done``: the share up to a row.
+
+    Raises:
+        EnvironmentFault: a group is broken.
+    """
+    names = set(columns)
+    wanted = [name for name in columns_of(parquet) if name in names]
+    offset = start
+    try:
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(numbers), columns=wanted, use_threads=False):
+            for fields in plain_rows(batch):
+                refused = fields if isinstance(fields, PoisonError) else None
+                values = None if isinstance(fields, PoisonError) else fields
+                held = 0 if values is None else sum(map(_size, values.values()))
+                yield Read(row(file, offset, None, fields=values, refused=refused, held=held), done(offset + 1))
+                offset += 1
+    except (pa.ArrowException, OSError) as error:
+        raise EnvironmentFault("a group of its rows cannot be read: the file is broken") from error
+
+
+def plain_rows(batch: Any) -> Iterator[Mapping[str, object] | PoisonError]:
+    """The rows of a batch or table as Python has them; where that fails for all together, one by one."""
+    names = batch.schema.names
+    if not names:
+        yield from [{}] * batch.num_rows
+        return
+    plain = [_plain(column) for column in batch.columns]
+    try:
+        yield from [
+            dict(zip(names, values, strict=True)) for values in zip(*(c.to_pylist() for c in plain), strict=True)
+        ]
+        return
+    except (pa.ArrowException, ValueError, OverflowError):
+        pass
+    for number in range(batch.num_rows):
+        try:
+            yield {name: column[number].as_py() for name, column in zip(names, plain, strict=True)}
+        except (pa.ArrowException, ValueError, OverflowError):
+            yield PoisonError(
+                "decode", "invalid_value", "a column holds bytes that are no UTF-8, or a time out of range"
+            )
+
+
+def _plain(column: Any) -> Any:
+    """Python's times have microseconds; what a time has below those is dropped."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
+
+
+def _size(value: object) -> int:
+    """About the bytes of a value."""
+    match value:
+        case str() | bytes():
+            return len(value)
+        case list():
+            return sum(map(_size, value))
+        case Mapping():
+            return sum(map(_size, value.values()))
+        case _:
+            return 8

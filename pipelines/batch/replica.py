@@ -1,0 +1,148 @@
+"""One replica of a batch job: a model on its device, and threads that read, tokenise and write around it.
+
+Comes in: pieces, one for each thread. Goes out: what became of their rows, once their files are put. Never here: which piece
+is next. A Ray actor is made of it where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipelines.batch.encoding import LocalEncoder
+from pipelines.batch.finished import PieceName, Tally
+from pipelines.batch.pieces import Fields, Piece, Stores, parts_of
+from pipelines.batch.work import Done, Worker
+from pipelines.model import Model
+from workers import log
+from workers.settings import Settings
+
+if TYPE_CHECKING:
+    from workers.text.tokenizer import Tokenizer
+
+
+class Counts(NamedTuple):
+    """What a replica has done since it started: input that it ``worked`` through or found done already (``skipped``).
+
+    Both in bytes, as :attr:`pipelines.batch.pieces.Piece.weight` counts; ``busy_s`` seconds of its encoder.
+    """
+
+    worked: float = 0.0
+    skipped: float = 0.0
+    busy_s: float = 0.0
+
+
+class Loaded(NamedTuple):
+    """A replica that is ready: the folders that it writes to, whose names say which vectors it makes."""
+
+    folders: tuple[str, ...]
+
+
+class Answer(NamedTuple):
+    """What became of a piece, and what the replica has done until then."""
+
+    done: Done
+    counts: Counts
+
+
+class Replica:
+    """:meth:`load` comes first; then :meth:`work` by a few threads, so that one encodes while others read and write."""
+
+    def __init__(self, settings: Settings, *, cuda: bool) -> None:
+        """Nothing is loaded here. ``cuda``: whether the encoder runs on a GPU."""
+        self._settings = settings
+        self._cuda = cuda
+        self._lock = threading.Lock()
+        self._counts = Counts()
+        self._under_way: dict[int, float] = {}
+        self._tokenizers: list[Tokenizer] = []
+
+    def load(self) -> Loaded:
+        """Load the model, warm it up and test it.
+
+        Raises:
+            EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
+        """
+        log.configure()
+        self._model = Model.open(self._settings)
+        threads = max(1, math.ceil(self._settings.pool.cpus_per_replica))
+        self._encoder = LocalEncoder(self._model, self._model.widest, cuda=self._cuda, threads=threads)
+        self._encoder.load()
+        self._columns = Fields(self._settings).names
+        self._stores = Stores()
+        with self._tokenizer() as tokenizer:
+            pool = self._encoder.pool(tokenizer.canary(), _end)
+        self._worker = Worker(self._model, pool, self._settings.pool.batch_tokens(cuda=self._cuda))
+        return Loaded(self._worker.folders)
+
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+        """Embed what is missing of a piece, and put it.
+
+        Args:
+            piece: what to read.
+            name: of the piece, in its files' names.
+            there: for each output, the numbers of the parts that it has.
+
+        Raises:
+            EnvironmentFault: the piece cannot be read, or its files cannot be put.
+        """
+        tally, reasons = Tally(), dict[str, int]()
+        for part in parts_of(piece, self._stores, self._columns, self._settings.batch):
+            weight = part.share * piece.weight
+            has = [part.number in numbers for numbers in there]
+            if all(has):
+                self._count(skipped=weight)
+                continue
+            with self._tokenizer() as tokenizer, self._progress() as key:
+                done = self._worker.do(name, part, has, tokenizer, partial(self._note, key, weight))
+            self._count(worked=weight)
+            tally += done.tally
+            for reason, count in done.reasons.items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        return Answer(Done(tally, reasons), self.counts())
+
+    def counts(self) -> Counts:
+        """What is done so far, that which is under way included."""
+        with self._lock:
+            worked = self._counts.worked + sum(self._under_way.values())
+            return self._counts._replace(worked=worked, busy_s=self._encoder.busy_s)
+
+    @contextmanager
+    def _tokenizer(self) -> Iterator[Tokenizer]:
+        """A tokenizer that no other thread has."""
+        with self._lock:
+            found = self._tokenizers.pop() if self._tokenizers else None
+        tokenizer = found or self._model.tokenizer()
+        yield tokenizer
+        with self._lock:
+            self._tokenizers.append(tokenizer)
+
+    # ---- counting
+
+    @contextmanager
+    def _progress(self) -> Iterator[int]:
+        """A key for what this thread has under way, which counts until it is done or given up."""
+        key = threading.get_ident()
+        try:
+            yield key
+        finally:
+            with self._lock:
+                self._under_way.pop(key, None)
+
+    def _note(self, key: int, weight: float, share: float) -> None:
+        with self._lock:
+            self._under_way[key] = weight * share
+
+    def _count(self, worked: float = 0.0, skipped: float = 0.0) -> None:
+        with self._lock:
+            self._counts = Counts(self._counts.worked + worked, self._counts.skipped + skipped)
+
+
+def _end(_: Exception) -> None:
+    """The process is of no more use; its pieces go to another one."""
+    os._exit(1)

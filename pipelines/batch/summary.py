@@ -1,0 +1,134 @@
+"""What a job says of itself at its end.
+
+Comes in: what became of the rows, and how long it took. Goes out: lines for people, or one JSON object. Never here: a guess:
+what was not measured is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from pipelines.batch.finished import Tally
+from pipelines.batch.progress import Forecast, spoken
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One run of a job.
+
+    ``found``: what earlier runs had finished; ``made``: what this one has. ``seconds`` of the run, ``worked_s`` of them with a
+    replica at work, after ``start_s`` until the first was; ``replica_s`` adds up what each replica was there for, ``busy_s``
+    what of that its encoder computed.
+    """
+
+    complete: bool
+    files: int
+    found: Tally
+    made: Tally
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    dead_letters: str = ""
+    outputs: tuple[str, ...] = ()
+    seconds: float = 0.0
+    start_s: float = 0.0
+    worked_s: float = 0.0
+    replica_s: float = 0.0
+    busy_s: float = 0.0
+    replicas: int = 0
+    replaced: int = 0
+    tenth: Forecast | None = None
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows of this run, refused ones too, in a second with a replica at work; 0 where nothing was to do."""
+        return (self.made.rows + self.made.refused) / self.worked_s if self.worked_s else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of this run in such a second."""
+        return self.made.tokens / self.worked_s if self.worked_s else 0.0
+
+    @property
+    def busy(self) -> float:
+        """The encoders' share of the time that replicas were there, 0 to 1."""
+        return min(1.0, self.busy_s / self.replica_s) if self.replica_s else 0.0
+
+    @property
+    def eta_error(self) -> float | None:
+        """By how much the time that was said to be left after the first tenth was wrong, as a share of what it took."""
+        return None if self.tenth is None or not self.complete else self.tenth.error(self.worked_s)
+
+    def text(self) -> str:
+        """For people."""
+        every = self.found + self.made
+        lines = [
+            ("state", "complete" if self.complete else "not complete: run it again, and it goes on"),
+            ("rows", f"{every.rows:,} embedded" + self._split(self.found.rows, self.made.rows)),
+            ("dead letters", f"{every.refused:,}" + self._dead(every.refused)),
+            ("tokens", f"{every.tokens:,}, {every.truncated:,} texts truncated"),
+            ("files", f"{self.files:,} read; {every.parts:,} parts" + self._split(self.found.parts, self.made.parts)),
+            *(("to", output) for output in self.outputs),
+            ("time", f"{spoken(self.seconds)}" + self._time()),
+        ]
+        if self.made.parts:
+            lines.append(
+                (
+                    "speed",
+                    f"{self.rows_per_s:,.0f} rows/s, {self.tokens_per_s:,.0f} tokens/s on {self.replicas} "
+                    f"replica{'s' * (self.replicas != 1)}, whose encoders were busy {self.busy:.0%} of the time"
+                    + (f"; {self.replaced} replaced" if self.replaced else ""),
+                )
+            )
+        if self.tenth is not None and (error := self.eta_error) is not None:
+            took = spoken(self.worked_s - self.tenth.at_s)
+            lines.append(
+                ("forecast", f"{spoken(self.tenth.left_s)} after the first tenth, and it took {took}: {error:+.0%}")
+            )
+        width = max(len(name) for name, _ in lines)
+        return "".join(f"{name:<{width}}  {said}\n" for name, said in lines)
+
+    def json(self) -> bytes:
+        """For programs."""
+        every = self.found + self.made
+        return orjson.dumps(
+            {
+                "complete": self.complete,
+                "rows": every.rows,
+                "dead_letters": every.refused,
+                "tokens": every.tokens,
+                "truncated": every.truncated,
+                "parts": every.parts,
+                "found": self.found._asdict(),
+                "made": self.made._asdict(),
+                "reasons": dict(self.reasons),
+                "dead_letters_uri": self.dead_letters,
+                "outputs": list(self.outputs),
+                "files": self.files,
+                "seconds": round(self.seconds, 3),
+                "start_seconds": round(self.start_s, 3),
+                "working_seconds": round(self.worked_s, 3),
+                "rows_per_second": round(self.rows_per_s, 1),
+                "tokens_per_second": round(self.tokens_per_s, 1),
+                "replicas": self.replicas,
+                "replicas_replaced": self.replaced,
+                "encoders_busy": round(self.busy, 4),
+                "eta_error_after_first_tenth": None if (error := self.eta_error) is None else round(error, 4),
+            }
+        )
+
+    @staticmethod
+    def _split(found: int, made: int) -> str:
+        return f": {made:,} by this run, {found:,} found from an earlier one" if found else ""
+
+    def _dead(self, refused: int) -> str:
+        if not refused:
+            return ""
+        told = ", ".join(f"{name} {count:,}" for name, count in sorted(self.reasons.items()))
+        return f" in {self.dead_letters}" + (f" ({told})" if told else "")
+
+    def _time(self) -> str:
+        if not self.worked_s:
+            return ""
+        return f", {spoken(self.worked_s)} of it at work; the first replica took {spoken(self.start_s)} to start"

@@ -1,0 +1,169 @@
+"""A batch job in this process: the real model's names and tokens of letters, and an encoder that needs no weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from pipelines.batch.finished import PieceName, Tally
+from pipelines.batch.inputs import find
+from pipelines.batch.outlets import batch_outlets, dead_letter_location
+from pipelines.batch.pieces import Fields, Piece, Stores, parts_of, plan
+from pipelines.batch.replica import Answer, Loaded, Replica
+from pipelines.batch.there import There
+from pipelines.batch.work import Done, Worker
+from pipelines.model import Model
+from tests.fakes import CANARY, FakeTokenizer, texts_of
+from workers import metrics
+from workers.errors import EnvironmentFault
+from workers.pool import EncoderPool, local_pool
+from workers.records import Batch
+from workers.settings import Settings
+
+DIM = 384
+
+
+def vector_of(text: str) -> np.ndarray:
+    seed = int.from_bytes(text.encode(), "little") % (1 << 32)
+    vector = np.random.default_rng(seed).normal(size=DIM)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def encode(batch: Batch) -> np.ndarray:
+    """Unit vectors; NaN for ``nan!…``, an exception for ``raise!…``, zeros at the front for ``flat!…``."""
+    found = np.stack([vector_of(text) for text in texts_of(batch)])
+    for row, text in enumerate(texts_of(batch)):
+        if text.startswith("raise!"):
+            raise RuntimeError("a kernel failed")
+        if text.startswith("nan!"):
+            found[row] = np.nan
+        if text.startswith("flat!"):
+            found[row, :8] = 0
+            found[row] /= np.linalg.norm(found[row])
+    return found
+
+
+def pool_of(call: Any = encode) -> EncoderPool:
+    return local_pool(call, dim=DIM, canary=CANARY, meter=metrics.Metrics())
+
+
+class Job:
+    """A job in this process, with the real model's names and a fake encoder."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        self.folder = folder
+        self.sections = {
+            "source": {"text": "text", "id": "id"},
+            "outputs": [{"kind": "parquet", "uri": f"file://{folder}/vectors", "include": ["title"]}],
+            "batch": {"inputs": [str(folder / "in")], "rows": 4},
+            **sections,
+        }
+        self.settings = Settings(**self.sections)
+        self.model = Model.open(self.settings)
+        self.embedded: Counter[str] = Counter()
+
+    def texts(self, name: str, rows: list[object]) -> None:
+        path = self.folder / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(self, parts: int = 1_000_000) -> tuple[Tally, Tally, Counter[str]]:
+        """One run, which ends after so many parts; what was found, what was made, and why rows were refused."""
+
+        def counted(batch: Batch) -> np.ndarray:
+            found = encode(batch)
+            self.embedded.update(texts_of(batch))
+            return found
+
+        pool = pool_of(counted)
+        worker = Worker(self.model, pool, 4096)
+        files = find(self.settings.batch.inputs, "auto", [])
+        there = There(batch_outlets(self.model), files, self.settings)
+        there.look()
+        pieces = plan(files, self.settings).pieces
+        found = there.count(map(there.name, pieces))
+        made, reasons = Tally(), Counter[str]()
+        for _, done in zip(range(parts), self.do(there, pieces, worker), strict=False):
+            made += done.tally
+            reasons.update(done.reasons)
+        pool.close()
+        return found, made, reasons
+
+    def do(self, there: There, pieces: Any, worker: Worker) -> Iterator[Done]:
+        for task in there.tasks(pieces):
+            for part in parts_of(task.piece, Stores(), Fields(self.settings).names, self.settings.batch):
+                has = [part.number in numbers for numbers in task.there]
+                if not all(has):
+                    yield worker.do(task.name, part, has, FakeTokenizer(), lambda _: None)
+
+    def rows(self, output: int = 0) -> list[dict[str, Any]]:
+        uri = self.settings.outputs[output].uri.removeprefix("file://")
+        return pl.read_parquet(f"{uri}/**/*.parquet").to_dicts()
+
+    def dead(self) -> list[dict[str, Any]]:
+        folder = Path(str(dead_letter_location(self.settings)).removeprefix("file://"))
+        return [row for path in sorted(folder.rglob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def texts(count: int, prefix: str = "n") -> list[object]:
+    return [{"id": f"{prefix}{n}", "text": f"{prefix} text {n}", "title": f"t{n}"} for n in range(count)]
+
+
+class FakeReplica(Replica):
+    """A replica without weights. What its texts say happens: ``die!`` ends the process, once where there is ``once!``."""
+
+    def load(self) -> Loaded:
+        self._model = Model.open(self._settings)
+        self._columns = Fields(self._settings).names
+        self._stores = Stores()
+        self._tokenizers = [FakeTokenizer(256) for _ in range(8)]
+        self._encoder = _Idle()
+        self._worker = Worker(self._model, pool_of(self._call), 4096)
+        return Loaded(self._worker.folders)
+
+    def _call(self, batch: Batch) -> np.ndarray:
+        for text in texts_of(batch):
+            if text.startswith("die!"):
+                marker = Path(text.removeprefix("die!"))
+                if not marker.exists():
+                    marker.touch()
+                    os._exit(1)
+            if text.startswith("always!"):
+                os._exit(1)
+        return encode(batch)
+
+
+class _Idle:
+    busy_s = 0.0
+
+
+class NoReplica(FakeReplica):
+    """One that cannot be loaded."""
+
+    def load(self) -> Loaded:
+        raise EnvironmentFault("the model has no weights")
+
+
+class OtherReplica(FakeReplica):
+    """One with another model."""
+
+    def load(self) -> Loaded:
+        super().load()
+        return Loaded(("batch-0123456789abcdef",))
+
+
+class FaultyReplica(FakeReplica):
+    """One that cannot read the files whose names begin with ``bad``."""
+
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+        if piece.file.stored.path.startswith("bad"):
+            raise EnvironmentFault("its disk is broken")
+        return super().work(piece, name, there)
