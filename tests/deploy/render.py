@@ -15,6 +15,7 @@ from tests.deploy import tools
 from tests.deploy.values_schema import CHART
 
 EXAMPLES = {file.stem: file for file in sorted((CHART / "examples").glob("*.yaml"))}
+STREAMS = sorted(name for name, file in EXAMPLES.items() if yaml.safe_load(file.read_text()).get("kind") != "batch")
 RELEASE, NAMESPACE = "books", "embedding"
 
 
@@ -40,7 +41,9 @@ class Rendered:
 
     @property
     def cluster(self) -> dict[str, Any]:
-        """The spec of its Ray cluster."""
+        """The spec of the Ray cluster, of the RayService or the RayJob."""
+        for job in self.of("RayJob"):
+            return dict(job["spec"]["rayClusterSpec"])
         return dict(self.service["rayClusterConfig"])
 
     @property

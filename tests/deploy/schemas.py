@@ -80,7 +80,7 @@ def _custom() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _wanted(file: Path) -> bool:
-    return file.stem.rpartition("_")[2] in ("rayservices", "rayclusters", "podmonitors", "prometheusrules")
+    return file.stem.rpartition("_")[2] in ("rayservices", "rayjobs", "rayclusters", "podmonitors", "prometheusrules")
 
 
 def mistakes(made: dict[str, Any]) -> list[str]:

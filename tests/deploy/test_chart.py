@@ -17,18 +17,23 @@ import yaml
 from pipelines import configure
 from tests.deploy import render as chart
 from tests.deploy import schemas as held
-from tests.deploy.render import EXAMPLES, Refused, Rendered, env, seconds
+from tests.deploy.render import EXAMPLES, STREAMS, Refused, Rendered, env, seconds
 from tests.deploy.values_schema import secrets
 from workers import metrics
 from workers.settings import Settings
 
 pytestmark = [pytest.mark.deploy, pytest.mark.usefixtures("helm")]
 
-SMALL, GPU, SECURED = (EXAMPLES[name] for name in ("small", "gpu-from-zero", "secured"))
+SMALL, GPU, SECURED, BATCH = (EXAMPLES[name] for name in ("small", "gpu-from-zero", "secured", "batch"))
 
 
 @pytest.fixture(scope="module", params=sorted(EXAMPLES))
 def example(request: pytest.FixtureRequest) -> Rendered:
+    return chart.render(EXAMPLES[request.param])
+
+
+@pytest.fixture(scope="module", params=STREAMS)
+def streaming(request: pytest.FixtureRequest) -> Rendered:
     return chart.render(EXAMPLES[request.param])
 
 
@@ -38,7 +43,7 @@ def settings(rendered: Rendered, tmp_path: Path) -> Settings:
     file.write_text(rendered.pipeline)
     given = {name: "a secret" for name in env(rendered.pods["head"]["spec"]["containers"][0]) if name in secrets()}
     loaded = configure.load(file, [], given).settings
-    loaded.require_stream()
+    loaded.require_batch() if rendered.of("RayJob") else loaded.require_stream()
     return loaded
 
 
@@ -76,6 +81,24 @@ def test_every_object_is_named_and_labelled_by_the_release(example: Rendered) ->
             assert made["metadata"]["labels"]["app.kubernetes.io/instance"] == chart.RELEASE
 
 
+def test_a_batch_is_a_job_that_is_tried_again_and_another_one_for_other_settings() -> None:
+    (job,) = chart.render(BATCH).of("RayJob")
+    spec = job["spec"]
+    assert spec["entrypoint"] == "stream-embedder batch -c /etc/stream-embedder/pipeline.yaml --ray.address auto"
+    assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (3, True)
+    assert [group["groupName"] for group in spec["rayClusterSpec"]["workerGroupSpecs"]] == ["gpu"]
+    assert "activeDeadlineSeconds" not in spec
+    (other,) = chart.render(BATCH, pipeline__pool={"max": 9}, job__activeDeadlineSeconds=86400).of("RayJob")
+    assert other["metadata"]["name"] != job["metadata"]["name"]
+    assert other["spec"]["activeDeadlineSeconds"] == 86400
+    for pod in chart.render(BATCH).pods.values():  # the job is submitted once the pods are ready
+        assert "httpGet" in pod["spec"]["containers"][0]["readinessProbe"]
+    assert all(
+        "AWS_SECRET_ACCESS_KEY" in env(pod["spec"]["containers"][0]) for pod in chart.render(BATCH).pods.values()
+    )
+    assert chart.render(BATCH).of("RayService") == chart.render(BATCH).of("Pod") == []
+
+
 def test_a_name_that_kuberay_would_refuse_is_refused_at_once() -> None:
     with pytest.raises(Refused, match="set fullnameOverride"):
         chart.render(SMALL, release="7-books")
@@ -85,6 +108,8 @@ def test_a_name_that_kuberay_would_refuse_is_refused_at_once() -> None:
 def test_a_long_name_leaves_room_for_kuberay() -> None:
     (service,) = chart.render(SMALL, nameOverride="x" * 60).of("RayService")
     assert len(service["metadata"]["name"]) <= 41
+    (job,) = chart.render(BATCH, nameOverride="x" * 60).of("RayJob")
+    assert len(job["metadata"]["name"]) <= 47
     assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
 
 
@@ -107,6 +132,7 @@ def test_a_long_name_leaves_room_for_kuberay() -> None:
         ({"gpu": {"enabled": True, "perReplica": 1.5}}, "perReplica"),
         ({"image__digest": "latest"}, "digest"),
         ({"modelCache__kind": "hostPath"}, "kind"),
+        ({"kind": "batch"}, "batch"),
     ],
 )
 def test_the_schema_refuses(values: dict[str, Any], said: str) -> None:
@@ -135,8 +161,11 @@ def test_the_chart_says_what_cannot_work(values: dict[str, Any], said: str) -> N
 
 
 def test_without_a_pipeline_nothing_is_made() -> None:
-    with pytest.raises(Refused, match="source"):
-        chart.render()
+    for kind, missing in (("stream", "source"), ("batch", "batch")):
+        with pytest.raises(Refused, match=missing):
+            chart.render(kind=kind)
+    with pytest.raises(Refused, match="a batch has none"):
+        chart.render(BATCH, monitoring__rules__enabled=True)
 
 
 # ---- the pipeline
@@ -146,7 +175,8 @@ def test_the_settings_of_every_pod_are_those_that_the_values_say(example: Render
     loaded = settings(example, tmp_path)
     gpu = "gpu" in example.pods
     assert (loaded.pool.gpus_per_replica, loaded.pool.cpus_per_replica) == ((1, 0) if gpu else (0, 1))
-    assert loaded.kafka.bootstrap_servers.startswith("kafka-kafka-bootstrap.kafka:")
+    if example.of("RayService"):
+        assert loaded.kafka.bootstrap_servers.startswith("kafka-kafka-bootstrap.kafka:")
     for name, pod in example.pods.items():
         (mounted,) = (
             mount
@@ -160,14 +190,14 @@ def test_the_settings_of_every_pod_are_those_that_the_values_say(example: Render
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, at import
-def test_serve_builds_the_application_of_each_example(example: Rendered, tmp_path: Path) -> None:
-    text = example.service["serveConfigV2"]
+def test_serve_builds_the_application_of_each_example(streaming: Rendered, tmp_path: Path) -> None:
+    text = streaming.service["serveConfigV2"]
     assert "import_path: pipelines.stream:app" in text
     assert "route_prefix: /stream-embedder" in text  # without one the head's proxy never gets ready
     assert "args: { config: /etc/stream-embedder/pipeline.yaml }" in text
     from pipelines import stream
 
-    stream.build(settings(example, tmp_path))  # no cluster is asked: gpus_per_replica is given
+    stream.build(settings(streaming, tmp_path))  # no cluster is asked: gpus_per_replica is given
 
 
 def test_whatever_changes_is_another_cluster() -> None:
@@ -227,15 +257,15 @@ def test_there_are_gpu_pods_for_all_replicas(per_pod: int, per_replica: float, m
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_drains_and_graces_add_up(example: Rendered, tmp_path: Path) -> None:
+def test_drains_and_graces_add_up(streaming: Rendered, tmp_path: Path) -> None:
     from pipelines import stream
 
-    loaded = settings(example, tmp_path)
+    loaded = settings(streaming, tmp_path)
     ingress = stream.build(loaded)._bound_deployment
     serve_waits = ingress._deployment_config.graceful_shutdown_timeout_s
     assert serve_waits > loaded.delivery.drain_timeout_s
     longest = 0
-    for name, pod in example.pods.items():
+    for name, pod in streaming.pods.items():
         drain, grace = seconds(pod)
         assert grace >= drain + 30, name  # Ray ends its processes
         if name in ("readers", "workers"):
@@ -243,12 +273,12 @@ def test_drains_and_graces_add_up(example: Rendered, tmp_path: Path) -> None:
         if name == "gpu":
             assert grace <= 120  # the notice of most spot nodes
             # Where all pods go at once, encoders work until the readers have drained.
-            readers_end = seconds(example.pods["readers"])[0] - serve_waits + loaded.delivery.drain_timeout_s
+            readers_end = seconds(streaming.pods["readers"])[0] - serve_waits + loaded.delivery.drain_timeout_s
             assert drain - loaded.pool.call_timeout_s >= readers_end
         if name != "head":
             longest = max(longest, drain)
     # Its controller is who tells the readers to drain.
-    assert seconds(example.pods["head"])[0] >= longest + 5
+    assert seconds(streaming.pods["head"])[0] >= longest + 5
 
 
 def test_a_longer_drain_lengthens_all_that_waits_for_it() -> None:
@@ -262,7 +292,8 @@ def test_a_longer_drain_lengthens_all_that_waits_for_it() -> None:
 
 
 def containers(rendered: Rendered) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    pods = [*rendered.pods.items(), ("check", rendered.of("Pod")[0])]
+    pods = [*rendered.pods.items(), *(("check", pod) for pod in rendered.of("Pod"))]
+    pods += [("submitter", job["spec"]["submitterPodTemplate"]) for job in rendered.of("RayJob")]
     for name, pod in pods:
         spec = pod["spec"]
         for container in [*spec.get("initContainers", ()), *spec["containers"]]:
@@ -292,7 +323,7 @@ def test_nobody_writes_but_where_there_is_a_volume(example: Rendered) -> None:
         if name.endswith("certificate"):
             continue
         assert "/tmp" in mounts, name
-        if "ray-" in name:
+        if name.endswith(("/ray-head", "/ray-worker")):
             assert {"/cache", "/dev/shm"} <= mounts
 
 
@@ -483,10 +514,10 @@ def test_volumes_and_annotations_of_ones_own_reach_the_pods() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_serve_takes_what_kuberay_hands_it(example: Rendered) -> None:
+def test_serve_takes_what_kuberay_hands_it(streaming: Rendered) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    deployed = ServeDeploySchema.model_validate(yaml.safe_load(example.service["serveConfigV2"]))
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(streaming.service["serveConfigV2"]))
     (application,) = deployed.applications
     assert application.args == {"config": "/etc/stream-embedder/pipeline.yaml"}
     assert application.logging_config is not None

@@ -138,7 +138,8 @@ def test_the_examples_fit_the_schema_and_are_pipelines(name: str, tmp_path: Path
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(values["pipeline"]))
     given = {item["name"]: "a secret" for item in values.get("secretEnv", ()) if item["name"] in secrets()}
-    configure.load(file, [], given).settings.require_stream()
+    loaded = configure.load(file, [], given).settings
+    loaded.require_batch() if values.get("kind") == "batch" else loaded.require_stream()
 
 
 def test_the_schema_takes_what_the_settings_take(tmp_path: Path) -> None:
@@ -186,7 +187,9 @@ def test_every_setting_that_is_named_exists() -> None:
         for where, key in named:
             is_value = not where and _exists(values, key.split("."))  # readers is a section of both
             is_setting = re.sub(r"^outputs\.(?!N)", "outputs.N.", key) in known
-            assert is_value or is_setting or key in ("ray.io", "registry.example"), f"{key} in {path.name}"
+            assert is_value or is_setting or key in ("ray.io", "registry.example", "batch.yaml"), (
+                f"{key} in {path.name}"
+            )
             found += is_setting
     assert found > 20
 

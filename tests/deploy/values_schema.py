@@ -48,7 +48,7 @@ def _settings() -> tuple[type_schema, type_schema]:
     definitions["Settings"] = {
         "type": "object",
         "additionalProperties": False,
-        "required": ["source", "outputs", "kafka"],
+        "required": ["outputs"],
         "properties": sections,
     }
     for name in DECIDED_SECTIONS:
@@ -70,8 +70,6 @@ def _section(name: str, part: type_schema) -> type_schema:
         properties[key] = _any_bytes(field) if key == "bytes" else field
     if name == "ReaderSettings":
         properties["cpus"] = {"type": "integer", "minimum": 1, "description": "CPUs of a reader, whole in this chart."}
-    if name == "SourceSettings":
-        part["anyOf"] = [{"required": ["topics"]}, {"required": ["pattern"]}]
     return {key: value for key, value in part.items() if key != "title"} | {"properties": properties}
 
 
@@ -142,6 +140,17 @@ def _files() -> type_schema:
     )
 
 
+def _kinds() -> type_schema:
+    """What a stream needs of its pipeline, and what a batch does."""
+    inputs = {"properties": {"batch": {"required": ["inputs"]}}, "required": ["batch"]}
+    topics = {"properties": {"source": {"anyOf": [{"required": ["topics"]}, {"required": ["pattern"]}]}}}
+    return {
+        "if": {"properties": {"kind": {"const": "batch"}}, "required": ["kind"]},
+        "then": {"properties": {"pipeline": inputs}},
+        "else": {"properties": {"pipeline": topics | {"required": ["source", "kafka"]}}},
+    }
+
+
 def values_schema() -> type_schema:
     """The whole of it."""
     pipeline, definitions = _settings()
@@ -153,6 +162,12 @@ def values_schema() -> type_schema:
         "properties": {"name": {"type": "string", "not": {"pattern": f"^({ENV_PREFIX}|RAY_GRACEFUL_)"}}},
     }
     properties = dict(
+        kind={"enum": ["stream", "batch"]},
+        job=_object(
+            backoffLimit=COUNT,
+            ttlSecondsAfterFinished=COUNT,
+            activeDeadlineSeconds={"type": ["integer", "null"], "minimum": 1},
+        ),
         nameOverride=TEXT,
         fullnameOverride=TEXT | {"maxLength": 41, "pattern": "^([a-z][a-z0-9-]*)?$"},
         image=_object(
@@ -217,7 +232,7 @@ def values_schema() -> type_schema:
         **{"global": FREE},
     )
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart stream-embedder"}
-    return head | _object(("pipeline",), **properties) | {"definitions": definitions}
+    return head | _object(("pipeline",), **properties) | _kinds() | {"definitions": definitions}
 
 
 def text() -> str:

@@ -105,11 +105,15 @@ projected:
   {{- if gt (int .Values.workers.minPods) (int .Values.workers.maxPods) -}}
   {{- fail "workers.minPods is larger than workers.maxPods" -}}
   {{- end -}}
-  {{- $needed := add (mul (int $pipeline.readers.count) (int $pipeline.readers.cpus)) (ceil (mulf $most .Values.workers.cpusPerReplica)) -}}
+  {{- $readers := ternary (mul (int $pipeline.readers.count) (int $pipeline.readers.cpus)) 0 (eq .Values.kind "stream") -}}
+  {{- $needed := add $readers (ceil (mulf $most .Values.workers.cpusPerReplica)) -}}
   {{- $there := mul (int .Values.workers.maxPods) (include "stream-embedder.workerCpus" . | int) -}}
   {{- if gt (int $needed) (int $there) -}}
   {{- fail (printf "readers and pipeline.pool.max encoders take %d CPUs, and workers.maxPods pods have %d: raise workers.maxPods or workers.resources, or lower pool.max" (int $needed) (int $there)) -}}
   {{- end -}}
+{{- end -}}
+{{- if and .Values.monitoring.rules.enabled (eq .Values.kind "batch") -}}
+{{- fail "monitoring.rules are of a stream; a batch has none" -}}
 {{- end -}}
 {{- if and .Values.gcsFaultTolerance.enabled (not .Values.gcsFaultTolerance.redisAddress) -}}
 {{- fail "gcsFaultTolerance.redisAddress is missing, such as redis://redis:6379" -}}

@@ -108,8 +108,8 @@ spec:
         timeoutSeconds: 5
         failureThreshold: 6
       readinessProbe:
-        {{- if eq .part "head" }}
-        # Not whether the pipeline runs: KubeRay deploys it once the head is ready.
+        {{- if or (eq .part "head") (eq $values.kind "batch") }}
+        # Not whether the pipeline runs: KubeRay deploys it, or submits the job, once this is ready.
         httpGet: { path: /api/healthz, port: 52365 }
         {{- else }}
         # Whether the pipeline lives on this node: a gauge is gone 20 s after whoever set it.
