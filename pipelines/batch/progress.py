@@ -43,6 +43,8 @@ class Progress:
             self._began = now
         self.total = max(self.total, done + skipped)
         self.done, self._skipped = done, skipped
+        if done <= 0:
+            self._seen.clear()  # until the first texts come out, time says nothing of the speed
         self._seen.append((now, done))
         oldest = now - max(LEAST_S, (now - self._began) / 2)
         while len(self._seen) > 2 and self._seen[1][0] <= oldest:
