@@ -70,7 +70,8 @@ class Progress:
         if len(self._seen) < 2:
             return None
         (start, before), (end, after) = self._seen[0], self._seen[-1]
-        return (after - before) / (end - start) if end > start and after > before else None
+        speed = (after - before) / (end - start) if end > start else 0.0
+        return speed if speed > 0 else None
 
     @property
     def left_s(self) -> float | None:
