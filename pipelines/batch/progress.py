@@ -43,6 +43,8 @@ class Progress:
             self._began = now
         self.total = max(self.total, done + skipped)
         self.done, self._skipped = done, skipped
+        if done <= 0:
+            self._seen.clear()  # until the first texts come out, time says nothing of the speed
         self._seen.append((now, done))
         oldest = now - max(LEAST_S, (now - self._began) / 2)
         while len(self._seen) > 2 and self._seen[1][0] <= oldest:
@@ -68,7 +70,8 @@ class Progress:
         if len(self._seen) < 2:
             return None
         (start, before), (end, after) = self._seen[0], self._seen[-1]
-        return (after - before) / (end - start) if end > start and after > before else None
+        speed = (after - before) / (end - start) if end > start else 0.0
+        return speed if speed > 0 else None
 
     @property
     def left_s(self) -> float | None:

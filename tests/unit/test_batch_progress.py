@@ -39,6 +39,17 @@ def test_what_was_done_before_is_no_speed():
     assert progress.left_s == pytest.approx(40)
 
 
+# Should not count the time in which the first part was read and nothing came out yet.
+def test_the_wait_for_the_first_texts_is_no_work():
+    progress = Progress(1000)
+    for tick in range(61):
+        now = tick * 0.5
+        progress.note(now, 10 * max(0.0, now - 8))
+    assert progress.tenth is not None
+    assert (progress.tenth.at_s, progress.tenth.left_s) == pytest.approx((18, 90))
+    assert progress.tenth.error(108) == pytest.approx(0)
+
+
 # Should follow a change of speed, such as more replicas, within as long as the job had run before.
 def test_the_present_speed_counts():
     progress = Progress(10_000)
