@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,15 @@ hypothesis.settings.load_profile("tests")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load the packaged model and tiny ones of their own, never a hub's
 # Small models gain nothing from a second thread, and threads that wait for each other on a busy machine lose a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_begins() -> None:
+    """Undo what a test before has configured: pytest listens at a logger that does not propagate, and would hear it twice."""
+    logger = logging.getLogger("stream_embedder")
+    logger.propagate = True
+    for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:
+        logger.removeHandler(handler)
 
 
 # ---- Kafka

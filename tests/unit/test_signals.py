@@ -16,9 +16,9 @@ from pipelines import signals
 # In a process of its own, as the command is: the test runner has threads that block nothing.
 THREADED = """
 import ctypes, os, signal, subprocess, sys, threading
-from pathlib import Path
 from pipelines import signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where tests run under nohup
 with signals.setting() as stop:
     other = threading.Thread(target=threading.Event().wait, daemon=True)
     other.start()
@@ -36,7 +36,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 @pytest.fixture
 def hangup() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where tests run under nohup
     yield
     signal.signal(signal.SIGHUP, before)
 

@@ -24,6 +24,7 @@ from workers.errors import EnvironmentFault
 HEAD = "head"
 MARK = "RAY_NODE_OF_BENCH"
 START_S = 90.0
+ATTEMPTS = 3
 # How long a node that gets SIGTERM may take to move what it runs: Ray's own default.
 DRAIN_S = 30
 
@@ -67,6 +68,16 @@ class Nodes:
         Raises:
             EnvironmentFault: it does not.
         """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._start(name)
+                return
+            except EnvironmentFault:
+                if attempt == ATTEMPTS:
+                    raise
+                self.kill(name)  # on a busy machine Ray gives up on its own processes too early
+
+    def _start(self, name: str) -> None:
         mark = self._marks[name] = uuid.uuid4().hex
         if name == HEAD:
             # A raylet of the old head's cluster lives on here, so Ray would take the head for running.
