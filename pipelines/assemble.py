@@ -21,6 +21,8 @@ from workers.settings import Settings
 from workers.sinks.base import Sink
 from workers.sinks.kafka import IdempotentSink, TransactionalSink
 from workers.sources.kafka import KafkaSource
+from workers.state import Digests, Known
+from workers.state.kafka_log import state_log
 
 CLIENT = "stream-embedder"
 
@@ -61,6 +63,16 @@ def stream_reader(
     )
     topics = [outlet.topic for outlet in outlets] + [settings.dead_letter.topic]
     files = file_outlets(model, meter)
+    known = None
+    if settings.state.topic is not None:
+        topics.append(settings.state.topic)
+        digests = Digests(model.fingerprint_of(model.projection(output)) for output in settings.outputs)
+        known = Known(
+            settings.state.topic,
+            state_log(settings.kafka, settings.state.topic),
+            digests,
+            skip=settings.state.unchanged == "skip",
+        )
     sink: Sink
     if settings.delivery.guarantee == "exactly_once":
         sink = TransactionalSink(settings.kafka, topics, meter, transactional_id=slot)
@@ -84,7 +96,8 @@ def stream_reader(
             linger_s=settings.pool.linger_ms / 1000,
         ),
         meter,
-        lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter, files=files),
+        lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter, files=files, known=known),
         topics=[*(outlet.name for outlet in outlets), dead.name],
         files=[outlet.output for outlet in files],
+        known=known,
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -33,15 +34,18 @@ from workers.records import (
     Record,
     Tombstone,
     TopicPartition,
+    Unchanged,
 )
 from workers.settings import LimitSettings, Rotation
 from workers.sinks.chain import Chain
 from workers.sinks.files import FileOutput
+from workers.state import Digests, Known
+from workers.state.entry import KEY_BYTES
 
 PARTITIONS = [TopicPartition(TOPIC, n) for n in range(3)]
 # What becomes of a record. ``large``: for one topic of two. ``rowless``: the files' format cannot write it.
 KINDS = ("text", "text", "gone", "refused", "keyless", "large", "rowless")
-OUT, WIDE, DEAD, LAKE = "vectors", "wide", "documents.dead", "lake"
+OUT, WIDE, DEAD, LAKE, STATE = "vectors", "wide", "documents.dead", "lake", "documents.state"
 TOPICS = (OUT, WIDE, DEAD)
 WIDE_MOST, DEAD_MOST = 400, 100
 UNIT = np.array([1.0, 0.0], np.float32)
@@ -68,8 +72,11 @@ def outcome_of(kind: str, origin: Origin) -> Outcome:
             return Tombstone()
         case "refused" | "keyless":
             return DeadLetter("decode", "invalid", "no")
-    name = f"{kind}-{origin.partition}-{origin.offset}".ljust(WIDE_MOST if kind == "large" else 1, "x")
-    return Embedding(Document(name, "t"), UNIT, 1, False)
+    return Embedding(document_of(kind, f"{origin.partition}-{origin.offset}"), UNIT, 1, False)
+
+
+def document_of(kind: str, text: str) -> Document:
+    return Document(f"{kind}-{text}".ljust(WIDE_MOST if kind == "large" else 1, "x"), text)
 
 
 def expected(kind: str, output: str, *, deletes: bool) -> str | None:
@@ -176,6 +183,13 @@ class Broker:
         for message in messages:
             self.topics[message.topic].append(message)
 
+    def state_of(self, partition: TopicPartition) -> Iterator[list[tuple[bytes, bytes | None]]]:
+        """The state topic's records of a partition, a few at a time."""
+        for message in self.topics[STATE]:
+            if message.partition == partition.partition:
+                assert message.key is not None and len(message.key) == KEY_BYTES
+                yield [(message.key, message.value)]
+
     def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """As a ``read_committed`` member sees it."""
         wanted = set(partitions)
@@ -187,7 +201,7 @@ class Broker:
 class Reader:
     """One process: the parts as a reader has them, but that the test is its threads. It is its own source and sink."""
 
-    def __init__(self, slot: str, broker: Broker, store: Store, *, deletes: bool) -> None:
+    def __init__(self, slot: str, broker: Broker, store: Store, *, deletes: bool, stateful: bool = False) -> None:
         self.slot, self.broker = slot, broker
         self.generation = 0
         self.steady = self.writes = self.opens = True
@@ -205,7 +219,9 @@ class Reader:
         meter = metrics.Metrics()
         rows, projection = Rows(), Projection(2)
         self.lake = FileOutput(LAKE, LAKE, MemoryChain(store), rows, Rotation(), most_bytes=1 << 30, meter=meter)
-        self.intake = Intake([f"kafka:{name}" for name in TOPICS], [self.lake], LimitSettings(), meter)
+        self.known = Known(STATE, broker.state_of, Digests(["f"]), skip=True) if stateful else None
+        self.documents: dict[Origin, Document] = {}
+        self.intake = Intake([f"kafka:{name}" for name in TOPICS], [self.lake], LimitSettings(), meter, self.known)
         self.checkpoint = Checkpoint(
             self.intake.ledger,
             self.intake.lock,
@@ -216,6 +232,7 @@ class Reader:
             meter,
             self.moment,
             [FileOutlet(projection, rows, self.lake)],
+            self.known,
         )
 
     def moment(self, name: str) -> None:
@@ -315,6 +332,7 @@ class Reader:
                 committed = self.broker.committed([partition]).get(partition, Position(0))
             except RetryableError:
                 return
+            self.intake._placing._asked[partition] = epoch, Future()
             self.looked_up[partition] = self.intake._placing._look_up(partition, epoch, committed)
         if whole:
             del self.unplaced[partition]
@@ -332,14 +350,33 @@ class Reader:
             again = [replace(one, origin=replace(one.origin, epoch=epoch)) for one in found]
             self.intake.received(again)
             self.intake.inbox.clear()
-            self.flight += [one.origin for one in again]
+            self.flight += [one.origin for one in again if self.known is None or not self.unchanged(one)]
+
+    def unchanged(self, one: Record) -> bool:
+        """Whether a record is found to change nothing before it is encoded, and so is settled; its value is its text."""
+        assert self.known is not None
+        kind, text = (one.value or b"").decode().split(":")
+        found: Document | Tombstone | PoisonError = document_of(kind, text)
+        if kind == "gone":
+            found = Tombstone()
+        elif kind in ("refused", "keyless"):
+            found = PoisonError("decode", "invalid", "no")
+        ((_, found_out),) = self.known.recognise([(one, found)])
+        if isinstance(found_out, Unchanged):
+            return self.intake.ledger.settle(one.origin, found_out)
+        if isinstance(found_out, Document):
+            self.documents[one.origin] = found_out
+        return False
 
     def settle(self, picks: Iterable[int], kinds: Mapping[tuple[TopicPartition, int], str]) -> None:
         """Outcomes come in any order, and also those of assignments that have ended."""
         for pick in picks:
             if self.flight:
                 origin = self.flight.pop(pick % len(self.flight))
-                self.intake.ledger.settle(origin, outcome_of(kinds[origin.topic_partition, origin.offset], origin))
+                outcome = outcome_of(kinds[origin.topic_partition, origin.offset], origin)
+                if isinstance(outcome, Embedding) and self.known is not None:
+                    outcome = replace(outcome, document=self.documents[origin])
+                self.intake.ledger.settle(origin, outcome)
 
     def put(self, partition: TopicPartition, between: Callable[[], None] = lambda: None) -> None:
         """Put a partition's file; ``between`` that and the reader's hearing of it."""

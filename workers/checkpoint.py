@@ -15,9 +15,10 @@ from workers import log, metrics
 from workers.errors import CommitError, StreamEmbedderError
 from workers.offsets import OffsetLedger
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet, Outlets, Rendered
-from workers.records import DeadLetter, Embedding, Settled, Tombstone, TopicPartition
+from workers.records import DeadLetter, Embedding, Settled, Tombstone, TopicPartition, Unchanged
 from workers.sinks.base import Sink
 from workers.sources.base import Source
+from workers.state import Known
 
 LOG = log.get(__name__)
 
@@ -40,13 +41,15 @@ class Checkpoint:
         meter: metrics.Metrics,
         failpoint: Callable[[str], None] = lambda _: None,
         files: Sequence[FileOutlet] = (),
+        known: Known | None = None,
     ) -> None:
-        """``failpoint`` is called with the name of each step's end; tests crash there."""
+        """``failpoint`` is called with the name of each step's end; tests crash there. ``known``: the state, where one is kept."""
         self._ledger = ledger
         self._lock = lock
         self._source = source
         self._sink = sink
-        self._outlets = Outlets(outlets, files, dead_letters, sink.refuses, sink.takes_compressed)
+        self._outlets = Outlets(outlets, files, dead_letters, sink.refuses, sink.takes_compressed, known)
+        self._known = known
         self._meter = meter
         self._failpoint = failpoint
         self._files = files
@@ -68,14 +71,20 @@ class Checkpoint:
             RetryableError: it failed or is in doubt; call :meth:`recover` before anything else.
         """
         started = time.monotonic()
-        # Step 1: the completed prefix of every partition.
+        # Step 1: the completed prefix of every partition, and where that puts the group. Files that move on meanwhile are told
+        # of next time: the state topic gets what belongs to these positions, no less and no more.
         with self._lock:
             drained = self._ledger.drain(MOST_RECORDS)
             if not drained and not self._ledger.untold:
                 return 0
+            positions = self._ledger.positions(drained)
+            ours = {partition: self._ledger.epochs[partition] for partition in positions}
         # Step 2: render, before anything is open. What cannot be written becomes a dead letter here.
         self._attempt, messages = self._outlets.render(drained)
         prefixes = [rendered.prefix for rendered in self._attempt]
+        if self._known is not None:
+            changes = {rendered.prefix.topic_partition: rendered.changes for rendered in self._attempt}
+            messages += self._known.due(positions, changes)
         # Step 3: begin, write, flush; every record acknowledged.
         self._sink.write(messages)
         self._failpoint("written")
@@ -83,11 +92,8 @@ class Checkpoint:
         membership = self._source.membership(MEMBERSHIP_WAIT_S)
         # Step 5: every partition still ours, looked at after the membership was taken.
         with self._lock:
-            if not self._ledger.owns(prefixes):
+            if not self._ledger.owns(ours):
                 raise CommitError("a partition was revoked while its outcomes were being written")
-            positions = self._ledger.positions(prefixes)
-        if not positions:
-            raise CommitError("what was to be committed is ours no longer")
         # Step 6: offsets and commit.
         self._sink.commit(positions, membership)
         self._failpoint("committed")
@@ -99,6 +105,8 @@ class Checkpoint:
             self._lock.notify_all()
         for rendered in self._attempt:
             self._hand_over(rendered, rendered.prefix.next_offset)
+        if self._known is not None:
+            self._known.told(positions, ours)
         settled = [entry for prefix in prefixes for entry in self._outlets.new_of(prefix.already, prefix.settled)]
         self._count(settled)
         self._meter.observe(metrics.COMMIT_SECONDS, time.monotonic() - started)
@@ -129,8 +137,8 @@ class Checkpoint:
                     if done:
                         settled += self._outlets.new_of(already.get(partition, {}), done)
                         ends[partition] = done[-1].record.origin.offset + 1
-                        if self._files and ends[partition] > tried.get(partition, 0):
-                            # There are no rows of these: a file that another record ends would lack them for good.
+                        if (self._files or self._known) and ends[partition] > tried.get(partition, 0):
+                            # There are no rows of these, and no state: a file that another record ends would lack them for good.
                             raise ValueError(
                                 f"{partition} is committed up to {ends[partition]}, beyond what this reader has written"
                             )
@@ -140,14 +148,18 @@ class Checkpoint:
         for rendered in self._attempt:
             if (reached := ends.get(rendered.prefix.topic_partition)) is not None:
                 self._hand_over(rendered, reached)
+        if self._known is not None:
+            self._known.told(positions, epochs)
         self._attempt = []
         if ends:
             LOG.info("commit in doubt had happened %s", log.fields(records=len(settled)))
             self._count(settled)
 
     def _hand_over(self, rendered: Rendered, end: int) -> None:
-        """Give the outputs of files what is committed of a prefix, its records below ``end``."""
+        """Give the state and the outputs of files what is committed of a prefix, its records below ``end``."""
         prefix = rendered.prefix
+        if self._known is not None:
+            self._known.released(prefix.topic_partition, prefix.epoch, rendered.changes, end)
         for outlet, rows in zip(self._files, rendered.below(end), strict=True):
             outlet.output.append(prefix.topic_partition, prefix.epoch, rows, end)
 
@@ -155,8 +167,8 @@ class Checkpoint:
         meter = self._meter
         meter.add(metrics.COMMITS)
         meter.set(metrics.LAST_COMMIT, time.time())
-        counts = {"embedding": 0, "tombstone": 0, "dead_letter": 0}
-        tokens = truncated = 0
+        counts = {"embedding": 0, "tombstone": 0, "dead_letter": 0, "unchanged": 0}
+        tokens = truncated = saved = 0
         for entry in settled:
             match entry.outcome:
                 case Embedding() as embedding:
@@ -165,6 +177,9 @@ class Checkpoint:
                     truncated += embedding.truncated
                 case Tombstone():
                     counts["tombstone"] += 1
+                case Unchanged() as unchanged:
+                    counts["unchanged"] += 1
+                    saved += unchanged.tokens
                 case DeadLetter() as letter:
                     counts["dead_letter"] += 1
                     meter.add(metrics.DEAD_LETTERS, stage=letter.stage, reason=letter.reason)
@@ -173,3 +188,5 @@ class Checkpoint:
                 meter.add(metrics.RECORDS_COMMITTED, count, outcome=kind)
         meter.add(metrics.TOKENS_COMMITTED, tokens)
         meter.add(metrics.TEXTS_TRUNCATED, truncated)
+        if saved:
+            meter.add(metrics.TOKENS_UNCHANGED, saved)

@@ -20,6 +20,7 @@ from workers.placing import Placing
 from workers.records import Position, Record, TopicPartition
 from workers.settings import LimitSettings
 from workers.sinks.files import FileOutput
+from workers.state import Known
 
 LOG = log.get(__name__)
 
@@ -35,9 +36,17 @@ class Intake:
     """The source's listener. ``lock`` guards ``ledger`` and ``inbox``, and is notified when either changes."""
 
     def __init__(
-        self, topics: Sequence[str], files: Sequence[FileOutput], limits: LimitSettings, meter: metrics.Metrics
+        self,
+        topics: Sequence[str],
+        files: Sequence[FileOutput],
+        limits: LimitSettings,
+        meter: metrics.Metrics,
+        known: Known | None = None,
     ) -> None:
-        """``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs."""
+        """``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs.
+
+        ``known``: the state, where one is kept.
+        """
         self.lock = threading.Condition()
         self.ledger = OffsetLedger(topics, [output.key for output in files])
         self.inbox: deque[Sequence[Record]] = deque()
@@ -45,7 +54,8 @@ class Intake:
         self._resume_at = 0.0
         self._wait_s = SHORTEST_WAIT_S
         self._files = tuple(files)
-        self._placing = Placing(topics, files)
+        self._known = known
+        self._placing = Placing(topics, files, known)
         self._limits = limits
         self._meter = meter
 
@@ -59,6 +69,8 @@ class Intake:
             self.ledger.assign(partition, epoch, position)
             for output in self._files:
                 output.assign(partition, epoch, position.outputs[output.key])
+            if self._known is not None:
+                self._known.assign(partition, epoch)
 
     def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
         """A partition goes on further ahead; chains of files stay where they are, their next file reaches over the gap."""
@@ -67,6 +79,8 @@ class Intake:
             self.ledger.skip(partition, epoch, offset)
             for output, position in zip(self._files, self.ledger.chains(partition), strict=True):
                 output.assign(partition, epoch, position)
+            if self._known is not None:
+                self._known.move(partition, epoch)
 
     def parting(self, partitions: Iterable[TopicPartition]) -> None:
         """Put the files of partitions that go: what waits for its file would have to be embedded again."""
@@ -81,6 +95,8 @@ class Intake:
             dropped = self.ledger.revoke(partitions)
             for output in self._files:
                 output.revoke(partitions)
+            if self._known is not None:
+                self._known.revoke(partitions)
             self.lock.notify_all()
             self.measure()
         if dropped:
@@ -155,8 +171,10 @@ class Intake:
             return self.ledger.following, self.ledger.records
 
     def close(self) -> None:
-        """Look no more chains up."""
+        """Look nothing more up."""
         self._placing.close()
+        if self._known is not None:
+            self._known.close()
 
     def measure(self) -> None:
         """Say how much is held; under the lock."""

@@ -39,6 +39,11 @@ RECORDS_COMMITTED = Metric(
     ("outcome",),
 )
 TOKENS_COMMITTED = Metric("tokens_committed_total", "counter", "Tokens of the embeddings among them.")
+TOKENS_UNCHANGED = Metric(
+    "tokens_unchanged_total",
+    "counter",
+    "Tokens of records whose key already had the vector of the same text, fields and headers.",
+)
 TEXTS_TRUNCATED = Metric(
     "texts_truncated_total", "counter", "Committed embeddings of texts that were cut to the model's limit."
 )

@@ -206,11 +206,11 @@ class OffsetLedger:
             if (lane := self._lanes.get(partition)) is not None:
                 lane.told = {name: position.outputs[name] for name in self._files}
 
-    def owns(self, prefixes: Iterable[Prefix]) -> bool:
-        """Whether every prefix belongs to the current assignment of its partition."""
+    def owns(self, assignments: Mapping[TopicPartition, int]) -> bool:
+        """Whether these partitions are still in the assignments of these epochs."""
         return all(
-            (lane := self._lanes.get(prefix.topic_partition)) is not None and lane.epoch == prefix.epoch
-            for prefix in prefixes
+            (lane := self._lanes.get(partition)) is not None and lane.epoch == epoch
+            for partition, epoch in assignments.items()
         )
 
     def release(self, prefix: Prefix) -> None:

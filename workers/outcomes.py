@@ -15,7 +15,18 @@ import numpy.typing as npt
 from workers.codecs.base import Decoder
 from workers.errors import PoisonError
 from workers.pool import Answer
-from workers.records import DeadLetter, Document, Embedding, Origin, Outcome, Record, Tokens, Tombstone, type_vectors
+from workers.records import (
+    DeadLetter,
+    Document,
+    Embedding,
+    Origin,
+    Outcome,
+    Record,
+    Tokens,
+    Tombstone,
+    Unchanged,
+    type_vectors,
+)
 from workers.window import WaitingText
 
 # How far a vector's length may be from 1; what bfloat16 does to it stays far below.
@@ -31,29 +42,41 @@ class TextTokenizer(Protocol):
         """The tokens of each text, in order, or why it has none; a text without a prompt of its own has the one of all."""
 
 
+type_found = Document | Tombstone | PoisonError
+
+
+class Memory(Protocol):
+    """What knows which documents are what they were."""
+
+    def recognise(
+        self, found: Sequence[tuple[Record, Document | Tombstone | PoisonError]]
+    ) -> Sequence[tuple[Record, Document | Tombstone | PoisonError | Unchanged]]:
+        """Records in their order, with what is to become of them."""
+
+
 def prepare(
-    records: Iterable[Record], decoder: Decoder, tokenizer: TextTokenizer, *, reject_overflow: bool
+    records: Iterable[Record],
+    decoder: Decoder,
+    tokenizer: TextTokenizer,
+    *,
+    reject_overflow: bool,
+    memory: Memory | None = None,
 ) -> tuple[list[WaitingText], type_settled]:
     """Decode and tokenise: the texts to encode, and the outcomes of those records that need no encoder.
 
     Raises:
         RetryableError, EnvironmentFault: as :meth:`workers.codecs.base.Decoder.decode`; nothing is done with any record then.
     """
+    read = [(record, _found(record, decoder)) for record in records]
     settled: type_settled = []
     documents: list[tuple[Origin, Document]] = []
-    for record in records:
-        if record.value is None and record.key is not None:
-            settled.append((record.origin, Tombstone()))
-            continue
-        try:
-            found = decoder.decode(record)
-        except PoisonError as error:
-            settled.append((record.origin, dead_letter(error)))
-            continue
-        if isinstance(found, Tombstone):
-            settled.append((record.origin, found))
-        else:
+    for record, found in read if memory is None else memory.recognise(read):
+        if isinstance(found, PoisonError):
+            settled.append((record.origin, dead_letter(found)))
+        elif isinstance(found, Document):
             documents.append((record.origin, found))
+        else:
+            settled.append((record.origin, found))
     texts = []
     encoded = tokenizer.encode(
         [document.text for _, document in documents], [document.prompt for _, document in documents]
@@ -66,6 +89,15 @@ def prepare(
         else:
             texts.append(WaitingText(origin, document, tokens))
     return texts, settled
+
+
+def _found(record: Record, decoder: Decoder) -> type_found:
+    if record.value is None and record.key is not None:
+        return Tombstone()
+    try:
+        return decoder.decode(record)
+    except PoisonError as error:
+        return error
 
 
 def refusal(tokens: Tokens, *, reject_overflow: bool) -> PoisonError | None:

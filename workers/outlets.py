@@ -18,8 +18,9 @@ from workers.codecs.tombstone import render_tombstone
 from workers.encoder.quantize import Projection, has_direction
 from workers.errors import PoisonError, RetryableError
 from workers.offsets import Prefix
-from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone
+from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone, Unchanged
 from workers.sinks.files import FileOutput
+from workers.state import Change, Entry, Known, View
 
 # For each output by name, its vector and scale of each row that has one.
 type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
@@ -103,10 +104,11 @@ class DeadLetterOutlet:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prefix with its last outcomes, and the rows of each output of files, with the source's offsets."""
+    """A prefix with its last outcomes, the rows of each output of files, with the source's offsets, and changes of the state."""
 
     prefix: Prefix
     rows: tuple[list[tuple[int, object]], ...]
+    changes: Sequence[Change] = ()
 
     def below(self, offset: int) -> list[list[object]]:
         """The rows of each output whose source offsets are below ``offset``."""
@@ -123,13 +125,15 @@ class Outlets:
         dead_letters: DeadLetterOutlet,
         refuses: Callable[[Message], str | None],
         takes_compressed: Callable[[Message], bool] = lambda _: False,
+        known: Known | None = None,
     ) -> None:
-        """``refuses``, ``takes_compressed``: what topics take, as :class:`workers.sinks.base.Sink` says."""
+        """``refuses``, ``takes_compressed``: what topics take, as :class:`workers.sinks.base.Sink` says; ``known``: the state."""
         self._topics = topics
         self._files = files
         self._dead_letters = dead_letters
         self._refuses = refuses
         self._takes_compressed = takes_compressed
+        self._known = known
 
     def render(self, prefixes: Sequence[Prefix]) -> tuple[list[Rendered], list[Message]]:
         """What is written of prefixes: rows by prefix, and the messages of all.
@@ -143,14 +147,37 @@ class Outlets:
             vectors = self._project(prefix)
             settled: list[Settled] = []
             rows: tuple[list[tuple[int, object]], ...] = tuple([] for _ in self._files)
-            for number, entry in enumerate(prefix.settled):
+            view = None if self._known is None else self._known.view(prefix.topic_partition, prefix.epoch)
+            for number, given in enumerate(prefix.settled):
+                entry = self._if_it_changes(given, view)
                 outcome, out, made = self._render_one(entry, number, vectors, prefix)
+                if view is not None:
+                    self._remember(view, entry.record, outcome)
                 messages += [_placed(message, entry.record) for message in out]
                 for column, row in zip(rows, made, strict=False):
                     column.append((entry.record.origin.offset, row))
                 settled.append(Settled(entry.record, outcome))
-            rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows))
+            changes = () if view is None else view.changes
+            rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows, changes))
         return rendered, messages
+
+    def _if_it_changes(self, entry: Settled, view: View | None) -> Settled:
+        """The record as it was settled, or unchanged: its key stands as it would be written, by the records before it."""
+        outcome = entry.outcome
+        if view is None or not isinstance(outcome, Embedding):
+            return entry
+        if view.same(outcome.document, view.before(entry.record)):
+            return Settled(entry.record, Unchanged(outcome.tokens))
+        return entry
+
+    def _remember(self, view: View, record: Record, outcome: Outcome) -> None:
+        match outcome:
+            case Embedding(document=document, tokens=tokens) if document.digest is not None:
+                view.leaves(record, Entry(document.digest, tokens))
+            case Tombstone():
+                view.leaves(record, None)
+            case DeadLetter(reason=reason) if self._deletes_older(record, reason):
+                view.leaves(record, None)
 
     def new_of(self, already: Mapping[str, int], settled: Sequence[Settled]) -> list[Settled]:
         """Those that no earlier commit held; the others were read again for an output of files alone.
@@ -183,6 +210,8 @@ class Outlets:
         record = entry.record
         outcome = entry.outcome
         offset = record.origin.offset
+        if isinstance(outcome, Unchanged):
+            return outcome, [], []
         if isinstance(outcome, _GOOD):
             try:
                 # Outputs that have it already are asked too: what one of them refused then is refused again, for all.
@@ -206,10 +235,14 @@ class Outlets:
                     f"{mend}; until then this reader commits nothing"
                 )
             out.append(dead)
-        if self._dead_letters.tombstone and record.key is not None and outcome.reason not in STILL_RIGHT:
+        if self._deletes_older(record, outcome.reason):
             out += self._deletes(record, self._wanted(self._topics, offset, prefix))
             return outcome, out, [outlet.renderer.deletion(record) for outlet in self._files]
         return outcome, out, []
+
+    def _deletes_older(self, record: Record, reason: str) -> bool:
+        """Whether what stands under a refused record's key goes."""
+        return self._dead_letters.tombstone and record.key is not None and reason not in STILL_RIGHT
 
     def _wanted(self, of_topics: Sequence[T], offset: int, prefix: Prefix) -> list[T]:
         """What belongs to the topics, one each, without those that have this offset from an earlier run."""

@@ -34,6 +34,7 @@ from workers.records import Origin, Outcome, Record, TopicPartition
 from workers.settings import LimitSettings
 from workers.sinks.files import FileOutput
 from workers.sources.base import Source
+from workers.state import Known
 from workers.window import Call, Window
 
 LOG = log.get(__name__)
@@ -67,18 +68,22 @@ class StreamReader:
         *,
         topics: Sequence[str] = (),
         files: Sequence[FileOutput] = (),
+        known: Known | None = None,
     ) -> None:
         """``checkpoint`` is made here, over the ledger and the lock that it shares with the loop.
 
-        ``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs.
+        ``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs; ``known``:
+        the state, where one is kept.
         """
         self._source = source
         reject = options.reject_overflow
-        self._understand = partial(outcomes.prepare, decoder=decoder, tokenizer=tokenizer, reject_overflow=reject)
+        self._understand = partial(
+            outcomes.prepare, decoder=decoder, tokenizer=tokenizer, reject_overflow=reject, memory=known
+        )
         self._pool = pool
         self._options = options
         self._meter = meter
-        self._intake = Intake(topics, files, options.limits, meter)
+        self._intake = Intake(topics, files, options.limits, meter, known)
         self._flow, self.progress = Flow(meter), self._intake.progress
         self._lock, self._ledger = self._intake.lock, self._intake.ledger
         self._files = tuple(files)

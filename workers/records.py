@@ -74,13 +74,15 @@ class Record:
 class Document:
     """What a codec understood: an id, the text to embed (without prompt), and the fields that outputs include.
 
-    ``prompt``: what goes before this text; None: what goes before every text.
+    ``prompt``: what goes before this text; None: what goes before every text. ``digest``: of all that decides what is written
+    of it, where the pipeline keeps a state.
     """
 
     id: str
     text: str
     fields: Mapping[str, object] = field(default_factory=dict)
     prompt: str | None = None
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,14 @@ class Tombstone:
     """A record's outcome: a delete, passed through with its key."""
 
 
-Outcome = Embedding | DeadLetter | Tombstone
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A record's outcome: its key's vector is right as it stands, and nothing is written. ``tokens``: what that saved."""
+
+    tokens: int
+
+
+Outcome = Embedding | DeadLetter | Tombstone | Unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def test_the_steps_come_in_their_order(bench: Bench):
     )
     bench.sink.write = lambda messages: order.append("write") or write(messages)  # type: ignore[method-assign,func-returns-value]
     bench.source.membership = lambda timeout_s: order.append("membership") or membership(timeout_s)  # type: ignore[method-assign,func-returns-value]
-    bench.ledger.owns = lambda prefixes: order.append("owns") or owns(prefixes)  # type: ignore[method-assign,func-returns-value]
+    bench.ledger.owns = lambda assignments: order.append("owns") or owns(assignments)  # type: ignore[method-assign,func-returns-value]
     bench.sink.commit = lambda positions, member: order.append("commit") or commit(positions, member)  # type: ignore[method-assign,func-returns-value]
     bench.settle(0, embedding("a"))
     bench.checkpoint.commit()

@@ -30,11 +30,13 @@ from tests.checkpoint_world import (
     LAKE,
     PARTITIONS,
     RECORDS,
+    STATE,
     TOPICS,
     Broker,
     Dies,
     Reader,
     Store,
+    document_of,
     expected,
     type_happening,
     type_seen,
@@ -47,11 +49,13 @@ from workers.records import (
     Record,
     TopicPartition,
 )
+from workers.state.entry import Digests, read_entry, state_key
 
 
 class Machine(RuleBasedStateMachine):
     """Two readers, and everything that can happen to them."""
 
+    stateful = False
     whose = st.integers(0, 1)
     which = st.sampled_from(PARTITIONS)
     # Which of what is in flight is settled next; None: all, in order.
@@ -77,18 +81,15 @@ class Machine(RuleBasedStateMachine):
             log = self.logs[partition] = []
             for n in range(RECORDS):
                 kind, offset = KINDS[(n + shift * (1 + partition.partition)) % len(KINDS)], n + n // 4
-                held = record(offset, partition=partition.partition, key=None if kind == "keyless" else b"k")
+                held = record(offset, self.value(kind, n), partition=partition.partition, key=self.key(kind, n))
                 log.append(replace(held, timestamp_ms=partition.partition * 1000 + offset))
                 self.kinds[partition, offset] = kind
+            changing = self.changing(partition)
             for output in (*TOPICS, LAKE):
-                wanted = [
-                    (at, expected(self.kinds[on, at], output, deletes=deletes))
-                    for on, at in self.kinds
-                    if on == partition
-                ]
+                wanted = [(at, expected(self.kinds[partition, at], output, deletes=deletes)) for at in changing]
                 self.wholes[output, partition] = [(at, what) for at, what in wanted if what is not None]
         for slot in "ab":
-            reader = Reader(slot, self.broker, self.store, deletes=deletes)
+            reader = self.reader(slot)
             reader.checkpoint.open()
             self.broker.members.add(reader)
             self.readers.append(reader)
@@ -96,6 +97,20 @@ class Machine(RuleBasedStateMachine):
             reader = self.broker.owner[partition] = self.readers[partition.partition % 2]
             reader.given(partition)
         self.broker.rebalance()
+
+    def reader(self, slot: str) -> Reader:
+        return Reader(slot, self.broker, self.store, deletes=self.deletes, stateful=self.stateful)
+
+    def value(self, kind: str, n: int) -> bytes:
+        """Texts come again and again."""
+        return f"{kind}:{n % 3 // 2}".encode()
+
+    def key(self, kind: str, n: int) -> bytes | None:
+        return None if kind == "keyless" else b"k%d" % (n % 2)
+
+    def changing(self, partition: TopicPartition) -> list[int]:
+        """Offsets of the records that leave anything in any output."""
+        return [one.origin.offset for one in self.logs[partition]]
 
     # ---- the group
 
@@ -132,7 +147,7 @@ class Machine(RuleBasedStateMachine):
         dead = self.readers[who]
         dead.at = {}
         dead.abandon()
-        alive = self.readers[who] = Reader(dead.slot, self.broker, self.store, deletes=self.deletes)
+        alive = self.readers[who] = self.reader(dead.slot)
         for partition, owner in self.broker.owner.items():
             if owner is dead:
                 self.broker.owner[partition] = alive
@@ -370,5 +385,47 @@ def test_a_file_reaches_over_nothing_that_its_reader_has_not_written():
         machine.teardown()
 
 
+class StatefulMachine(Machine):
+    """The same with a state: what changes nothing leaves nothing, whoever sees it, and however often."""
+
+    stateful = True
+
+    def changing(self, partition: TopicPartition) -> list[int]:
+        return self.folded(partition, RECORDS * 2)[0]
+
+    def folded(self, partition: TopicPartition, end: int) -> tuple[list[int], dict[bytes, bytes]]:
+        """Of a partition's records below ``end``: the offsets of those that change something, and the digests that they leave."""
+        found, state = [], dict[bytes, bytes]()
+        digests = Digests(["f"])
+        for one in self.logs[partition]:
+            if one.origin.offset >= end:
+                break
+            kind, text = (one.value or b"").decode().split(":")
+            digest = digests.of(one, document_of(kind, text))
+            if kind == "text" and one.key is not None:
+                if state.get(one.key) == digest:
+                    continue
+                state[one.key] = digest
+            elif one.key is not None and (kind == "gone" or self.deletes):
+                state.pop(one.key, None)
+            found.append(one.origin.offset)
+        return found, state
+
+    @invariant()
+    def the_state_topic_says_what_the_records_below_the_committed_offset_leave(self) -> None:
+        for partition in self.logs:
+            end = self.broker.positions.get(partition, Position(0)).offset
+            _, state = self.folded(partition, end)
+            wanted = {state_key(partition.topic, key): digest for key, digest in state.items()}
+            told = {key: value for piece in self.broker.state_of(partition) for key, value in piece}
+            assert {key: read_entry(value).digest for key, value in told.items() if value is not None} == wanted
+
+    def teardown(self) -> None:
+        super().teardown()
+        assert not self.readers or self.broker.topics[STATE]
+
+
 Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestCheckpoint = Machine.TestCase
+StatefulMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestCheckpointWithState = StatefulMachine.TestCase

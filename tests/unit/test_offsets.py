@@ -116,14 +116,14 @@ class Machine(RuleBasedStateMachine):
             assert offsets(prefix) == expected, "the front of what was added, with nothing left out"
             assert [settled.outcome for settled in prefix.settled] == [flight[offset][1] for offset in expected]
             assert prefix.next_offset == expected[-1] + 1
-        assert self.ledger.owns(self.drained)
+        assert self.ledger.owns({prefix.topic_partition: prefix.epoch for prefix in self.drained})
 
     @rule()
     def commit(self) -> None:
         """Of what was drained, only partitions that are still ours may be written."""
         for prefix in self.drained:
             ours = self.epochs.get(prefix.topic_partition) == prefix.epoch
-            assert self.ledger.owns([prefix]) == ours
+            assert self.ledger.owns({prefix.topic_partition: prefix.epoch}) == ours
             if ours:
                 self.write(prefix)
             self.ledger.release(prefix)

@@ -34,6 +34,7 @@ from workers.settings.running import (
     RaySettings,
     ReaderSettings,
     ScalingSettings,
+    StateSettings,
 )
 from workers.settings.source import SourceSettings, TopicMapping
 
@@ -58,6 +59,7 @@ __all__ = [
     "Section",
     "Settings",
     "SourceSettings",
+    "StateSettings",
     "TopicMapping",
     "Vectors",
     "parse_bytes",
@@ -85,6 +87,7 @@ class Settings(BaseSettings):
     outputs: tuple[Output, ...] = ()
     dead_letter: DeadLetterSettings = DeadLetterSettings()
     delivery: DeliverySettings = DeliverySettings()
+    state: StateSettings = StateSettings()
     limits: LimitSettings = LimitSettings()
     kafka: KafkaSettings = KafkaSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -134,7 +137,17 @@ class Settings(BaseSettings):
                 "outputs have more and longer names than fit beside the group's offsets (about 4,000 characters in all): "
                 "use fewer, or shorter topics and uris"
             )
-        written = {*self.output_topics, self.dead_letter.topic}
+        if self.state.topic is not None:
+            if self.state.topic in (*self.output_topics, self.dead_letter.topic):
+                raise ValueError(
+                    f"state.topic {self.state.topic} is also written to as something else; give it one of its own"
+                )
+            if self.delivery.guarantee != "exactly_once":
+                raise ValueError(
+                    "state.topic needs delivery.guarantee exactly_once: without transactions the state would say of records that "
+                    "they are written which are not"
+                )
+        written = {*self.output_topics, self.dead_letter.topic, *([self.state.topic] if self.state.topic else [])}
         if loop := written.intersection(self.source.topics):
             raise ValueError(f"{', '.join(sorted(loop))} is both read and written: the pipeline would feed itself")
         if self.source.pattern is not None:

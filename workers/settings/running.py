@@ -37,6 +37,21 @@ class DeliverySettings(Section):
     )
 
 
+class StateSettings(Section):
+    """What the pipeline knows of what it has written."""
+
+    topic: str | None = Field(
+        None,
+        description="A compacted topic in which the pipeline keeps a digest for each key that it has written (`topics create` "
+        "makes it). Default: no state.",
+    )
+    unchanged: Literal["skip", "embed"] = Field(
+        "skip",
+        description="With a state: a record whose text, included fields, headers and fingerprints are what they were is not "
+        "embedded and not written again, or is.",
+    )
+
+
 class LimitSettings(Section):
     """The ceiling of what one reader holds in memory."""
 

@@ -1,0 +1,113 @@
+"""One key's entry, and how it is written down in the state topic.
+
+Comes in: documents, keys. Goes out: digests, bytes of fixed sizes. Never here: a piece of a key or of a text, so that the topic
+holds nothing of a user's.
+
+A record of the topic: key, 20 bytes (4 of BLAKE2b of the source topic's name, 16 of name and key); value, 25 bytes: a version,
+how many records are there under the key, tokens, and 16 bytes of BLAKE2b of all that decides what is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from workers.records import Document, Record
+
+VERSION = 1
+_VALUE = struct.Struct(">BII16s")
+PREFIX_BYTES = 4
+KEY_BYTES = 20
+
+
+class Entry(NamedTuple):
+    """What the outputs hold under a key.
+
+    ``digest``: of what it was made of; ``tokens``: what that took; ``chunks``: under how many chunks' keys it stands, 0: under
+    the key itself.
+    """
+
+    digest: bytes
+    tokens: int
+    chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the source record at ``offset`` leaves under a state ``key``; None: nothing."""
+
+    offset: int
+    key: bytes
+    entry: Entry | None
+
+
+def topic_prefix(topic: str) -> bytes:
+    """What the state keys of one source topic begin with."""
+    return hashlib.blake2b(topic.encode(), digest_size=PREFIX_BYTES).digest()
+
+
+def state_key(topic: str, key: bytes) -> bytes:
+    """The state topic's key for a source record's key. Topic names have no zero byte, so no two pairs are one."""
+    return (
+        topic_prefix(topic)
+        + hashlib.blake2b(topic.encode() + b"\0" + key, digest_size=KEY_BYTES - PREFIX_BYTES).digest()
+    )
+
+
+def write_entry(entry: Entry) -> bytes:
+    """The value of the state topic's record."""
+    return _VALUE.pack(VERSION, entry.chunks, entry.tokens, entry.digest)
+
+
+def check_record(key: bytes, value: bytes | None) -> None:
+    """Look at a record of the state topic.
+
+    Raises:
+        ValueError: it is none of ours, or of a later version.
+    """
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key of {len(key)} bytes")
+    if value is not None and (len(value) != _VALUE.size or value[0] != VERSION):
+        raise ValueError(f"a value of {len(value)} bytes, version {value[:1].hex()}")
+
+
+def read_entry(value: bytes) -> Entry:
+    """The entry of a value that :func:`check_record` has passed."""
+    _, chunks, tokens, digest = _VALUE.unpack(value)
+    return Entry(digest, tokens, chunks)
+
+
+class Digests:
+    """Says what an output record is made of, in 16 bytes: all that would make it another one."""
+
+    def __init__(self, fingerprints: Iterable[str]) -> None:
+        """``fingerprints``: of all outputs: with another model, dim or output nothing is unchanged."""
+        self._base = hashlib.blake2b(digest_size=16)
+        _add(self._base, *(each.encode() for each in fingerprints))
+
+    def of(self, record: Record, document: Document) -> bytes:
+        """The digest of id, text, prompt, included fields and the record's headers; not of its timestamp."""
+        found = self._base.copy()
+        prompt = b"" if document.prompt is None else b"p" + document.prompt.encode(errors="surrogatepass")
+        fields = json.dumps(document.fields, sort_keys=True, default=repr) if document.fields else ""
+        _add(
+            found,
+            document.id.encode(errors="surrogatepass"),
+            document.text.encode(errors="surrogatepass"),
+            prompt,
+            fields.encode(),
+        )
+        for name, value in record.headers:
+            _add(found, name.encode(errors="surrogatepass"), b"" if value is None else b"v" + value)
+        return found.digest()
+
+
+def _add(digest: hashlib.blake2b, *parts: bytes) -> None:
+    """Lengths go before the parts, so that none can pass for a piece of its neighbour."""
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
