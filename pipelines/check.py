@@ -96,7 +96,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         with kafka_client.admin(settings.kafka) as client:
             yield Finding(f"broker {settings.kafka.bootstrap_servers}")
             sources = kafka_topics.source_topics(client, settings.source)
-            written = [*settings.output_topics, settings.dead_letter.topic]
+            written = settings.written_topics
             topics = kafka_topics.describe_topics(client, dict.fromkeys([*sources, *written]))
             missing = [name for name in dict.fromkeys([*sources, *written]) if name not in topics]
             hidden = kafka_topics.hidden_topics(client, missing)
@@ -111,6 +111,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield Finding("group", str(error))
     yield from _present(settings, sources, written, topics, hidden)
     yield from _rights(settings, sources, written, topics)
+    yield from _state(settings, sources, topics)
     if model is not None:
         yield from _sizes(settings, model, sources, topics)
     if all(name in topics for name in written):
@@ -169,6 +170,7 @@ def _rights(settings: Settings, sources: list[str], written: list[str], topics: 
     for names, operation, what, otherwise in (
         (sources, "Read", "read topic {}", ""),
         (written, "Write", "write to topic {}", ""),
+        ([settings.state.topic] if settings.state.topic else [], "Read", "read topic {}, its own state", ""),
         (
             looked_at,
             "Read",
@@ -189,6 +191,29 @@ def _allows(topic: Topic, operation: str) -> bool:
 
 def _grant(operation: str, topic: str) -> str:
     return f"grant {operation} on it (kafka-acls.sh --add --operation {operation} --topic {topic})"
+
+
+def _state(settings: Settings, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
+    """Whether the state topic keeps what it is given, in the partitions of the source's numbers."""
+    state = None if settings.state.topic is None else topics.get(settings.state.topic)
+    if state is None:
+        return
+    if not state.compacted or state.retention_ms >= 0:
+        yield Finding(
+            state.name,
+            f"state topic {state.name} loses what it is given: set its cleanup.policy to compact, and to nothing else",
+        )
+    largest = max(
+        (topics[name] for name in sources if name in topics), key=lambda topic: topic.partitions, default=None
+    )
+    if largest is not None and largest.partitions > state.partitions:
+        yield Finding(
+            state.name,
+            f"state topic {state.name} has {state.partitions} partitions and topic {largest.name} {largest.partitions}: add "
+            f"partitions (kafka-topics.sh --alter --topic {state.name} --partitions {largest.partitions})",
+        )
+    elif largest is not None:
+        yield Finding(f"state topic {state.name}: a partition for each of the source's")
 
 
 def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ class Wanted:
 def run_create(
     settings: Settings, *, partitions: int | None, replication: int | None, keyless: bool, dry_run: bool
 ) -> int:
-    """Create the source's, the outputs' and the dead letters' topics where they are not there.
+    """Create the source's, the outputs', the dead letters' and the state's topics where they are not there.
 
     Outputs have as many ``partitions`` as the source unless they are given, and are compacted: they keep the latest vector of
     each key. ``keyless``: they delete by age instead, for records without keys, which a compacted topic refuses.
@@ -40,7 +40,7 @@ def run_create(
     model = Model.open(settings)
     with kafka_client.admin(settings.kafka) as client:
         sources = kafka_topics.source_topics(client, settings.source)
-        written = [*settings.output_topics, settings.dead_letter.topic]
+        written = settings.written_topics
         there = kafka_topics.describe_topics(client, dict.fromkeys([*sources, *written]))
         wanted = plan(settings, model, sources, there, partitions=partitions, keyless=keyless)
         rows = []
@@ -95,4 +95,7 @@ def plan(
         "max.message.bytes": str(largest + DEAD_LETTER_BYTES),
     }
     found.setdefault(dead, Wanted(dead, "dead letters", partitions or 1, configs))
+    if (state := settings.state.topic) is not None:
+        # What a partition has written is kept under its own number.
+        found.setdefault(state, Wanted(state, "state", source_partitions, {"cleanup.policy": "compact"}))
     return list(found.values())

@@ -33,8 +33,9 @@ does the same.
 _PIPELINE = """
 Runs the pipeline on this machine, over a Kafka broker and a Ray of its own: what it costs beside kafka-python alone (plumbing,
 growth), how much of the encoder's speed is left in it (whole), how calls scale with replicas (replicas) and records over
-partitions (hot), how long a record waits for its vector (latency), and what comes out while nodes are lost (losses). The last
-four have simulated GPUs, which sleep for as long as one would compute.
+partitions (hot), how long a record waits for its vector (latency), what comes out while nodes are lost (losses), and how long a
+reader takes to know what it has written (state). Replicas, hot, latency and losses have simulated GPUs, which sleep for as long
+as one would compute.
 
 It needs no settings file, and nothing else should run on the machine meanwhile.
 """
@@ -117,6 +118,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--replicas", type=_positive, default=16, metavar="N", help="the most simulated GPUs (default: 16)")
     add("--call-ms", type=_amount, default=40.0, metavar="MS", help="a simulated GPU's call (default: 40)")
     add("--seconds", type=_seconds, default=20.0, metavar="S", help="for what runs by the clock (default: 20)")
+    add("--keys", type=_positive, default=1_000_000, metavar="N", help="in the state (default: 1,000,000)")
     add("--out", type=Path, default=Path("bench-pipeline"), metavar="FOLDER", help="for JSON, Markdown and plots")
     return parser
 
@@ -131,6 +133,7 @@ def _pipeline_options(found: argparse.Namespace) -> PipelineOptions:
         replicas=found.replicas,
         call_ms=found.call_ms,
         seconds=found.seconds,
+        keys=found.keys,
         out=found.out,
     )
 

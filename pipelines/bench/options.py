@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16")
-PARTS = ("plumbing", "growth", "whole", "replicas", "hot", "latency", "losses")
+PARTS = ("plumbing", "growth", "whole", "replicas", "hot", "latency", "losses", "state")
 SHAPE = "embeddinggemma-shape"  # a model that is made up, see pipelines.bench.shape
 
 
@@ -44,7 +44,7 @@ class PipelineOptions:
     """The command line of ``bench pipeline``.
 
     ``records``: of the plumbing part; the others take shares of it. ``replicas``: the most simulated GPUs; ``call_ms``: how
-    long a call to one takes. ``seconds``: for each row of the parts that run by the clock.
+    long a call to one takes. ``seconds``: for each row of the parts that run by the clock. ``keys``: of the state.
     """
 
     parts: tuple[str, ...]
@@ -55,4 +55,5 @@ class PipelineOptions:
     replicas: int
     call_ms: float
     seconds: float
+    keys: int
     out: Path

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
                     "state.topic needs delivery.guarantee exactly_once: without transactions the state would say of records that "
                     "they are written which are not"
                 )
-        written = {*self.output_topics, self.dead_letter.topic, *([self.state.topic] if self.state.topic else [])}
+        written = set(self.written_topics)
         if loop := written.intersection(self.source.topics):
             raise ValueError(f"{', '.join(sorted(loop))} is both read and written: the pipeline would feed itself")
         if self.source.pattern is not None:
@@ -183,6 +183,11 @@ class Settings(BaseSettings):
     def output_topics(self) -> list[str]:
         """The topics that embeddings are written to."""
         return [output.topic for output in self.outputs if isinstance(output, KafkaOutput)]
+
+    @property
+    def written_topics(self) -> list[str]:
+        """All topics that the pipeline writes to: outputs, dead letters, and the state."""
+        return [*self.output_topics, self.dead_letter.topic, *([] if self.state.topic is None else [self.state.topic])]
 
     def require_stream(self) -> None:
         """Check that the settings say what to read and where to write, which ``run`` and ``check`` need.

@@ -157,6 +157,12 @@ class Known:
         if (lane := self._lanes.pop(partition, None)) is not None:
             lane.store.close()
 
+    @property
+    def disk_bytes(self) -> int:
+        """What the copies take on disk."""
+        with self._lock:
+            return sum(lane.store.bytes for lane in self._lanes.values())
+
     # ---- the work thread
 
     def recognise(self, found: Sequence[tuple[Record, type_found]]) -> list[tuple[Record, type_found | Unchanged]]:

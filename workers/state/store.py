@@ -68,6 +68,11 @@ class Store:
     def __len__(self) -> int:
         return int(self._env.stat()["entries"])
 
+    @property
+    def bytes(self) -> int:
+        """What it takes on disk."""
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
     def close(self) -> None:
         """Give the disk back."""
         self._env.close()

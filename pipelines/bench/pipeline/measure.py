@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.bench import machine
 from pipelines.bench.options import PipelineOptions
-from pipelines.bench.pipeline import losses, plumbing, replicas, streams, whole
+from pipelines.bench.pipeline import losses, plumbing, replicas, state, streams, whole
 from pipelines.bench.pipeline.part import Part
 from pipelines.bench.pipeline.stage import Stage, staged
 
@@ -53,6 +53,7 @@ def _measures(stage: Stage, options: PipelineOptions) -> dict[str, Callable[[], 
         "hot": lambda: streams.hot_partition(stage, records=options.records // 5, rounds=options.rounds),
         "latency": lambda: streams.latency(stage, seconds=options.seconds),
         "losses": lambda: losses.measure(stage, seconds=options.seconds),
+        "state": lambda: state.measure(stage, keys=options.keys),
     }
 
 

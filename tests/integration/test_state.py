@@ -1,0 +1,235 @@
+"""The state topic on a real broker: a table's changes, readers that end anywhere, and what is there afterwards.
+
+Readers are the production loop in this process, around an encoder whose vector is a hash of the text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+from pipelines.assemble import stream_reader
+from pipelines.cli import main
+from pipelines.model import Model
+from pipelines.outputs import topic_outlets
+from tests.conftest import RunningBroker
+from tests.fakes import CANARY, fake_vector, texts_of
+from tests.integration.pipeline import reading, value_of, wait_until
+from tests.integration.test_records import produce
+from tests.tiny_model import make_tiny_bert
+from workers import kafka_client, kafka_topics, metrics
+from workers.errors import PoisonError
+from workers.pool import Failure, RetryingPool
+from workers.reader import StreamReader
+from workers.records import Batch, Tokens, type_vectors
+from workers.settings import Settings
+
+pytestmark = pytest.mark.timeout(600)
+DIM = 16
+PARTITIONS = 3
+
+
+class Characters:
+    """One token per character."""
+
+    def encode(self, texts: Any, prompts: Any) -> list[Tokens | PoisonError]:
+        return [Tokens(np.fromiter(map(ord, text), np.int32), len(text)) for text in texts]
+
+
+def vectors(batch: Batch) -> type_vectors:
+    return np.stack([fake_vector(text, DIM) for text in texts_of(batch)])
+
+
+class Running:
+    """A reader in a thread."""
+
+    def __init__(self, settings: Settings, slot: str) -> None:
+        model = Model.open(settings)
+        self.meter = metrics.Metrics()
+        pool = RetryingPool(
+            vectors, dim=DIM, canary=CANARY, classify=lambda _: Failure.RAISED, capacity=lambda: 4, meter=self.meter
+        )
+        self.reader: StreamReader = stream_reader(
+            settings, model, topic_outlets(model), Characters(), pool, slot=lambda: slot, cuda=False, meter=self.meter
+        )
+        self.thread = threading.Thread(target=self.reader.run, daemon=True)
+        self.thread.start()
+
+    def value(self, metric: metrics.Metric, **labels: str) -> float:
+        self.reader.check()
+        return self.meter.value(metric, **labels)
+
+    def committed(self) -> float:
+        return self.value(metrics.RECORDS_COMMITTED)
+
+    def crash(self) -> None:
+        """Nothing that is in flight is finished."""
+        self.reader.stop()
+        self.thread.join(30)
+
+    def drain(self) -> None:
+        assert self.reader.drain(10)
+        self.thread.join(30)
+
+
+@pytest.fixture
+def table(
+    broker: RunningBroker, make_topic: Callable[..., str], unique_name: Callable[[], str], tmp_path: Path
+) -> Iterator[dict[str, Any]]:
+    """Plain settings of a pipeline with a state, two outputs, and topics that ``topics create`` has made."""
+    names = {part: f"{unique_name()}-{part}" for part in ("out", "dead", "state", "group")}
+    (tmp_path / "model").mkdir()
+    plain: dict[str, Any] = {
+        "model": {"name": str(make_tiny_bert(tmp_path / "model"))},
+        "source": {"topics": [make_topic(PARTITIONS)], "group": names["group"], "text": "{text}"},
+        "outputs": [
+            {"kind": "kafka", "topic": names["out"], "dim": DIM, "include": ["rank"]},
+            {"kind": "parquet", "uri": f"file://{tmp_path}/lake", "dim": DIM, "rotate": {"rows": 400, "seconds": 2}},
+        ],
+        "dead_letter": {"topic": names["dead"]},
+        "state": {"topic": names["state"]},
+        "delivery": {"commit_interval_s": 0.1},
+        "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+    }
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(json.dumps(plain))
+    assert main(["topics", "create", "-c", str(config)]) == 0
+    yield plain | {"config": str(config)}
+    kafka_topics.delete_topics(broker.settings, [names[part] for part in ("out", "dead", "state")])
+
+
+def of(plain: dict[str, Any]) -> Settings:
+    return Settings.model_validate({name: value for name, value in plain.items() if name != "config"})
+
+
+@contextlib.contextmanager
+def running(plain: dict[str, Any], slot: str = "0") -> Iterator[Running]:
+    found = Running(of(plain), f"{plain['source']['group']}.{slot}")
+    try:
+        yield found
+    finally:
+        found.crash()
+
+
+def value(text: str, rank: int = 0) -> bytes:
+    return json.dumps({"text": text, "rank": rank}).encode()
+
+
+def test_a_replay_encodes_what_has_changed_and_tells_deletes_apart(
+    broker: RunningBroker, table: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic, kafka = table["source"]["topics"][0], broker.settings
+    produce(kafka, topic, *[(b"k%d" % n, value(f"text {n:04}")) for n in range(400)])
+    with running(table) as first:
+        wait_until(lambda: first.committed() >= 400, 60, lambda: "the first pass")
+        first.drain()
+        encoded = first.value(metrics.TOKENS_ENCODED)
+    assert encoded == 400 * len("text 0000")
+    # The same again, with a tenth of the texts changed, an included field, a delete and what comes back after it.
+    again = [(b"k%d" % n, value(f"{'text' if n % 10 else 'news'} {n:04}")) for n in range(400)]
+    produce(kafka, topic, *again, (b"k1", value("text 0001", rank=1)), (b"k2", None), (b"k2", value("text 0002")))
+    with reading(kafka, table["outputs"][0]["topic"]) as out:
+        with running(table) as second:
+            wait_until(lambda: second.committed() >= 403, 60, lambda: "the second pass")
+            second.drain()
+            assert second.value(metrics.RECORDS_COMMITTED, outcome="unchanged") == 360
+            assert second.value(metrics.TOKENS_UNCHANGED) == 360 * len("text 0000")
+            assert second.value(metrics.TOKENS_ENCODED) == 42 * len("text 0000")
+        wait_until(lambda: out.poll() >= 400 + 43, 30, lambda: f"{len(out.records)} records")
+        assert len(out.records) == 443
+        k2 = [record.value is not None for record in out.records if record.key == b"k2"]
+        assert k2 == [True, False, True]
+    # And all of it once more: what is there in the end stays, whatever the versions before it come to.
+    assert main(["offsets", "reset", "--to", "earliest", "-c", table["config"]]) == 0
+    with running(table) as third:
+        wait_until(lambda: third.committed() >= 803, 60, lambda: "the third pass")
+        assert third.value(metrics.TOKENS_ENCODED) < encoded
+    assert "text 0" not in capsys.readouterr().err
+
+
+def test_check_wants_a_state_topic_that_keeps_what_it_is_given(
+    table: dict[str, Any], make_topic: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "-c", table["config"]]) == 0
+    assert "a partition for each of the source's" in capsys.readouterr().out
+    for topic, complaint in (
+        (make_topic(PARTITIONS), "set its cleanup.policy to compact"),
+        (make_topic(1, cleanup_policy="compact"), "has 1 partitions and topic"),
+    ):
+        assert main(["check", "-c", table["config"], "--state.topic", topic]) == 1
+        assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("events", [12_000, pytest.param(100_000, marks=pytest.mark.soak)])
+def test_whatever_dies_the_outputs_are_what_the_final_table_says(
+    broker: RunningBroker, table: dict[str, Any], tmp_path: Path, events: int
+) -> None:
+    """Inserts, updates, updates that change nothing and deletes, over readers that end in the middle and pass partitions on."""
+    chance, topic = random.Random(events), table["source"]["topics"][0]
+    final: dict[bytes, str] = {}
+    log: list[tuple[bytes, str | None]] = []
+    for _ in range(events):
+        key = b"k%d" % chance.randrange(events // 12)
+        what = chance.random()
+        if what < 0.1:
+            final.pop(key, None)
+            log.append((key, None))
+        else:
+            same = final.get(key) if what < 0.6 else None
+            final[key] = same or f"{key.decode()} says {chance.randrange(1_000_000)}"
+            log.append((key, final[key]))
+    members: list[Running] = []
+    for number, start in enumerate(range(0, events, events // 6)):
+        batch = log[start : start + events // 6]
+        for partition in range(PARTITIONS):
+            mine = [(key, None if text is None else value(text)) for key, text in batch if hash_of(key) == partition]
+            produce(broker.settings, topic, *mine, partition=partition)
+        members.append(Running(of(table), f"{table['source']['group']}.{number % 2}"))
+        half = chance.randrange(events // 6)
+        wait_until(lambda half=half: lag(broker, table) <= half, 60, lambda: f"{lag(broker, table)} records behind")
+        if len(members) == 2:
+            members.pop(0).crash()
+    last = members.pop()
+    wait_until(lambda: lag(broker, table) == 0, 120, lambda: f"{lag(broker, table)} records behind")
+    last.drain()
+
+    wanted = {key: fake_vector(text, DIM) for key, text in final.items()}
+    with reading(broker.settings, table["outputs"][0]["topic"]) as out:
+        count = -1
+        while out.poll() > count:
+            count = len(out.records)
+            out.poll()
+        there = {
+            record.key: value_of(record)["embedding"] if record.value is not None else None for record in out.records
+        }
+        assert {key for key, vector in there.items() if vector is not None} == set(wanted)
+        assert all(np.allclose(there[key], vector, atol=1e-6) for key, vector in wanted.items())
+        assert len(out.records) < events * 0.75, "what changes nothing is written"
+    rows = duckdb.sql(
+        f'SELECT key, arg_max(embedding, "offset") AS v, arg_max(deleted, "offset") AS gone FROM \'{tmp_path}/lake/**/*.parquet\' '
+        "GROUP BY key"
+    ).fetchall()
+    lake = {key: vector for key, vector, gone in rows if not gone}
+    assert set(lake) == set(wanted)
+    assert all(np.allclose(lake[key], vector, atol=1e-6) for key, vector in wanted.items())
+
+
+def hash_of(key: bytes) -> int:
+    return int(key[1:]) % PARTITIONS
+
+
+def lag(broker: RunningBroker, table: dict[str, Any]) -> int:
+    topic = table["source"]["topics"][0]
+    with kafka_client.admin(broker.settings) as client:
+        ends = kafka_topics.end_offsets(client, kafka_topics.describe_topics(client, [topic]))
+        at = kafka_topics.committed_offsets(client, table["source"]["group"])
+    return sum(end - at.get(partition, 0) for partition, end in ends.items())

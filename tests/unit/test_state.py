@@ -1,0 +1,235 @@
+"""The state of keys: what is unchanged, what stands under a key, and when a change is told to the topic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes import TOPIC, record
+from workers.errors import EnvironmentFault, PoisonError
+from workers.records import Document, Message, Position, Record, Tombstone, TopicPartition, Unchanged
+from workers.state import Change, Digests, Entry, Known
+from workers.state.entry import check_record, read_entry, state_key, topic_prefix, write_entry
+from workers.state.store import Store
+
+P0 = TopicPartition(TOPIC, 0)
+STATE = "documents.state"
+DIGESTS = Digests(["f1", "f2"])
+
+
+def entry_of(held: Record, document: Document, tokens: int = 7) -> Entry:
+    return Entry(DIGESTS.of(held, document), tokens)
+
+
+def known(told: Sequence[tuple[bytes, bytes | None]] = (), *, skip: bool = True) -> Known:
+    """The state of one partition that has begun, as the topic tells it."""
+
+    def log(partition: TopicPartition) -> Iterator[Sequence[tuple[bytes, bytes | None]]]:
+        assert partition == P0
+        yield from ([one] for one in told)
+
+    found = Known(STATE, log, DIGESTS, skip=skip)
+    assert found.load(P0, 1, lambda: True) is not None
+    found.assign(P0, 1)
+    return found
+
+
+def told_of(held: Record, document: Document) -> tuple[bytes, bytes]:
+    assert held.key is not None
+    return state_key(TOPIC, held.key), write_entry(entry_of(held, document))
+
+
+# ---- entries and digests
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_an_entry_is_read_as_it_was_written(digest: bytes, tokens: int, chunks: int):
+    value = write_entry(Entry(digest, tokens, chunks))
+    check_record(b"k" * 20, value)
+    assert read_entry(value) == Entry(digest, tokens, chunks)
+
+
+@pytest.mark.parametrize("value", [b"", b"\2" + b"x" * 24, b"\1" + b"x" * 23, b"{}"])
+def test_what_is_no_entry_is_not_taken_for_one(value: bytes):
+    with pytest.raises(ValueError, match="a value of"):
+        check_record(b"k" * 20, value)
+    with pytest.raises(ValueError, match="a key of 3 bytes"):
+        check_record(b"key", None)
+
+
+def test_keys_are_of_one_size_and_of_their_topic():
+    assert len(state_key("a", b"")) == len(state_key("a" * 249, b"k" * 100_000)) == 20
+    assert len({state_key("a", b"b"), state_key("a", b""), state_key("ab", b""), state_key("b", b"b")}) == 4
+    assert state_key("docs", b"k").startswith(topic_prefix("docs"))
+
+
+def test_a_digest_covers_all_that_is_written_and_nothing_else():
+    held, document = record(0), Document("1", "text", {"a": 1, "b": [1.5, None]}, "a prompt")
+    base = DIGESTS.of(held, document)
+    assert DIGESTS.of(replace(held, timestamp_ms=1, value=b"other"), document) == base
+    assert DIGESTS.of(held, replace(document, fields={"b": [1.5, None], "a": 1}, digest=b"x")) == base
+    others = [
+        DIGESTS.of(held, replace(document, id="2")),
+        DIGESTS.of(held, replace(document, text="texts")),
+        DIGESTS.of(held, replace(document, prompt="a prompt ")),
+        DIGESTS.of(held, replace(document, prompt=None)),
+        DIGESTS.of(held, replace(document, prompt="")),
+        DIGESTS.of(held, replace(document, fields={"a": 1})),
+        DIGESTS.of(held, replace(document, id="1text", text="")),
+        DIGESTS.of(replace(held, headers=(("h", b""),)), document),
+        DIGESTS.of(replace(held, headers=(("h", None),)), document),
+        Digests(["f1"]).of(held, document),
+        Digests(["f1f2"]).of(held, document),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_a_digest_takes_whatever_a_record_may_hold():
+    odd = Document("\ud800", "\udfff", {"when": object, "nan": float("nan"), "raw": b"\0"}, "\ud800")
+    assert len(DIGESTS.of(replace(record(0), headers=(("\ud800", b"v"),)), odd)) == 16
+
+
+# ---- the copy on disk
+
+
+def test_a_store_is_a_map_on_a_file_without_a_name(tmp_path: Path):
+    store = Store(tmp_path)
+    assert list(tmp_path.iterdir()) == [] and store.bytes > 0
+    store.put([(b"a", b"1"), (b"b", b"2"), (b"c", None)])
+    store.put([(b"a", b"3"), (b"b", None)])
+    assert store.get([b"a", b"b", b"c"]) == [b"3", None, None] and len(store) == 1
+    store.close()
+
+
+def test_a_store_without_a_place_says_so(tmp_path: Path):
+    with pytest.raises(EnvironmentFault, match=r"no file for the state in .*TMPDIR"):
+        Store(tmp_path / "gone")
+
+
+def test_stores_are_closed_when_their_partitions_go():
+    def files() -> int:
+        links = (
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+        )
+        return sum("stream-embedder-state-" in link for link in links)
+
+    before = files()
+    state = known()
+    state.load(P0, 2, lambda: True)
+    state.load(P0, 3, lambda: True)
+    assert files() > before
+    state.assign(P0, 3)
+    state.revoke([P0])
+    state.load(P0, 4, lambda: True)
+    state.close()
+    assert files() == before
+
+
+# ---- what is unchanged
+
+
+def test_what_the_topic_told_is_recognised():
+    held, document = record(5), Document("1", "text")
+    state = known([told_of(held, document), told_of(record(6, key=b"other"), document)])
+    assert state.recognise([(held, document)]) == [(held, Unchanged(7))]
+    ((_, changed),) = state.recognise([(record(7), Document("1", "text!"))])
+    assert isinstance(changed, Document) and changed.digest is not None
+    ((_, again),) = state.recognise([(record(8), document)])
+    assert isinstance(again, Document), "what is on its way may change the key"
+    ((_, other),) = state.recognise([(record(9, key=b"other"), document)])
+    assert isinstance(other, Unchanged)
+
+
+def test_with_embed_nothing_is_skipped():
+    held, document = record(5), Document("1", "text")
+    ((_, found),) = known([told_of(held, document)], skip=False).recognise([(held, document)])
+    assert isinstance(found, Document)
+
+
+@pytest.mark.parametrize("before", [Tombstone(), PoisonError("decode", "invalid", "no")], ids=["deleted", "refused"])
+def test_whatever_comes_between_is_waited_for(before: Tombstone | PoisonError):
+    held, document = record(5), Document("1", "text")
+    state = known([told_of(held, document)])
+    found = state.recognise([(record(6), before), (record(7), document)])
+    assert isinstance(found[1][1], Document)
+    # Once it is committed, and has changed nothing, the entry stands.
+    state.released(P0, 1, [], 7)
+    assert isinstance(state.recognise([(record(8), document)])[0][1], Document), "the seventh is on its way still"
+    state.released(P0, 1, [], 9)
+    assert isinstance(state.recognise([(record(9), document)])[0][1], Unchanged)
+
+
+def test_records_without_a_key_and_of_past_assignments_have_no_state():
+    document = Document("1", "text")
+    state = known([told_of(record(5), document)])
+    keyless, stale = record(6, key=None), record(7, epoch=0)
+    found = state.recognise([(keyless, document), (stale, document)])
+    assert [isinstance(meaning, Document) for _, meaning in found] == [True, True]
+    state.move(P0, 2)
+    assert isinstance(state.recognise([(record(8, epoch=2), document)])[0][1], Unchanged)
+
+
+# ---- what is told
+
+
+def change(offset: int, key: bytes, tokens: int | None) -> Change:
+    return Change(offset, key, None if tokens is None else Entry(b"d" * 16, tokens))
+
+
+def values(messages: Sequence[Message]) -> dict[bytes, int | None]:
+    assert all(message.topic == STATE and message.partition == 0 for message in messages)
+    return {
+        message.key or b"": None if message.value is None else read_entry(message.value).tokens for message in messages
+    }
+
+
+def test_a_change_is_told_with_the_offset_that_reaches_beyond_it_and_once():
+    state = known()
+    first = [change(0, b"a", 1), change(1, b"b", 2), change(2, b"a", 3)]
+    behind = {P0: Position(1)}
+    assert values(state.due(behind, {P0: first})) == {b"a": 1}
+    state.released(P0, 1, first, 3)
+    state.told(behind, {P0: 1})
+    assert state.entry(P0, 1, b"a") == Entry(b"d" * 16, 3), "the copy is what the topics have"
+    second = [change(3, b"b", None)]
+    assert values(state.due({P0: Position(3)}, {P0: second})) == {b"b": 2, b"a": 3}
+    assert values(state.due({P0: Position(4)}, {P0: second})) == {b"b": None, b"a": 3}
+    state.released(P0, 1, second, 4)
+    state.told({P0: Position(4)}, {P0: 1})
+    assert state.due({P0: Position(9)}, {}) == []
+    assert state.entry(P0, 1, b"b") is None
+
+
+def test_of_a_commit_in_doubt_that_part_counts_which_happened():
+    state = known()
+    state.released(P0, 1, [change(0, b"a", 1), change(5, b"b", 2)], 3)
+    assert state.entry(P0, 1, b"a") is not None and state.entry(P0, 1, b"b") is None
+    state.released(P0, 0, [change(6, b"c", 1)], 9)
+    assert state.entry(P0, 1, b"c") is None, "an assignment that has ended changes nothing"
+
+
+def test_a_view_sees_its_own_records():
+    state = known([told_of(record(5), Document("1", "text"))])
+    view = state.view(P0, 1)
+    assert view.before(record(6)) == entry_of(record(5), Document("1", "text"))
+    view.leaves(record(6), None)
+    assert view.before(record(7)) is None
+    view.leaves(record(7), None)
+    view.leaves(record(8, key=None), Entry(b"d" * 16, 1))
+    assert [each.offset for each in view.changes] == [6], "what leaves nothing where nothing was is no change"
+    assert state.view(P0, 1).before(record(9)) is not None, "nothing is known of it before it is committed"
+
+
+def test_a_reading_that_is_not_wanted_any_more_ends():
+    state = Known(STATE, lambda _: iter([[(b"a", b"b")]] * 3), DIGESTS, skip=True)
+    assert state.load(P0, 1, lambda: False) is None
+    with pytest.raises(AssertionError, match="without its state"):
+        state.assign(P0, 1)
