@@ -18,16 +18,18 @@ from workers.codecs.tombstone import render_tombstone
 from workers.encoder.quantize import Projection, has_direction
 from workers.errors import PoisonError, RetryableError
 from workers.offsets import Prefix
-from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone
+from workers.records import Chunked, DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone
 from workers.sinks.files import FileOutput
 
-# For each output by name, its vector and scale of each row that has one.
-type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
+# Of each of a row's embeddings its vector and scale, None where it has none.
+type_vectors_of_row = list[tuple[type_vector, np.float32 | None] | None]
+# For each output by name, those of each row that has embeddings.
+type_projected = dict[str, dict[int, type_vectors_of_row]]
 
 
 T = TypeVar("T")
 # Outcomes that are written as they are.
-_GOOD = (Embedding, Tombstone)
+_GOOD = (Embedding, Chunked, Tombstone)
 
 # Refused for what did not travel because it did not change: the vector that is there is still right for it.
 STILL_RIGHT = ("unavailable_value",)
@@ -145,9 +147,9 @@ class Outlets:
             rows: tuple[list[tuple[int, object]], ...] = tuple([] for _ in self._files)
             for number, entry in enumerate(prefix.settled):
                 outcome, out, made = self._render_one(entry, number, vectors, prefix)
-                messages += [_placed(message, entry.record) for message in out]
-                for column, row in zip(rows, made, strict=False):
-                    column.append((entry.record.origin.offset, row))
+                messages += [_placed(message, entry.record, outcome) for message in out]
+                for column, of_record in zip(rows, made, strict=False):
+                    column += [(entry.record.origin.offset, row) for row in of_record]
                 settled.append(Settled(entry.record, outcome))
             rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows))
         return rendered, messages
@@ -163,35 +165,35 @@ class Outlets:
     def _project(self, prefix: Prefix) -> type_projected:
         """What each output writes: all its vectors cut, normalised and quantised together."""
         outlets: tuple[Outlet | RowOutlet, ...] = (*self._topics, *self._files)
-        rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
-        if not rows:
+        embeddings = [
+            (row, embedding) for row, entry in enumerate(prefix.settled) for embedding in _embeddings(entry.outcome)
+        ]
+        if not embeddings:
             return {outlet.name: {} for outlet in outlets}
-        full = np.array([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
+        full = np.array([embedding.vector for _, embedding in embeddings])
         found: type_projected = {}
         for outlet in outlets:
             # A vector with nothing in its first dimensions is left out; the others go on without it.
             sound = has_direction(full, outlet.projection.dim)
-            kept = [row for row, good in zip(rows, sound, strict=True) if good]
-            whole = full if len(kept) == len(rows) else full[sound]
-            found[outlet.name] = dict(zip(kept, outlet.projection(whole).rows(), strict=True))
+            projected = iter(outlet.projection(full if sound.all() else full[sound]).rows())
+            of_rows = found[outlet.name] = {}
+            for (row, _), good in zip(embeddings, sound, strict=True):
+                of_rows.setdefault(row, []).append(next(projected) if good else None)
         return found
 
     def _render_one(
         self, entry: Settled, number: int, vectors: type_projected, prefix: Prefix
-    ) -> tuple[Outcome, list[Message], list[object]]:
-        """The outcome as it turns out, the messages of the topics, and a row for each output of files, or none for all."""
+    ) -> tuple[Outcome, list[Message], list[list[object]]]:
+        """The outcome as it turns out, the messages of the topics, and the rows of each output of files, or none for all."""
         record = entry.record
         outcome = entry.outcome
         offset = record.origin.offset
         if isinstance(outcome, _GOOD):
             try:
                 # Outputs that have it already are asked too: what one of them refused then is refused again, for all.
-                every = [
-                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(number)))
-                    for outlet in self._topics
-                ]
-                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]
-                return outcome, self._wanted(every, offset, prefix), rows
+                every = [self._messages(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._topics]
+                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]
+                return outcome, [one for of_topic in self._wanted(every, offset, prefix) for one in of_topic], rows
             except PoisonError as error:
                 outcome = DeadLetter(error.stage, error.reason, error.message)
         out = []
@@ -208,7 +210,7 @@ class Outlets:
             out.append(dead)
         if self._dead_letters.tombstone and record.key is not None and outcome.reason not in STILL_RIGHT:
             out += self._deletes(record, self._wanted(self._topics, offset, prefix))
-            return outcome, out, [outlet.renderer.deletion(record) for outlet in self._files]
+            return outcome, out, [[outlet.renderer.deletion(record)] for outlet in self._files]
         return outcome, out, []
 
     def _wanted(self, of_topics: Sequence[T], offset: int, prefix: Prefix) -> list[T]:
@@ -229,19 +231,23 @@ class Outlets:
         fitting = [one if self._refuses(one) is None else replace(one, headers=()) for one in whole]
         return [one for one in fitting if self._refuses(one) is None]
 
-    def _row(
-        self, outlet: RowOutlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
-    ) -> object:
-        if not isinstance(entry.outcome, Embedding):
-            return outlet.renderer.deletion(entry.record)
-        return outlet.renderer.row(entry.record, entry.outcome, *_required(projected, outlet.projection))
+    def _rows(self, outlet: RowOutlet, entry: Settled, projected: type_vectors_of_row | None) -> list[object]:
+        if isinstance(entry.outcome, Tombstone):
+            return [outlet.renderer.deletion(entry.record)]
+        embeddings = zip(_embeddings(entry.outcome), projected or (), strict=True)
+        return [
+            outlet.renderer.row(entry.record, embedding, *_required(vector, outlet.projection))
+            for embedding, vector in embeddings
+        ]
 
-    def _message(
-        self, outlet: Outlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
-    ) -> Message:
-        if not isinstance(entry.outcome, Embedding):
-            return render_tombstone(entry.record, outlet.topic)
-        return outlet.renderer.render(entry.record, entry.outcome, *_required(projected, outlet.projection))
+    def _messages(self, outlet: Outlet, entry: Settled, projected: type_vectors_of_row | None) -> list[Message]:
+        if isinstance(entry.outcome, Tombstone):
+            return [self._checked(render_tombstone(entry.record, outlet.topic))]
+        embeddings = zip(_embeddings(entry.outcome), projected or (), strict=True)
+        return [
+            self._checked(outlet.renderer.render(entry.record, embedding, *_required(vector, outlet.projection)))
+            for embedding, vector in embeddings
+        ]
 
     def _checked(self, message: Message) -> Message:
         reason = self._refuses(message)
@@ -256,6 +262,13 @@ class Outlets:
         return message
 
 
+def _embeddings(outcome: Outcome) -> tuple[Embedding, ...]:
+    """What has a vector in an outcome: the chunks of one in chunks."""
+    if isinstance(outcome, Chunked):
+        return outcome.parts
+    return (outcome,) if isinstance(outcome, Embedding) else ()
+
+
 def _required(
     projected: tuple[type_vector, np.float32 | None] | None, projection: Projection
 ) -> tuple[type_vector, np.float32 | None]:
@@ -266,6 +279,8 @@ def _required(
     return projected
 
 
-def _placed(message: Message, record: Record) -> Message:
-    """A record without a key stays with its source partition's number, so that its order is kept."""
-    return message if message.key is not None else replace(message, partition=record.origin.partition)
+def _placed(message: Message, record: Record, outcome: Outcome) -> Message:
+    """A record without a key stays with its source partition's number, so that its order is kept; so do chunks, together."""
+    if message.key is not None and not isinstance(outcome, Chunked):
+        return message
+    return replace(message, partition=record.origin.partition)

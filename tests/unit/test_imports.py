@@ -30,7 +30,7 @@ ROWS = (
         ),
         "schema_registry",
     ),
-    ("checkpoint", "window", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
+    ("checkpoint", "window", "gathering", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
     ("reader", "autoscaler"),
     ("pipelines",),
     ("pipelines.cli",),
