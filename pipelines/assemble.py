@@ -66,7 +66,10 @@ def stream_reader(
     known = None
     if settings.state.topic is not None:
         topics.append(settings.state.topic)
-        digests = Digests(model.fingerprint_of(model.projection(output)) for output in settings.outputs)
+        digests = Digests(
+            f"{model.fingerprint_of(model.projection(output))} {output.model_dump_json(exclude={'rotate', 'compression'})}"
+            for output in settings.outputs
+        )
         known = Known(
             settings.state.topic,
             state_log(settings.kafka, settings.state.topic),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipelines import guard, identity
+from pipelines.check_chunks import examine_chunks
 from pipelines.check_registry import examine_registry
 from pipelines.finding import Finding
 from pipelines.model import Model
@@ -22,7 +23,7 @@ from workers.codecs import decoder_for, renderer_for
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.kafka_security import tls
 from workers.kafka_topics import Topic
-from workers.records import Document, Embedding, Origin, Record, TopicPartition
+from workers.records import Chunk, Document, Embedding, Origin, Record, TopicPartition
 from workers.settings import KafkaOutput, ParquetOutput, Settings
 
 LOG = log.get(__name__)
@@ -81,6 +82,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         model = Model.open(settings)
         yield Finding(
             f"model {model.name}: {model.layout.dim} dimensions, {model.max_tokens} tokens, in {model.folder}"
+            + (f"; chunks of {model.text_tokens} tokens" if settings.model.chunked else "")
         )
     except EnvironmentFault as error:
         yield Finding("model", str(error))
@@ -110,6 +112,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     except (EnvironmentFault, RetryableError) as error:
         yield Finding("group", str(error))
     yield from _present(settings, sources, written, topics, hidden)
+    yield from examine_chunks(settings, sources, topics)
     yield from _rights(settings, sources, written, topics)
     yield from _state(settings, sources, topics)
     if model is not None:
@@ -256,9 +259,15 @@ def record_size(model: Model, output: KafkaOutput) -> int:
     sign = 1 if output.precision.startswith("u") else -1
     sample = sign * np.abs(np.random.default_rng(0).normal(size=(1, dim))).astype(np.float32)
     vector, scale = next(model.projection(output)(sample).rows())
-    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16)
+    chunked = model.settings.model.chunked
+    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16, chunked=chunked)
     record = Record(Origin("check", 0, 0, 0), b"", b"", 0)
-    embedding = Embedding(Document("check", ""), sample[0], model.max_tokens, False)
+    chunk, text = None, ""
+    if chunked:
+        # A token has some four characters.
+        text = "x" * (4 * model.text_tokens)
+        chunk = Chunk(0, 1, 0, len(text))
+    embedding = Embedding(Document("check", text), sample[0], model.text_tokens, False, chunk)
     return renderer.render(record, embedding, vector, scale).size
 
 

@@ -111,7 +111,9 @@ def _output(registry: SchemaRegistry, settings: Settings, model: Model, output: 
 
     projection = model.projection(output)
     fingerprint = model.fingerprint_of(projection)
-    renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint)
+    renderer = renderer_for(
+        output, dim=projection.dim, model=model.name, fingerprint=fingerprint, chunked=settings.model.chunked
+    )
     assert isinstance(renderer, AvroRenderer)
     subject = subject_of(output.topic, settings.registry.subject_strategy)
     id = registry.registered(subject, renderer.schema)

@@ -1,6 +1,7 @@
 """The model in this process, for the commands that need neither Kafka nor Ray.
 
-Comes in: a window of texts. Goes out: for each its embedding, or why it has none. Never here: an output's dim or precision.
+Comes in: a window of texts. Goes out: for each its embedding, those of its chunks, or why it has none. Never here: an output's
+dim or precision.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.model import Model
 from pipelines.texts import Text
 from workers.errors import PoisonError
-from workers.outcomes import embedding, is_sound, refusal
-from workers.records import Batch, Document, Embedding, Tokens
+from workers.outcomes import embedding, is_sound, refused_part, tokenised
+from workers.records import Batch, Chunk, Chunked, Document, Embedding, Tokens, type_vectors
 
 
 class Embedder:
@@ -30,28 +32,52 @@ class Embedder:
         self._encoder = model.encoder()
         self._encoder.self_test()
 
-    def embed(self, window: Sequence[Text], dim: int) -> list[Embedding | PoisonError]:
+    def embed(self, window: Sequence[Text], dim: int) -> list[Embedding | Chunked | PoisonError]:
         """What becomes of each text, in their order; vectors have ``dim`` dimensions."""
-        outcomes: dict[int, Embedding | PoisonError] = {
+        outcomes: dict[int, Embedding | Chunked | PoisonError] = {
             row: text.refused for row, text in enumerate(window) if text.refused is not None
         }
-        rows = [row for row in range(len(window)) if row not in outcomes]
-        encoded = self._tokenizer.encode([window[row].text for row in rows], [window[row].prompt for row in rows])
-        tokens: dict[int, Tokens] = {}
-        for row, found in zip(rows, encoded, strict=True):
-            if isinstance(found, PoisonError):
-                outcomes[row] = found
-            elif (error := refusal(found, reject_overflow=self._reject)) is not None:
-                outcomes[row] = error
-            else:
+        documents = {
+            row: Document(text.id, text.text, prompt=text.prompt)
+            for row, text in enumerate(window)
+            if row not in outcomes
+        }
+        tokens: dict[int, list[tuple[Chunk | None, Tokens]]] = {}
+        for row, found in zip(documents, tokenised(list(documents.values()), self._tokenizer), strict=True):
+            refused = found if isinstance(found, PoisonError) else refused_part(found, reject_overflow=self._reject)
+            if refused is not None:
+                outcomes[row] = refused
+            elif not isinstance(found, PoisonError):
                 tokens[row] = found
         # By the bytes of their ids: equal texts are encoded once.
         places: dict[bytes, int] = {}
-        alike = {row: places.setdefault(found.ids.tobytes(), len(places)) for row, found in tokens.items()}
-        distinct = [np.frombuffer(ids, np.int32) for ids in places]
-        vectors = self._encoder.encode(Batch.of(distinct), dim)
+        for parts in tokens.values():
+            for _, part in parts:
+                places.setdefault(part.ids.tobytes(), len(places))
+        vectors = self._encoder.encode(Batch.of([np.frombuffer(ids, np.int32) for ids in places]), dim)
         sound = is_sound(vectors)
-        for row, place in alike.items():
-            document = Document(window[row].id, window[row].text)
-            outcomes[row] = embedding(document, tokens[row], vectors[place], sound=bool(sound[place]))
+        for row, parts in tokens.items():
+            numbers = [places[part.ids.tobytes()] for _, part in parts]
+            outcomes[row] = _outcome(documents[row], parts, vectors[numbers], sound[numbers])
         return [outcomes[row] for row in range(len(window))]
+
+
+def embeddings_of(outcome: Embedding | Chunked) -> Sequence[Embedding]:
+    """The chunks of a text; one that is not in chunks is one."""
+    return outcome.parts if isinstance(outcome, Chunked) else (outcome,)
+
+
+def _outcome(
+    document: Document,
+    parts: Sequence[tuple[Chunk | None, Tokens]],
+    vectors: type_vectors,
+    sound: npt.NDArray[np.bool_],
+) -> Embedding | Chunked | PoisonError:
+    """The outcome of a text by its parts' vectors, float32 [parts, dim], and which of them are ``sound``."""
+    made: list[Embedding] = []
+    for (chunk, tokens), vector, good in zip(parts, vectors, sound, strict=True):
+        found = embedding(document, tokens, vector, sound=bool(good), chunk=chunk)
+        if isinstance(found, PoisonError):
+            return found
+        made.append(found)
+    return made[0] if made[0].chunk is None else Chunked(tuple(made))

@@ -1,4 +1,4 @@
-"""The command ``encode``: texts in, one line of JSON each out, in order.
+"""The command ``encode``: texts in, one line of JSON each out, in order; of a text in chunks, one for each of those.
 
 Comes in: texts, or lines of JSON. Goes out: the record that an output in JSON would carry, or a line that says why there is
 none. Never here: Kafka or Ray, or a text in an error.
@@ -6,7 +6,7 @@ none. Never here: Kafka or Ray, or a text in an error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from pipelines.embedder import Embedder
+from pipelines.embedder import Embedder, embeddings_of
 from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import texts_of, windows
@@ -22,7 +22,7 @@ from workers.codecs import renderer_for, text_template
 from workers.codecs.base import Renderer
 from workers.encoder.quantize import Projection
 from workers.errors import PoisonError, SettingsError
-from workers.records import Embedding, Origin, Record
+from workers.records import Chunked, Embedding, Origin, Record
 from workers.settings import KafkaOutput, Settings
 
 
@@ -37,6 +37,8 @@ def run_encode(
     out: BinaryIO,
 ) -> int:
     """Embed ``texts``, or else what ``source.text`` makes of the JSON ``lines``, and write a line for each to ``out``.
+
+    Where texts are cut into chunks, there is a line for each of those.
 
     Raises:
         EnvironmentFault: the model or ``ranges`` are not there, or do not work here.
@@ -60,7 +62,7 @@ def run_encode(
         )
     ):
         for text, outcome in zip(window, embedder.embed(window, projection.dim), strict=True):
-            out.write(_line(text.id, outcome, projection, renderer) + b"\n")
+            out.writelines(line + b"\n" for line in _lines(text.id, outcome, projection, renderer))
         out.flush()
     return 0
 
@@ -74,9 +76,13 @@ def _output(dim: int | None, precision: str, ranges: Path | None) -> KafkaOutput
         raise SettingsError("\n".join(found)) from None
 
 
-def _line(name: str, outcome: Embedding | PoisonError, projection: Projection, renderer: Renderer) -> bytes:
+def _lines(
+    name: str, outcome: Embedding | Chunked | PoisonError, projection: Projection, renderer: Renderer
+) -> Iterator[bytes]:
     if isinstance(outcome, PoisonError):
-        return orjson.dumps({"id": name, "error": outcome.message})
-    vector, scale = next(projection(outcome.vector[np.newaxis]).rows())
+        yield orjson.dumps({"id": name, "error": outcome.message})
+        return
     record = Record(Origin("input", 0, 0, 0), None, None, -1)
-    return renderer.render(record, outcome, vector, scale).value or b""
+    for embedding in embeddings_of(outcome):
+        vector, scale = next(projection(embedding.vector[np.newaxis]).rows())
+        yield renderer.render(record, embedding, vector, scale).value or b""

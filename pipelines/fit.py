@@ -18,16 +18,24 @@ def against_model(settings: Settings, layout: Layout) -> None:
         SettingsError: a dim, a length or a prompt that the model does not have; one line each.
     """
     name, wanted, budget = settings.model.name, settings.model.max_tokens, settings.pool.max_batch_tokens
+    chunk = settings.model.chunk
+    longest = chunk.tokens or layout.max_tokens
     mistakes = []
     for number, output in enumerate(settings.outputs):
         mistakes += output_against_model(output, layout, name, f"outputs.{number}.")
     if wanted is not None and wanted > layout.max_tokens:
         mistakes.append(f"model.max_tokens ({wanted}) is larger than the {layout.max_tokens} tokens that {name} takes")
-    elif wanted is None and budget != "auto" and layout.max_tokens > budget:
+    elif wanted is None and budget != "auto" and longest > budget:
         mistakes.append(
-            f"pool.max_batch_tokens ({budget}) is smaller than the longest text of {name} ({layout.max_tokens} tokens): "
+            f"pool.max_batch_tokens ({budget}) is smaller than the longest text of {name} ({longest} tokens): "
             "raise it, or set model.max_tokens"
         )
+    if chunk.tokens is not None and chunk.tokens > layout.max_tokens:
+        mistakes.append(
+            f"model.chunk.tokens ({chunk.tokens}) is larger than the {layout.max_tokens} tokens that {name} takes"
+        )
+    elif 2 * chunk.overlap > (most := chunk.tokens or wanted or layout.max_tokens):
+        mistakes.append(f"model.chunk.overlap ({chunk.overlap}) is more than half of the {most} tokens of a chunk")
     try:
         prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
         _require_one_length(settings, layout)

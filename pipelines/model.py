@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.fit import against_model
 from workers import fingerprint, log
@@ -73,6 +73,11 @@ class Model:
         """Longest text in tokens: the settings' choice, else the model's limit."""
         return self.settings.model.max_tokens or self.layout.max_tokens
 
+    @property
+    def text_tokens(self) -> int:
+        """Longest text in tokens that an encoder sees: a chunk's, where texts are cut into those."""
+        return self.settings.model.chunk.tokens or self.max_tokens
+
     @cached_property
     def prompt_template(self) -> Template | None:
         """What makes each text's prompt of its record's fields; None where all texts have the same."""
@@ -130,12 +135,21 @@ class Model:
             prompt=self.prompt if self.prompt_template is None else (self.settings.model.prompt_text or "",),
             template=self.settings.source.text if self.settings.source.format != "text" else "",
             max_tokens=self.max_tokens,
-            overflow=self.settings.model.overflow,
+            overflow=self._overflow(),
             dim=dim,
             precision=precision,
             ranges=ranges,
             mappings=self._mappings(),
         )
+
+    def _overflow(self) -> str | tuple[str | int, ...]:
+        """What happens to a text that is too long, with all that decides where it is cut."""
+        from workers.text.chunks import VERSION  # noqa: PLC0415 - numpy comes along, and config does without
+
+        chosen = self.settings.model
+        if not chosen.chunked:
+            return chosen.overflow
+        return chosen.overflow, VERSION, self.text_tokens, chosen.chunk.overlap, chosen.chunk.cut
 
     def _mappings(self) -> list[tuple[str, str | None]]:
         """The templates and prompts of topics that have their own, each pair once, in an order that is always the same."""
@@ -146,16 +160,21 @@ class Model:
         return sorted(set(pairs) - {(texts[0], None)}, key=repr)
 
     def tokenizer(self) -> Tokenizer:
-        """A tokenizer for one thread."""
-        from workers.text.tokenizer import Tokenizer  # noqa: PLC0415 - heavy
+        """A tokenizer for one thread; where texts are cut into chunks, one that does that."""
+        from workers.text.chunking import ChunkingTokenizer  # noqa: PLC0415 - heavy
+        from workers.text.chunks import Windows  # noqa: PLC0415
+        from workers.text.tokenizer import Tokenizer  # noqa: PLC0415
 
-        return Tokenizer(
-            self.layout.transformer,
-            max_tokens=self.max_tokens,
-            prompt=self.prompt,
-            lower_case=self.layout.lower_case,
-            vocabulary=self.layout.vocabulary,
-        )
+        layout, chunk = self.layout, self.settings.model.chunk
+        about: dict[str, Any] = {
+            "prompt": self.prompt,
+            "lower_case": layout.lower_case,
+            "vocabulary": layout.vocabulary,
+        }
+        if not self.settings.model.chunked:
+            return Tokenizer(layout.transformer, max_tokens=self.max_tokens, **about)
+        windows = Windows(self.text_tokens, chunk.overlap, chunk.cut, chunk.most)
+        return ChunkingTokenizer(layout.transformer, windows=windows, **about)
 
     def encoder(self, *, cuda: bool | None = None, threads: int | None = None) -> Encoder:
         """An encoder in this process: weights loaded, not yet warmed up or tested. ``cuda`` None: where there is one."""

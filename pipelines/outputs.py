@@ -32,6 +32,7 @@ def topic_outlets(model: Model) -> list[Outlet]:
                 dim=projection.dim,
                 model=model.name,
                 fingerprint=fingerprint,
+                chunked=model.settings.model.chunked,
                 schema_id=registering(model.settings, output),
             )
             found.append(Outlet(output.name, output.topic, projection, renderer))
@@ -45,7 +46,13 @@ def file_outlets(model: Model, meter: metrics.Metrics) -> list[FileOutlet]:
     found = []
     for output in wanted:
         projection = model.projection(output)
-        renderer = rows_for(output, dim=projection.dim, model=model.name, fingerprint=model.fingerprint_of(projection))
+        renderer = rows_for(
+            output,
+            dim=projection.dim,
+            model=model.name,
+            fingerprint=model.fingerprint_of(projection),
+            chunked=settings.model.chunked,
+        )
         # Half of what a reader may hold, for all of them: the other half is for records on their way.
         most = settings.limits.bytes // (2 * len(wanted))
         files = FileOutput(

@@ -69,6 +69,7 @@ class Job:
         self.settings = Settings(**self.sections)
         self.model = Model.open(self.settings)
         self.embedded: Counter[str] = Counter()
+        self.tokenizer = FakeTokenizer()
 
     def texts(self, name: str, rows: list[object]) -> None:
         path = self.folder / "in" / name
@@ -102,7 +103,7 @@ class Job:
             for part in parts_of(task.piece, Stores(), Fields(self.settings).names, self.settings.batch):
                 has = [part.number in numbers for numbers in task.there]
                 if not all(has):
-                    yield worker.do(task.name, part, has, FakeTokenizer(), lambda _: None)
+                    yield worker.do(task.name, part, has, self.tokenizer, lambda _: None)
 
     def rows(self, output: int = 0) -> list[dict[str, Any]]:
         uri = self.settings.outputs[output].uri.removeprefix("file://")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -296,6 +297,27 @@ class FakeTokenizer:
         return [Tokens(np.fromiter(map(ord, text[: self._most]), np.int32), len(text)) for text in whole]
 
 
+class FakeChunker(FakeTokenizer):
+    """Cuts at every ``most`` characters; a text of ``many!`` makes too many chunks."""
+
+    def chunks(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Any]:
+        from workers.errors import PoisonError
+        from workers.text.chunks import Piece
+
+        found: list[Any] = []
+        for text in texts:
+            if text.startswith("many!"):
+                found.append(PoisonError("tokenize", "too_many_chunks", "too many"))
+                continue
+            starts = range(0, max(1, len(text)), self._most)
+            parts = [text[start : start + self._most] for start in starts]
+            tokens = self.encode(parts, [None] * len(parts))
+            found.append(
+                [Piece(at, at + len(part), each) for at, part, each in zip(starts, parts, tokens, strict=True)]
+            )
+        return found
+
+
 CANARY = Batch.of([np.array([ord("c")], np.int32)])
 
 
@@ -336,4 +358,4 @@ class FakeRenderer:
         if embedding.document.id.startswith("render!"):
             raise PoisonError("output", "unrenderable", "the format has no way to write this")
         self.rendered.append((vector, scale))
-        return Message(self._topic, record.key, embedding.document.id.encode(), (), record.timestamp_ms)
+        return Message(self._topic, embedding.key(record), embedding.id.encode(), (), record.timestamp_ms)

@@ -15,7 +15,7 @@ from workers import log, metrics
 from workers.errors import CommitError, StreamEmbedderError
 from workers.offsets import OffsetLedger
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet, Outlets, Rendered
-from workers.records import DeadLetter, Embedding, Settled, Tombstone, TopicPartition, Unchanged
+from workers.records import Chunked, DeadLetter, Embedding, Settled, Tombstone, TopicPartition, Unchanged
 from workers.sinks.base import Sink
 from workers.sources.base import Source
 from workers.state import Known
@@ -168,13 +168,17 @@ class Checkpoint:
         meter.add(metrics.COMMITS)
         meter.set(metrics.LAST_COMMIT, time.time())
         counts = {"embedding": 0, "tombstone": 0, "dead_letter": 0, "unchanged": 0}
-        tokens = truncated = saved = 0
+        tokens = truncated = saved = chunks = 0
         for entry in settled:
             match entry.outcome:
                 case Embedding() as embedding:
                     counts["embedding"] += 1
                     tokens += embedding.tokens
                     truncated += embedding.truncated
+                case Chunked(parts):
+                    counts["embedding"] += 1
+                    chunks += len(parts)
+                    tokens += sum(part.tokens for part in parts)
                 case Tombstone():
                     counts["tombstone"] += 1
                 case Unchanged() as unchanged:
@@ -190,3 +194,5 @@ class Checkpoint:
         meter.add(metrics.TEXTS_TRUNCATED, truncated)
         if saved:
             meter.add(metrics.TOKENS_UNCHANGED, saved)
+        if chunks:
+            meter.add(metrics.CHUNKS_COMMITTED, chunks)

@@ -61,7 +61,7 @@ def fingerprint(
     prompt: str | tuple[str],
     template: str,
     max_tokens: int,
-    overflow: str,
+    overflow: str | Sequence[str | int],
     dim: int,
     precision: str,
     ranges: str | None = None,
@@ -74,7 +74,7 @@ def fingerprint(
         prompt: the text before every document, resolved; a template over a document's fields as it is written, in a tuple.
         template: how a document's text is made of its fields.
         max_tokens: the longest text.
-        overflow: what happens to a longer one.
+        overflow: what happens to a longer one; where it is cut into chunks, all that says how.
         dim: of the output.
         precision: of the output.
         ranges: digest of the ranges that it is quantised by, None where there are none.

@@ -26,6 +26,8 @@ LOG = log.get(__name__)
 
 # Records that are decoded and tokenised together: small enough that answers are settled in between.
 CHUNK = 256
+# And bytes of them: of long texts, few.
+CHUNK_BYTES = 1 << 20
 # The client's I/O thread waits so long for files of partitions that go; its heartbeats wait too, and have 10 s.
 PARTING_S = 3.0
 # Records that cannot be decoded for now, because their schemas are out of reach, wait from the first to the second.
@@ -106,7 +108,7 @@ class Intake:
         """Records of one partition, in order."""
         with self.lock:
             taken = [record for record in records if self.ledger.add(record)]
-            self.inbox.extend(taken[start : start + CHUNK] for start in range(0, len(taken), CHUNK))
+            self.inbox.extend(_portions(taken))
             self.lock.notify_all()
             self.measure()
 
@@ -180,3 +182,15 @@ class Intake:
         """Say how much is held; under the lock."""
         self._meter.set(metrics.IN_FLIGHT_RECORDS, self.ledger.records)
         self._meter.set(metrics.IN_FLIGHT_BYTES, self.ledger.bytes)
+
+
+def _portions(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """The records in their order, so many together as are decoded and tokenised in one go."""
+    start = held = 0
+    for number, record in enumerate(records):
+        if number > start and (number - start >= CHUNK or held + record.size > CHUNK_BYTES):
+            yield records[start:number]
+            start, held = number, 0
+        held += record.size
+    if start < len(records):
+        yield records[start:]

@@ -47,6 +47,9 @@ TOKENS_UNCHANGED = Metric(
 TEXTS_TRUNCATED = Metric(
     "texts_truncated_total", "counter", "Committed embeddings of texts that were cut to the model's limit."
 )
+CHUNKS_COMMITTED = Metric(
+    "chunks_committed_total", "counter", "Chunks of the texts among them, where texts are cut into chunks."
+)
 DEAD_LETTERS = Metric("dead_letters_total", "counter", "Committed dead letters.", ("stage", "reason"))
 DECODING_POSTPONED = Metric(
     "decoding_postponed_total",

@@ -14,7 +14,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from workers.records import Origin, Outcome, Position, Record, Settled, TopicPartition
+from workers.records import Chunked, Origin, Outcome, Position, Record, Settled, TopicPartition
+
+# What a chunk costs in memory beside its vector.
+_PART_BYTES = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +138,28 @@ class OffsetLedger:
         if entry is None or entry.outcome is not None:
             return False
         entry.outcome = outcome
+        if isinstance(outcome, Chunked):
+            # A text's vectors may take more than the text, and wait for the records before theirs.
+            held = sum(part.vector.nbytes + _PART_BYTES for part in outcome.parts)
+            entry.size += held
+            self._bytes += held
         return True
 
     def ready(self, most: int) -> int:
-        """How many records :meth:`drain` would return, counted up to ``most``."""
+        """How many records :meth:`drain` would return, counted up to ``most``; a record in chunks counts as so many."""
         count = 0
         for lane in self._lanes.values():
             for entry in lane.entries:
                 if entry.outcome is None or count >= most:
                     break
-                count += 1
+                count += _weight(entry.outcome)
         return count
 
     def drain(self, most: int) -> list[Prefix]:
         """The completed prefixes, ``most`` records in all; partitions take turns at being first.
 
-        Nothing is removed: call :meth:`release` once a prefix is committed. Draining again returns the same records, and
-        those that were completed since.
+        A record in chunks counts as so many. Nothing is removed: call :meth:`release` once a prefix is committed. Draining
+        again returns the same records, and those that were completed since.
         """
         partitions = sorted(self._lanes)
         if not partitions:
@@ -162,11 +170,11 @@ class OffsetLedger:
             lane = self._lanes[partition]
             settled: list[Settled] = []
             for entry in lane.entries:
-                if entry.outcome is None or len(settled) >= most:
+                if entry.outcome is None or most <= 0:
                     break
                 settled.append(Settled(entry.record, entry.outcome))
+                most -= _weight(entry.outcome)
             if settled:
-                most -= len(settled)
                 following = settled[-1].record.origin.offset + 1
                 prefixes.append(Prefix(partition, lane.epoch, tuple(settled), following, dict(lane.already)))
         return prefixes
@@ -259,6 +267,11 @@ class OffsetLedger:
             del lane.index[entry.record.origin.offset]
             self._records -= 1
             self._bytes -= entry.size
+
+
+def _weight(outcome: Outcome) -> int:
+    """How many output records an outcome makes."""
+    return len(outcome.parts) if isinstance(outcome, Chunked) else 1
 
 
 def write_position(position: Position) -> str:

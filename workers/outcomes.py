@@ -7,7 +7,7 @@ there is none. Never here: threads, a piece of a text in a reason, or where an o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from workers.codecs.base import Decoder
 from workers.errors import PoisonError
 from workers.pool import Answer
 from workers.records import (
+    Chunk,
     DeadLetter,
     Document,
     Embedding,
@@ -27,12 +28,15 @@ from workers.records import (
     Unchanged,
     type_vectors,
 )
+from workers.text.chunks import Piece
 from workers.window import WaitingText
 
 # How far a vector's length may be from 1; what bfloat16 does to it stays far below.
 NORM_TOLERANCE = 1e-2
 
 type_settled = list[tuple[Origin, Outcome]]
+type_parts = list[tuple[Chunk | None, Tokens]]
+type_answered = list[tuple[WaitingText, Outcome]]
 
 
 class TextTokenizer(Protocol):
@@ -52,6 +56,14 @@ class Memory(Protocol):
         self, found: Sequence[tuple[Record, Document | Tombstone | PoisonError]]
     ) -> Sequence[tuple[Record, Document | Tombstone | PoisonError | Unchanged]]:
         """Records in their order, with what is to become of them."""
+
+
+@runtime_checkable
+class CuttingTokenizer(Protocol):
+    """One that cuts what is too long; where there is one, every text is in chunks."""
+
+    def chunks(self, texts: Sequence[str], prompts: Sequence[str | None]) -> Sequence[Sequence[Piece] | PoisonError]:
+        """The parts of each text, one at least, with their tokens; or why it has none."""
 
 
 def prepare(
@@ -78,16 +90,13 @@ def prepare(
         else:
             settled.append((record.origin, found))
     texts = []
-    encoded = tokenizer.encode(
-        [document.text for _, document in documents], [document.prompt for _, document in documents]
-    )
-    for (origin, document), tokens in zip(documents, encoded, strict=True):
-        if isinstance(tokens, PoisonError):
-            settled.append((origin, dead_letter(tokens)))
-        elif (refused := refusal(tokens, reject_overflow=reject_overflow)) is not None:
+    encoded = tokenised([document for _, document in documents], tokenizer)
+    for (origin, document), parts in zip(documents, encoded, strict=True):
+        refused = parts if isinstance(parts, PoisonError) else refused_part(parts, reject_overflow=reject_overflow)
+        if refused is not None:
             settled.append((origin, dead_letter(refused)))
-        else:
-            texts.append(WaitingText(origin, document, tokens))
+        elif not isinstance(parts, PoisonError):
+            texts += [WaitingText(origin, document, tokens, chunk) for chunk, tokens in parts]
     return texts, settled
 
 
@@ -98,6 +107,28 @@ def _found(record: Record, decoder: Decoder) -> type_found:
         return decoder.decode(record)
     except PoisonError as error:
         return error
+
+
+def tokenised(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[type_parts | PoisonError]:
+    """Each document's chunks with their tokens, in order; without chunks, its one text."""
+    texts, prompts = [document.text for document in documents], [document.prompt for document in documents]
+    if not isinstance(tokenizer, CuttingTokenizer):
+        return [
+            tokens if isinstance(tokens, PoisonError) else [(None, tokens)]
+            for tokens in tokenizer.encode(texts, prompts)
+        ]
+    return [
+        pieces
+        if isinstance(pieces, PoisonError)
+        else [(Chunk(index, len(pieces), piece.start, piece.end), piece.tokens) for index, piece in enumerate(pieces)]
+        for pieces in tokenizer.chunks(texts, prompts)
+    ]
+
+
+def refused_part(parts: type_parts, *, reject_overflow: bool) -> PoisonError | None:
+    """Why a document cannot be encoded, seen in the tokens of its parts; None: it can."""
+    verdicts = (refusal(tokens, reject_overflow=reject_overflow) for _, tokens in parts)
+    return next((verdict for verdict in verdicts if verdict is not None), None)
 
 
 def refusal(tokens: Tokens, *, reject_overflow: bool) -> PoisonError | None:
@@ -111,11 +142,13 @@ def refusal(tokens: Tokens, *, reject_overflow: bool) -> PoisonError | None:
     return None
 
 
-def embedding(document: Document, tokens: Tokens, vector: type_vectors, *, sound: bool) -> Embedding | PoisonError:
+def embedding(
+    document: Document, tokens: Tokens, vector: type_vectors, *, sound: bool, chunk: Chunk | None = None
+) -> Embedding | PoisonError:
     """A text's embedding, or why its vector is none; ``sound`` as :func:`is_sound` says."""
     if not sound:
         return PoisonError("encode", "not_finite", "the model gave no vector of finite, unit length for the text")
-    return Embedding(document, vector, len(tokens.ids), tokens.truncated)
+    return Embedding(document, vector, len(tokens.ids), tokens.truncated, chunk)
 
 
 def is_sound(vectors: type_vectors) -> npt.NDArray[np.bool_]:
@@ -126,18 +159,18 @@ def is_sound(vectors: type_vectors) -> npt.NDArray[np.bool_]:
     return found
 
 
-def answered(rows: Sequence[Sequence[WaitingText]], answer: Answer) -> type_settled:
+def answered(rows: Sequence[Sequence[WaitingText]], answer: Answer) -> type_answered:
     """The outcomes of a call's texts; those of one row have one vector, or are refused for one reason."""
     sound = is_sound(answer.vectors)
-    settled: type_settled = []
+    found: type_answered = []
     for number, texts in enumerate(rows):
         refused, vector, good = answer.refused.get(number), answer.vectors[number], bool(sound[number])
-        settled += [(text.origin, refused or _outcome(text, vector, sound=good)) for text in texts]
-    return settled
+        found += [(text, refused or _outcome(text, vector, sound=good)) for text in texts]
+    return found
 
 
 def _outcome(text: WaitingText, vector: type_vectors, *, sound: bool) -> Outcome:
-    found = embedding(text.document, text.tokens, vector, sound=sound)
+    found = embedding(text.document, text.tokens, vector, sound=sound, chunk=text.chunk)
     return dead_letter(found) if isinstance(found, PoisonError) else found
 
 

@@ -18,17 +18,30 @@ from workers.codecs.tombstone import render_tombstone
 from workers.encoder.quantize import Projection, has_direction
 from workers.errors import PoisonError, RetryableError
 from workers.offsets import Prefix
-from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone, Unchanged
+from workers.records import (
+    Chunked,
+    DeadLetter,
+    Embedding,
+    Message,
+    Outcome,
+    Record,
+    Settled,
+    Tombstone,
+    Unchanged,
+    chunk_key,
+)
 from workers.sinks.files import FileOutput
 from workers.state import Change, Entry, Known, View
 
-# For each output by name, its vector and scale of each row that has one.
-type_projected = dict[str, dict[int, tuple[type_vector, np.float32 | None]]]
+# Of each of a row's embeddings its vector and scale, None where it has none.
+type_vectors_of_row = list[tuple[type_vector, np.float32 | None] | None]
+# For each output by name, those of each row that has embeddings.
+type_projected = dict[str, dict[int, type_vectors_of_row]]
 
 
 T = TypeVar("T")
 # Outcomes that are written as they are.
-_GOOD = (Embedding, Tombstone)
+_GOOD = (Embedding, Chunked, Tombstone)
 
 # Refused for what did not travel because it did not change: the vector that is there is still right for it.
 STILL_RIGHT = ("unavailable_value",)
@@ -149,31 +162,25 @@ class Outlets:
             rows: tuple[list[tuple[int, object]], ...] = tuple([] for _ in self._files)
             view = None if self._known is None else self._known.view(prefix.topic_partition, prefix.epoch)
             for number, given in enumerate(prefix.settled):
-                entry = self._if_it_changes(given, view)
-                outcome, out, made = self._render_one(entry, number, vectors, prefix)
+                before = None if view is None else view.before(given.record)
+                entry = given if view is None else _if_it_changes(given, view, before)
+                outcome, out, made = self._render_one(entry, number, vectors, prefix, before)
                 if view is not None:
                     self._remember(view, entry.record, outcome)
                 messages += [_placed(message, entry.record) for message in out]
-                for column, row in zip(rows, made, strict=False):
-                    column.append((entry.record.origin.offset, row))
+                for column, of_record in zip(rows, made, strict=False):
+                    column += [(entry.record.origin.offset, row) for row in of_record]
                 settled.append(Settled(entry.record, outcome))
             changes = () if view is None else view.changes
             rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows, changes))
         return rendered, messages
 
-    def _if_it_changes(self, entry: Settled, view: View | None) -> Settled:
-        """The record as it was settled, or unchanged: its key stands as it would be written, by the records before it."""
-        outcome = entry.outcome
-        if view is None or not isinstance(outcome, Embedding):
-            return entry
-        if view.same(outcome.document, view.before(entry.record)):
-            return Settled(entry.record, Unchanged(outcome.tokens))
-        return entry
-
     def _remember(self, view: View, record: Record, outcome: Outcome) -> None:
         match outcome:
             case Embedding(document=document, tokens=tokens) if document.digest is not None:
                 view.leaves(record, Entry(document.digest, tokens))
+            case Chunked(parts=parts) if (digest := parts[0].document.digest) is not None:
+                view.leaves(record, Entry(digest, sum(part.tokens for part in parts), len(parts)))
             case Tombstone():
                 view.leaves(record, None)
             case DeadLetter(reason=reason) if self._deletes_older(record, reason):
@@ -190,23 +197,29 @@ class Outlets:
     def _project(self, prefix: Prefix) -> type_projected:
         """What each output writes: all its vectors cut, normalised and quantised together."""
         outlets: tuple[Outlet | RowOutlet, ...] = (*self._topics, *self._files)
-        rows = [row for row, entry in enumerate(prefix.settled) if isinstance(entry.outcome, Embedding)]
-        if not rows:
+        embeddings = [
+            (row, embedding) for row, entry in enumerate(prefix.settled) for embedding in _embeddings(entry.outcome)
+        ]
+        if not embeddings:
             return {outlet.name: {} for outlet in outlets}
-        full = np.array([prefix.settled[row].outcome.vector for row in rows])  # type: ignore[union-attr]
+        full = np.array([embedding.vector for _, embedding in embeddings])
         found: type_projected = {}
         for outlet in outlets:
             # A vector with nothing in its first dimensions is left out; the others go on without it.
             sound = has_direction(full, outlet.projection.dim)
-            kept = [row for row, good in zip(rows, sound, strict=True) if good]
-            whole = full if len(kept) == len(rows) else full[sound]
-            found[outlet.name] = dict(zip(kept, outlet.projection(whole).rows(), strict=True))
+            projected = iter(outlet.projection(full if sound.all() else full[sound]).rows())
+            of_rows = found[outlet.name] = {}
+            for (row, _), good in zip(embeddings, sound, strict=True):
+                of_rows.setdefault(row, []).append(next(projected) if good else None)
         return found
 
     def _render_one(
-        self, entry: Settled, number: int, vectors: type_projected, prefix: Prefix
-    ) -> tuple[Outcome, list[Message], list[object]]:
-        """The outcome as it turns out, the messages of the topics, and a row for each output of files, or none for all."""
+        self, entry: Settled, number: int, vectors: type_projected, prefix: Prefix, before: Entry | None
+    ) -> tuple[Outcome, list[Message], list[list[object]]]:
+        """The outcome as it turns out, the messages of the topics, and the rows of each output of files, or none for all.
+
+        ``before``: what stands under the record's key, where that is known.
+        """
         record = entry.record
         outcome = entry.outcome
         offset = record.origin.offset
@@ -215,12 +228,12 @@ class Outlets:
         if isinstance(outcome, _GOOD):
             try:
                 # Outputs that have it already are asked too: what one of them refused then is refused again, for all.
+                gone = _gone(record, outcome, before)
                 every = [
-                    self._checked(self._message(outlet, entry, vectors[outlet.name].get(number)))
-                    for outlet in self._topics
+                    self._messages(outlet, entry, vectors[outlet.name].get(number), gone) for outlet in self._topics
                 ]
-                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]
-                return outcome, self._wanted(every, offset, prefix), rows
+                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number), gone) for outlet in self._files]
+                return outcome, [one for of_topic in self._wanted(every, offset, prefix) for one in of_topic], rows
             except PoisonError as error:
                 outcome = DeadLetter(error.stage, error.reason, error.message)
         out = []
@@ -236,8 +249,10 @@ class Outlets:
                 )
             out.append(dead)
         if self._deletes_older(record, outcome.reason):
-            out += self._deletes(record, self._wanted(self._topics, offset, prefix))
-            return outcome, out, [outlet.renderer.deletion(record) for outlet in self._files]
+            gone = _gone(record, outcome, before)
+            for outlet in self._wanted(self._topics, offset, prefix):
+                out += self._deletes(record, outlet, gone)
+            return outcome, out, [_deletions(record, outlet, gone) for outlet in self._files]
         return outcome, out, []
 
     def _deletes_older(self, record: Record, reason: str) -> bool:
@@ -253,28 +268,42 @@ class Outlets:
             if not already or offset >= already.get(outlet.name, 0)
         ]
 
-    def _deletes(self, record: Record, wanted: Sequence[Outlet]) -> list[Message]:
-        """Tombstones for a refused record's key, without the record's headers where they do not fit.
+    def _deletes(self, record: Record, outlet: Outlet, gone: Sequence[bytes]) -> list[Message]:
+        """Tombstones for keys, without the record's headers where they do not fit.
 
-        An output that does not take the key alone has never had a vector under it.
+        An output that does not take a key alone has never had a vector under it. Chunks are where their record's partition is.
         """
-        whole = [render_tombstone(record, outlet.topic) for outlet in wanted]
+        whole = [
+            replace(
+                render_tombstone(replace(record, key=key), outlet.topic),
+                partition=None if key == record.key else record.origin.partition,
+            )
+            for key in gone
+        ]
         fitting = [one if self._refuses(one) is None else replace(one, headers=()) for one in whole]
         return [one for one in fitting if self._refuses(one) is None]
 
-    def _row(
-        self, outlet: RowOutlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
-    ) -> object:
-        if not isinstance(entry.outcome, Embedding):
-            return outlet.renderer.deletion(entry.record)
-        return outlet.renderer.row(entry.record, entry.outcome, *_required(projected, outlet.projection))
+    def _rows(
+        self, outlet: RowOutlet, entry: Settled, projected: type_vectors_of_row | None, gone: Sequence[bytes]
+    ) -> list[object]:
+        embeddings = zip(_embeddings(entry.outcome), projected or (), strict=True)
+        rows = [
+            outlet.renderer.row(entry.record, embedding, *_required(vector, outlet.projection))
+            for embedding, vector in embeddings
+        ]
+        return rows + _deletions(entry.record, outlet, gone)
 
-    def _message(
-        self, outlet: Outlet, entry: Settled, projected: tuple[type_vector, np.float32 | None] | None
-    ) -> Message:
-        if not isinstance(entry.outcome, Embedding):
-            return render_tombstone(entry.record, outlet.topic)
-        return outlet.renderer.render(entry.record, entry.outcome, *_required(projected, outlet.projection))
+    def _messages(
+        self, outlet: Outlet, entry: Settled, projected: type_vectors_of_row | None, gone: Sequence[bytes]
+    ) -> list[Message]:
+        record = entry.record
+        if isinstance(entry.outcome, Tombstone) and gone == [record.key]:
+            return [self._checked(render_tombstone(record, outlet.topic))]
+        messages = []
+        for embedding, vector in zip(_embeddings(entry.outcome), projected or (), strict=True):
+            message = outlet.renderer.render(record, embedding, *_required(vector, outlet.projection))
+            messages.append(self._checked(message if embedding.chunk is None else _together(message, record)))
+        return messages + self._deletes(record, outlet, gone)
 
     def _checked(self, message: Message) -> Message:
         reason = self._refuses(message)
@@ -289,6 +318,13 @@ class Outlets:
         return message
 
 
+def _embeddings(outcome: Outcome) -> tuple[Embedding, ...]:
+    """What has a vector in an outcome: the chunks of one in chunks."""
+    if isinstance(outcome, Chunked):
+        return outcome.parts
+    return (outcome,) if isinstance(outcome, Embedding) else ()
+
+
 def _required(
     projected: tuple[type_vector, np.float32 | None] | None, projection: Projection
 ) -> tuple[type_vector, np.float32 | None]:
@@ -299,6 +335,40 @@ def _required(
     return projected
 
 
+def _deletions(record: Record, outlet: RowOutlet, gone: Sequence[bytes]) -> list[object]:
+    """Rows that say of keys that they are gone."""
+    return [outlet.renderer.deletion(replace(record, key=key)) for key in gone]
+
+
+def _if_it_changes(entry: Settled, view: View, before: Entry | None) -> Settled:
+    """The record as it was settled, or unchanged: its key stands as it would be written, by the records before it."""
+    embeddings = _embeddings(entry.outcome)
+    if embeddings and view.same(embeddings[0].document, before):
+        return Settled(entry.record, Unchanged(sum(each.tokens for each in embeddings)))
+    return entry
+
+
+def _gone(record: Record, outcome: Outcome, before: Entry | None) -> list[bytes]:
+    """The keys of output records that the outcome takes away, by what stands ``before``: None: that is not known, or nothing."""
+    if record.key is None:
+        return []
+    standing = [] if before is None else _keys(record.key, before.chunks)
+    if not (embeddings := _embeddings(outcome)):
+        return standing or [record.key]
+    written = set(_keys(record.key, 0 if embeddings[0].chunk is None else len(embeddings)))
+    return [key for key in standing if key not in written]
+
+
+def _keys(key: bytes, chunks: int) -> list[bytes]:
+    """Under which keys a record's vectors are: its own, or those of so many chunks."""
+    return [chunk_key(key, index) for index in range(chunks)] if chunks else [key]
+
+
 def _placed(message: Message, record: Record) -> Message:
     """A record without a key stays with its source partition's number, so that its order is kept."""
-    return message if message.key is not None else replace(message, partition=record.origin.partition)
+    return message if message.key is not None else _together(message, record)
+
+
+def _together(message: Message, record: Record) -> Message:
+    """In the partition that has the source partition's number."""
+    return replace(message, partition=record.origin.partition)

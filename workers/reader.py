@@ -27,6 +27,7 @@ from workers.codecs.base import Decoder
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.flow import Flow
+from workers.gathering import Gathering
 from workers.intake import Intake
 from workers.offsets import OffsetLedger
 from workers.pool import Answer, EncoderPool, PoolClosed
@@ -89,6 +90,7 @@ class StreamReader:
         self._files = tuple(files)
         self._checkpoint = checkpoint(self._ledger, self._lock)
         self._window = Window(options.max_batch_tokens, options.linger_s)
+        self._gathering = Gathering()
         self._answers: deque[tuple[Call, Answer | None, float]] = deque()
         self._under_way = 0
         self._deadline = Deadline(0)
@@ -192,15 +194,16 @@ class StreamReader:
                 epochs = self._intake.after_an_end()
             if epochs is not None:
                 self._window.keep(epochs)
+                self._gathering.keep(epochs)
             if self._draining.is_set():
-                self._window.clear()
+                self._gathering.give_up(self._window.clear())
             elif records:
                 self._prepare(records)
             for call, answer, seconds in answers:
                 if answer is not None:
                     self._flow.done(call.batch.tokens, call.shared_tokens)
                     self._window.measured(call.batch.tokens, seconds)
-                    self._settle(outcomes.answered(call.rows, answer))
+                    self._settle(self._gathering.whole(outcomes.answered(call.rows, answer)))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
             with self._lock:
                 self._under_way -= len(answers)
@@ -212,6 +215,7 @@ class StreamReader:
         with self._intake.holding(records):
             started = time.monotonic()
             texts, settled = self._understand(records)
+            self._gathering.expect(texts)
             tokens = self._window.add(texts, time.monotonic())
             self._flow.prepared(len(records), tokens, time.monotonic() - started)
             self._settle(settled)

@@ -133,13 +133,62 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """One of the ``count`` parts that a text was cut into, the first with ``index`` 0.
+
+    Its span in the document's text, in characters (code points), ``end`` exclusive.
+    """
+
+    index: int
+    count: int
+    start: int
+    end: int
+
+
+def chunk_key(key: bytes, index: int) -> bytes:
+    """The key of a document's chunk: the document's own, and the chunk's number."""
+    return key + b"#%d" % index
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
-    """A record's outcome: its document and float32 ``vector`` [dim], finite and of unit length."""
+    """A record's outcome: its document and float32 ``vector`` [dim], finite and of unit length.
+
+    ``chunk``: which part of the document's text it is of; None: of all of it.
+    """
 
     document: Document
     vector: type_vectors
     tokens: int
     truncated: bool
+    chunk: Chunk | None = None
+
+    @property
+    def id(self) -> str:
+        """The document's id, of a chunk with its number."""
+        return self.document.id if self.chunk is None else f"{self.document.id}#{self.chunk.index}"
+
+    @property
+    def text(self) -> str:
+        """What was embedded, without the prompt."""
+        return self.document.text if self.chunk is None else self.document.text[self.chunk.start : self.chunk.end]
+
+    def key(self, record: Record) -> bytes | None:
+        """What it is known by in outputs: the record's key, of a chunk with its number, of a record without one its id.
+
+        Raises:
+            UnicodeEncodeError: the id holds half of a surrogate pair.
+        """
+        if self.chunk is None:
+            return record.key
+        return chunk_key(self.document.id.encode() if record.key is None else record.key, self.chunk.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """A record's outcome: its document in chunks, all of them, each at its index."""
+
+    parts: tuple[Embedding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +217,7 @@ class Unchanged:
     tokens: int
 
 
-Outcome = Embedding | DeadLetter | Tombstone | Unchanged
+Outcome = Embedding | Chunked | DeadLetter | Tombstone | Unchanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from workers.records import Batch, Document, Origin, Tokens, TopicPartition
+from workers.records import Batch, Chunk, Document, Origin, Tokens, TopicPartition
 from workers.text.batching import plan
 
 # Texts are tokenised so many calls ahead: enough to sort by length, little enough to give up when a drain begins.
@@ -22,11 +22,12 @@ MOST_BATCHES = 16
 
 @dataclass(frozen=True, slots=True)
 class WaitingText:
-    """A text on its way to an encoder, with what its outcome will need."""
+    """A text on its way to an encoder, with what its outcome will need; ``chunk``: which part of its document's text it is."""
 
     origin: Origin
     document: Document
     tokens: Tokens
+    chunk: Chunk | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Window:
             if (row := self._rows.get(key)) is not None:
                 # One array for all of them; a text that was cut may have lost more than another that reads the same.
                 tokens = Tokens(row[0].tokens.ids, text.tokens.total)
-                row.append(WaitingText(text.origin, text.document, tokens))
+                row.append(WaitingText(text.origin, text.document, tokens, text.chunk))
                 continue
             if not self._uncut:
                 self._oldest = now
@@ -127,14 +128,15 @@ class Window:
         self._count = sum(map(len, self._rows.values()))
         self.tokens = sum(len(row[0].tokens.ids) for row in self._rows.values())
 
-    def clear(self) -> int:
-        """Give up what waits; returns how many texts that were."""
-        count, self._count = self._count, 0
+    def clear(self) -> list[WaitingText]:
+        """Give up what waits; returns it."""
+        given_up = [text for row in self._rows.values() for text in row]
+        self._count = 0
         self._rows.clear()
         self._uncut.clear()
         self._calls.clear()
         self.tokens = 0
-        return count
+        return given_up
 
     def _cut(self, now: float) -> None:
         """Sort all that wait by length and cut them into calls; short and long texts share no batch, so little is padded."""

@@ -94,6 +94,11 @@ class Encode:
         if device not in ("auto", "cuda", "cpu"):
             raise SettingsError(f"device is auto, cuda or cpu, not {device!r}")
         settings, wanted = _settings(text, outputs or _ONE, model or {}, source or {}, pool or {})
+        if settings.model.chunked:
+            raise SettingsError(
+                "model.overflow chunk makes several vectors of a text, and a table keeps one row for each: choose truncate or "
+                "reject, cut the texts before, or let stream-embedder batch write a row for each chunk"
+            )
         opened = Model.open(settings)
         for name, output in wanted.items():
             for mistake in output_against_model(output, opened.layout, settings.model.name, f"outputs.{name}."):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from pipelines.batch.rows import FileRow, RowValues
 from workers.codecs import fields_decoder, prompt_template
+from workers.gathering import Gathering
 from workers.offsets import Prefix
 from workers.outcomes import TextTokenizer, answered, prepare
 from workers.outlets import DeadLetterOutlet, Outlets, RowOutlet
@@ -59,13 +60,16 @@ class RowEmbedder:
     def _outcomes(self, rows: Sequence[FileRow], tokenizer: TextTokenizer, progress: type_progress) -> list[Settled]:
         texts, settled = prepare(rows, self._decoder, tokenizer, reject_overflow=self._reject)
         outcomes: dict[int, Outcome] = {origin.offset: outcome for origin, outcome in settled}
+        gathering = Gathering()
+        gathering.expect(texts)
         lengths = [len(text.tokens.ids) for text in texts]
         total, done = max(1, sum(lengths)), 0
         for numbers in plan(lengths, self._budget, PASSES_A_CALL * self._budget):
             call = [texts[number] for number in numbers]
             batch = Batch.of([text.tokens.ids for text in call])
             answer = self._pool.submit(batch).result()
-            outcomes.update((origin.offset, outcome) for origin, outcome in answered([[text] for text in call], answer))
+            whole = gathering.whole(answered([[text] for text in call], answer))
+            outcomes.update((origin.offset, outcome) for origin, outcome in whole)
             done += batch.tokens
             progress(done / total)
         return [Settled(row, outcomes[row.origin.offset]) for row in rows]

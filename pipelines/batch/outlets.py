@@ -49,8 +49,12 @@ def batch_outlets(model: Model) -> list[BatchOutlet]:
         fingerprint = model.fingerprint_of(projection)
         source = model.settings.source
         included = [(name, source.include.get(name, name), output.types.get(name)) for name in output.include]
+        if output.chunk_text:
+            included.append(("chunk_text", "", None))
         folder = folder_of(settings_digest(fingerprint, source.id, source.empty, included))
-        renderer = rows_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint)
+        renderer = rows_for(
+            output, dim=projection.dim, model=model.name, fingerprint=fingerprint, chunked=model.settings.model.chunked
+        )
         found.append(BatchOutlet(output.name, projection, renderer, Location.parse(output.uri), folder))
     return found
 

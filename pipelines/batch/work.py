@@ -17,11 +17,12 @@ from pipelines.batch.finished import PieceName, Tally
 from pipelines.batch.outlets import batch_outlets, dead_letter_folder, dead_letter_location
 from pipelines.batch.place import Place
 from pipelines.batch.rows import FileRow, Part
+from pipelines.embedder import embeddings_of
 from pipelines.model import Model
 from workers.codecs.parquet import Row
 from workers.outcomes import TextTokenizer
 from workers.pool import EncoderPool
-from workers.records import DeadLetter, Embedding, Settled
+from workers.records import Chunked, DeadLetter, Embedding, Settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,13 @@ class Worker:
 
 
 def _done(entries: Sequence[Settled]) -> Done:
-    vectors = [entry.outcome for entry in entries if isinstance(entry.outcome, Embedding)]
+    embedded = [entry.outcome for entry in entries if isinstance(entry.outcome, Embedding | Chunked)]
+    vectors = [vector for outcome in embedded for vector in embeddings_of(outcome)]
     letters = Counter(
         f"{entry.outcome.stage}/{entry.outcome.reason}" for entry in entries if isinstance(entry.outcome, DeadLetter)
     )
     tally = Tally(
-        rows=len(vectors),
+        rows=len(embedded),
         tokens=sum(vector.tokens for vector in vectors),
         truncated=sum(vector.truncated for vector in vectors),
         refused=letters.total(),

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
-from pipelines.embedder import Embedder
+from pipelines.embedder import Embedder, embeddings_of
 from pipelines.model import Model
 from pipelines.texts import Text, texts_of, windows
 from workers.codecs import text_template
@@ -98,10 +98,11 @@ def embed(embedder: Embedder, texts: Sequence[Text], read: int, dim: int, tell: 
             if isinstance(outcome, PoisonError):
                 refused[outcome.reason] += 1
                 continue
-            vectors.append(outcome.vector)
-            truncated += outcome.truncated
-            tokens += outcome.tokens
-            longest = max(longest, outcome.tokens)
+            for embedding in embeddings_of(outcome):
+                vectors.append(embedding.vector)
+                truncated += embedding.truncated
+                tokens += embedding.tokens
+                longest = max(longest, embedding.tokens)
         done += len(window)
         tell(done)
     stacked = np.stack(vectors) if vectors else np.empty((0, dim), np.float32)

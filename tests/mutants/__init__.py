@@ -217,8 +217,8 @@ MUTANTS = (
         "ledger-order",
         "outcomes leave as they come, past records that have none yet",
         "workers/offsets.py",
-        "                if entry.outcome is None or len(settled) >= most:\n                    break\n",
-        "                if len(settled) >= most:\n                    break\n"
+        "                if entry.outcome is None or most <= 0:\n                    break\n",
+        "                if most <= 0:\n                    break\n"
         "                if entry.outcome is None:\n                    continue\n",
         ("tests/unit/test_offsets.py", MODEL),
     ),
@@ -316,12 +316,12 @@ MUTANTS = (
         "checkpoint-refused",
         "what one output refused the first time is a vector for the files when it is read again",
         "workers/outlets.py",
-        "                    for outlet in self._topics\n                ]\n"
-        "                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
-        "                return outcome, self._wanted(every, offset, prefix), rows\n",
-        "                    for outlet in self._wanted(self._topics, offset, prefix)\n                ]\n"
-        "                rows = [self._row(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
-        "                return outcome, every, rows\n",
+        ".get(number)) for outlet in self._topics]\n"
+        "                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
+        "                return outcome, [one for of_topic in self._wanted(every, offset, prefix) for one in of_topic], rows\n",
+        ".get(number)) for outlet in self._wanted(self._topics, offset, prefix)]\n"
+        "                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
+        "                return outcome, [one for of_topic in every for one in of_topic], rows\n",
         (MODEL, CHECKPOINT),
     ),
     Mutant(
@@ -339,6 +339,30 @@ MUTANTS = (
         "sound=good)) for text in texts]",
         "sound=good)) for text in texts[:1]]",
         ("tests/unit/test_reader.py::test_equal_texts_are_encoded_once_and_each_record_has_its_own_outcome",),
+    ),
+    Mutant(
+        "chunks-refused",
+        "of a record's chunks, those that were not refused are written",
+        "workers/gathering.py",
+        "                if not parts.refused:\n",
+        "                if True:\n",
+        ("tests/unit/test_chunked.py",),
+    ),
+    Mutant(
+        "chunks-ended",
+        "what has come of a record's chunks is kept when its partition is somebody else's",
+        "workers/gathering.py",
+        "epochs.get(origin.topic_partition) != origin.epoch]",
+        "False]",
+        ("tests/unit/test_chunked.py",),
+    ),
+    Mutant(
+        "chunks-margin",
+        "a part that is too long by itself is not cut anew",
+        "workers/text/chunks.py",
+        "            if tokens.truncated:\n",
+        "            if False:\n",
+        ("tests/unit/test_chunks.py",),
     ),
     Mutant(
         "equal-ended",

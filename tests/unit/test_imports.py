@@ -31,7 +31,7 @@ ROWS = (
         "schema_registry",
         "state",
     ),
-    ("checkpoint", "window", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
+    ("checkpoint", "window", "gathering", "outcomes", "outlets", "placing", "intake", "backlog", "flow"),
     ("reader", "autoscaler"),
     ("pipelines",),
     ("pipelines.cli",),

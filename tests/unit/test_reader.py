@@ -15,6 +15,7 @@ from tests.fakes import (
     DIM,
     TOPIC,
     Crash,
+    FakeChunker,
     FakeDecoder,
     FakeRenderer,
     FakeSink,
@@ -65,6 +66,7 @@ class Stream:
         limits: LimitSettings | None = None,
         decoder: Decoder | None = None,
         most_tokens: int = 64,
+        chunks: bool = False,
         group: Group | None = None,
         files: Callable[[metrics.Metrics], list[FileOutlet]] = lambda _: [],
         at: Callable[[str], None] = lambda _: None,
@@ -87,7 +89,7 @@ class Stream:
         self.reader = StreamReader(
             self.source,
             decoder or FakeDecoder(),
-            FakeTokenizer(most_tokens),
+            FakeChunker(most_tokens) if chunks else FakeTokenizer(most_tokens),
             self.pool,
             ReaderOptions(
                 limits=limits or LimitSettings(),

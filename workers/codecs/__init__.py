@@ -147,9 +147,12 @@ def renderer_for(
     dim: int,
     model: str,
     fingerprint: str,
+    chunked: bool = False,
     schema_id: Callable[[Schema], int] = lambda _: 0,
 ) -> Renderer:
     """The renderer of an output's ``format``; ``dim``, ``model`` and ``fingerprint`` are written on every record.
+
+    ``chunked``: whether the embeddings are of chunks.
 
     ``schema_id`` as in :class:`workers.codecs.avro_record.AvroRenderer`; without it records are good for their size alone.
     """
@@ -157,7 +160,9 @@ def renderer_for(
         case "json":
             from workers.codecs.json import JsonRenderer  # noqa: PLC0415
 
-            return JsonRenderer(output.topic, dim, output.precision, model, fingerprint, output.include)
+            return JsonRenderer(
+                output.topic, dim, output.precision, model, fingerprint, output.include, output.chunk_text
+            )
         case "binary":
             from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
 
@@ -165,7 +170,17 @@ def renderer_for(
         case "avro":
             from workers.codecs.avro_record import AvroRenderer  # noqa: PLC0415
 
-            return AvroRenderer(output.topic, dim, output.precision, model, fingerprint, output.include, schema_id)
+            return AvroRenderer(
+                output.topic,
+                dim,
+                output.precision,
+                model,
+                fingerprint,
+                output.include,
+                schema_id,
+                chunked,
+                output.chunk_text,
+            )
 
 
 def registering(settings: Settings, output: KafkaOutput) -> Callable[[Schema], int]:
@@ -176,11 +191,15 @@ def registering(settings: Settings, output: KafkaOutput) -> Callable[[Schema], i
     return Registration(SchemaRegistry(settings.registry), output.topic, settings.registry.subject_strategy)
 
 
-def rows_for(output: ParquetOutput, *, dim: int, model: str, fingerprint: str) -> ParquetRenderer:
-    """What writes an output's rows and files; ``dim``, ``model`` and ``fingerprint`` as above."""
+def rows_for(
+    output: ParquetOutput, *, dim: int, model: str, fingerprint: str, chunked: bool = False
+) -> ParquetRenderer:
+    """What writes an output's rows and files; ``dim``, ``model``, ``fingerprint`` and ``chunked`` as above."""
     from workers.codecs.parquet import ParquetRenderer  # noqa: PLC0415 - only who writes files pays for pyarrow
 
-    return ParquetRenderer(dim, output.precision, model, fingerprint, output.columns, output.compression)
+    return ParquetRenderer(
+        dim, output.precision, model, fingerprint, output.columns, output.compression, chunked, output.chunk_text
+    )
 
 
 def text_template(settings: Settings) -> Template:

@@ -18,9 +18,9 @@ from typing import Any
 import fastavro
 import numpy as np
 
-from workers.codecs.base import kept_headers, shortest, type_vector
+from workers.codecs.base import kept_headers, key_of, shortest, type_vector
 from workers.codecs.binary import FINGERPRINT_HEADER
-from workers.codecs.json import as_json
+from workers.codecs.json import as_json, chunk_fields
 from workers.codecs.schemas import RECORD_NAME
 from workers.codecs.wire import frame
 from workers.errors import PoisonError
@@ -32,13 +32,20 @@ _LONG = range(-(1 << 63), 1 << 63)
 # What an included field may be; anything else is JSON in a string. The schema is made before the first record is seen.
 _ANY = ["null", "boolean", "long", "double", "string"]
 
+# Which part of a document's text a record is of: its number, how many there are, and its span in characters.
+_CHUNK = {
+    "type": "record",
+    "name": "Chunk",
+    "fields": [{"name": name, "type": "int"} for name in ("index", "count", "start", "end")],
+}
+
 
 @dataclass(frozen=True)
 class AvroRenderer:
     """Writes embeddings as Avro records.
 
     ``schema_id`` gives the id under which the registry has :meth:`schema`; it is asked for every record, and raises
-    RetryableError while there is none.
+    RetryableError while there is none. ``chunked``: the schema has a field for which chunk it is; ``chunk_text``: and its text.
     """
 
     topic: str
@@ -48,6 +55,8 @@ class AvroRenderer:
     fingerprint: str
     include: tuple[str, ...]
     schema_id: Callable[[Schema], int]
+    chunked: bool = False
+    chunk_text: bool = False
 
     @cached_property
     def schema(self) -> Schema:
@@ -79,6 +88,10 @@ class AvroRenderer:
             {"name": "tokens", "type": "int"},
             {"name": "truncated", "type": "boolean"},
         ]
+        if self.chunked:
+            fields.append({"name": "chunk", "type": ["null", _CHUNK], "default": None})
+        if self.chunk_text:
+            fields.append({"name": "chunk_text", "type": ["null", "string"], "default": None})
         for name in self.include:
             fields.append(
                 {"name": avro_name(name), "type": _ANY, "default": None, "doc": f"{name} of the source's record"}
@@ -105,7 +118,7 @@ class AvroRenderer:
         """
         if not np.isfinite(vector).all():
             raise PoisonError("output", "not_finite", "the vector holds a number that is not finite")
-        value = {
+        value: dict[str, object] = {
             "dim": self.dim,
             "precision": self.precision,
             "scale": None if scale is None else float(shortest(scale)),
@@ -114,11 +127,15 @@ class AvroRenderer:
             "tokens": embedding.tokens,
             "truncated": embedding.truncated,
         }
+        if self.chunked and embedding.chunk is not None:
+            value["chunk"] = chunk_fields(embedding.chunk)
+        if self.chunk_text:
+            value["chunk_text"] = embedding.text
         value |= {avro_name(name): _field(embedding.document.fields.get(name)) for name in self.include}
         head, array, tail = self._parts
         out = io.BytesIO()
         try:
-            fastavro.schemaless_writer(out, head, {"id": embedding.document.id})
+            fastavro.schemaless_writer(out, head, {"id": embedding.id})
             if vector.dtype.kind == "f":
                 # One block of items, and the one without any that ends an array.
                 fastavro.schemaless_writer(out, "long", len(vector))
@@ -132,7 +149,7 @@ class AvroRenderer:
         headers = tuple(header for header in kept_headers(record) if header[0] != FINGERPRINT_HEADER)
         headers += ((FINGERPRINT_HEADER, self.fingerprint.encode()),)
         body = frame(self.schema_id(self.schema), out.getvalue())
-        return Message(self.topic, record.key, body, headers, record.timestamp_ms)
+        return Message(self.topic, key_of(record, embedding), body, headers, record.timestamp_ms)
 
 
 def _field(value: object) -> object:

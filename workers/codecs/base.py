@@ -52,6 +52,19 @@ class Renderer(Protocol):
         """
 
 
+def key_of(record: Record, embedding: Embedding) -> bytes | None:
+    """The key of an output record: that of the source's, of a chunk with its number.
+
+    Raises:
+        PoisonError: it comes from an id that is no text.
+    """
+    try:
+        return embedding.key(record)
+    except UnicodeEncodeError:
+        message = "the id holds half of a surrogate pair, which is no character"
+        raise PoisonError("output", "lone_surrogate", message) from None
+
+
 def shortest(number: np.floating[Any]) -> str:
     """The fewest digits that give the same number of its type again."""
     return str(number)

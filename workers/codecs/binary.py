@@ -10,9 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from workers.codecs.base import kept_headers, shortest, type_vector
+from workers.codecs.base import kept_headers, key_of, shortest, type_vector
 from workers.errors import PoisonError
-from workers.records import Embedding, Message, Record, type_headers
+from workers.records import Chunk, Embedding, Message, Record, type_headers
 
 FINGERPRINT_HEADER = "embedding-fingerprint"
 SCALE_HEADER = "embedding-scale"
@@ -27,6 +27,7 @@ DTYPES = {
 }
 
 
+CHUNK_HEADERS = ("embedding-chunk-index", "embedding-chunk-count", "embedding-chunk-start", "embedding-chunk-end")
 # A header of such a name is never the source's on an output record.
 OURS = frozenset(
     {
@@ -39,6 +40,7 @@ OURS = frozenset(
         "embedding-tokens",
         "embedding-truncated",
         "embedding-source",
+        *CHUNK_HEADERS,
     }
 )
 
@@ -66,7 +68,7 @@ class BinaryRenderer:
     ) -> Message:
         """See :class:`workers.codecs.base.Renderer`."""
         try:
-            name = embedding.document.id.encode()
+            name = embedding.id.encode()
         except UnicodeEncodeError:
             name = None
         if name is None:
@@ -82,8 +84,14 @@ class BinaryRenderer:
             ("embedding-tokens", b"%d" % embedding.tokens),
             ("embedding-truncated", b"true" if embedding.truncated else b"false"),
             ("embedding-source", str(record.origin).encode()),
+            *(() if embedding.chunk is None else _chunk_headers(embedding.chunk)),
         )
         # One of ours that came with the source's record is another vector's.
         kept = tuple(header for header in kept_headers(record) if header[0] not in OURS) if record.headers else ()
         value = vector.astype(DTYPES[self.precision], copy=False).tobytes()
-        return Message(self.topic, record.key, value, kept + ours, record.timestamp_ms)
+        return Message(self.topic, key_of(record, embedding), value, kept + ours, record.timestamp_ms)
+
+
+def _chunk_headers(chunk: Chunk) -> type_headers:
+    numbers = (chunk.index, chunk.count, chunk.start, chunk.end)
+    return tuple((name, b"%d" % number) for name, number in zip(CHUNK_HEADERS, numbers, strict=True))

@@ -15,11 +15,11 @@ from typing import NoReturn
 import numpy as np
 import orjson
 
-from workers.codecs.base import kept_headers, shortest, type_vector, utf8_value
+from workers.codecs.base import kept_headers, key_of, shortest, type_vector, utf8_value
 from workers.codecs.fields import FieldsDecoder
 from workers.codecs.template import Template
 from workers.errors import PoisonError
-from workers.records import Embedding, Message, Record
+from workers.records import Chunk, Embedding, Message, Record
 
 
 def _refuse_constant(_: str) -> NoReturn:
@@ -105,13 +105,20 @@ class JsonRenderer:
     model: str
     fingerprint: str
     include: tuple[str, ...] = ()
+    chunk_text: bool = False
 
     def render(
         self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
     ) -> Message:
         """See :class:`workers.codecs.base.Renderer`."""
+        fields = {name: embedding.document.fields.get(name) for name in self.include}
+        if (chunk := embedding.chunk) is not None:
+            about: dict[str, object] = {"chunk": chunk_fields(chunk)}
+            if self.chunk_text:
+                about["chunk_text"] = embedding.text
+            fields = about | fields
         value = render_embedding(
-            embedding.document.id,
+            embedding.id,
             vector,
             dim=self.dim,
             precision=self.precision,
@@ -120,9 +127,14 @@ class JsonRenderer:
             fingerprint=self.fingerprint,
             tokens=embedding.tokens,
             truncated=embedding.truncated,
-            fields={name: embedding.document.fields.get(name) for name in self.include},
+            fields=fields,
         )
-        return Message(self.topic, record.key, value, kept_headers(record), record.timestamp_ms)
+        return Message(self.topic, key_of(record, embedding), value, kept_headers(record), record.timestamp_ms)
+
+
+def chunk_fields(chunk: Chunk) -> dict[str, int]:
+    """Which part of a document's text it is, as an object or a record says it."""
+    return {"index": chunk.index, "count": chunk.count, "start": chunk.start, "end": chunk.end}
 
 
 def render_embedding(

@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from workers.codecs.base import id_of, type_vector
 from workers.codecs.columns import arrow_type, converter
 from workers.errors import PoisonError
-from workers.records import Embedding, Record
+from workers.records import Chunk, Embedding, Record
 from workers.settings.outputs import ColumnType
 
 _MAGIC = b"PAR1"
 NOTES = "stream-embedder."
+_CHUNK = ("index", "count", "start", "end")
 TYPES = {
     "float32": pa.float32(),
     "float16": pa.float16(),
@@ -62,6 +63,9 @@ class Row(NamedTuple):
     truncated: bool
     record: Record
     include: tuple[Any, ...]
+    key: bytes | None
+    chunk: Chunk | None = None
+    chunk_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class ParquetRenderer:
     Columns: ``id``; ``embedding``, a fixed-size list of ``dim`` components (an eighth of it where bits are packed), null in a
     deletion; ``scale`` with precision int8 alone; ``tokens``; ``truncated``; ``deleted``; ``fingerprint``; ``topic``,
     ``partition``, ``offset``, ``timestamp`` and ``key`` of the source's record; and the included fields, each of the type that
-    ``include`` declares.
+    ``include`` declares. Where texts are cut into chunks (``chunked``), ``chunk_index``, ``chunk_count``, ``chunk_start`` and
+    ``chunk_end`` stand before those, null in a deletion, and with ``chunk_text`` a column of that name.
     """
 
     dim: int
@@ -80,6 +85,8 @@ class ParquetRenderer:
     fingerprint: str
     include: Mapping[str, ColumnType] = field(default_factory=dict)
     compression: str = "zstd"
+    chunked: bool = False
+    chunk_text: bool = False
 
     @cached_property
     def _converters(self) -> tuple[tuple[str, Callable[[object], Any]], ...]:
@@ -103,6 +110,8 @@ class ParquetRenderer:
                 pa.field("offset", pa.int64(), nullable=False),
                 pa.field("timestamp", pa.timestamp("ms", "UTC")),
                 pa.field("key", pa.binary()),
+                *([pa.field(f"chunk_{name}", pa.int32()) for name in _CHUNK] if self.chunked else []),
+                *([pa.field("chunk_text", pa.string())] if self.chunk_text else []),
                 *(pa.field(name, arrow_type(column)) for name, column in self.include.items()),
             ]
         )
@@ -118,11 +127,22 @@ class ParquetRenderer:
         fields = tuple(convert(document.fields.get(name)) for name, convert in self._converters)
         for value in (document.id, *fields):
             _refuse_surrogates(value)
-        return Row(document.id, vector, scale, embedding.tokens, embedding.truncated, record, fields)
+        return Row(
+            embedding.id,
+            vector,
+            scale,
+            embedding.tokens,
+            embedding.truncated,
+            record,
+            fields,
+            embedding.key(record),
+            embedding.chunk,
+            embedding.text if self.chunk_text else None,
+        )
 
     def deletion(self, record: Record) -> Row:
         """The row that says: what had this record's key is gone."""
-        return Row(id_of(record), None, None, 0, False, record, (None,) * len(self.include))
+        return Row(id_of(record), None, None, 0, False, record, (None,) * len(self.include), record.key)
 
     def batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
         """The rows as columns."""
@@ -139,8 +159,11 @@ class ParquetRenderer:
             "partition": [origin.partition for origin in origins],
             "offset": [origin.offset for origin in origins],
             "timestamp": [None if row.record.timestamp_ms < 0 else row.record.timestamp_ms for row in rows],
-            "key": [row.record.key for row in rows],
+            "key": [row.key for row in rows],
+            "chunk_text": [row.chunk_text for row in rows],
         }
+        for name in _CHUNK:
+            columns[f"chunk_{name}"] = [None if row.chunk is None else getattr(row.chunk, name) for row in rows]
         if self.precision == "int8":
             columns["scale"] = [row.scale for row in rows]
         for number, name in enumerate(self.include):

@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 from workers.codecs.base import type_vector
 from workers.codecs.parquet import NOTES, TYPES
 from workers.codecs.stored import Space, Stored
-from workers.settings.outputs import PARQUET_FIELDS
+from workers.settings.outputs import CHUNK_PARQUET_FIELDS, PARQUET_FIELDS
 
 ROWS = 4_096
+# Of chunks, beside their text, which is shown as what is included.
+_CHUNK = CHUNK_PARQUET_FIELDS - {"chunk_text"}
 # Bytes that are no UTF-8, or a time out of range.
 _NO_VALUE = (pa.ArrowException, ValueError, OverflowError)
 _VECTORS = {"float": "float32", "double": "float32", "halffloat": "float16", "int8": "int8"}
@@ -38,7 +40,8 @@ def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(content)))
         schema = file.schema_arrow
         notes = _notes(schema)
-        columns = [name for name in schema.names if name not in PARQUET_FIELDS or name in _READ]
+        ours = PARQUET_FIELDS | _CHUNK if _CHUNK.issubset(schema.names) else PARQUET_FIELDS
+        columns = [name for name in schema.names if name not in ours or name in _READ]
         precision, dim = _precision(schema, notes), int(notes.get("dim", 0))
         for batch in file.iter_batches(ROWS, columns=columns):
             yield _rows(batch, notes.get("model", ""), precision, dim)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workers.codecs.fields import Values
     from workers.codecs.wire import Registry
 
+_CHUNK = {"index", "count", "start", "end"}
 PACKED = ("binary", "ubinary")
 
 
@@ -117,6 +118,8 @@ def _of_object(record: Record, value: Any) -> Stored | None:
         }:
             scale = value.get("scale")
             fields = {name: field for name, field in value.items() if name not in JSON_FIELDS}
+            if isinstance(fields.get("chunk"), dict) and fields["chunk"].keys() == _CHUNK:
+                del fields["chunk"]  # ours too; a chunk's text is shown as what is included
             return _stored(record, name, Space(model, fingerprint, dim, precision), numbers, scale, fields)
     return None
 

@@ -16,7 +16,7 @@ from workers.errors import SettingsError
 from workers.settings.base import Section, parse_bytes
 from workers.settings.batch import BatchSettings
 from workers.settings.kafka import KafkaSettings, OAuthSettings
-from workers.settings.model import DEFAULT_MODEL, ModelSettings
+from workers.settings.model import DEFAULT_MODEL, ChunkSettings, ModelSettings
 from workers.settings.outputs import (
     DeadLetterSettings,
     KafkaOutput,
@@ -42,6 +42,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "ENV_PREFIX",
     "BatchSettings",
+    "ChunkSettings",
     "DeadLetterSettings",
     "DeliverySettings",
     "KafkaOutput",
@@ -116,6 +117,7 @@ class Settings(BaseSettings):
                 f"model.max_tokens ({self.model.max_tokens}) is larger than pool.max_batch_tokens ({budget}): "
                 "such a text would fit no batch"
             )
+        self._chunks_agree()
         included = {name for output in self.outputs for name in output.include}
         sources = [("source", self.source)]
         sources += [(f"source.mappings.{n}", self.source.mapped(each)) for n, each in enumerate(self.source.mappings)]
@@ -157,6 +159,16 @@ class Settings(BaseSettings):
         if self.dead_letter.topic in self.output_topics:
             raise ValueError(f"dead_letter.topic {self.dead_letter.topic} is also an output")
         return self
+
+    def _chunks_agree(self) -> None:
+        for number, output in enumerate(self.outputs):
+            if self.model.chunked:
+                output.require_free_for_chunks()
+            elif output.chunk_text:
+                raise ValueError(
+                    f"outputs.{number}.chunk_text writes a chunk's text, and model.overflow is {self.model.overflow}: set that "
+                    "to chunk, or leave chunk_text out"
+                )
 
     def _source_agrees(self, where: str, source: SourceSettings) -> None:
         if source.format == "text":
@@ -200,6 +212,11 @@ class Settings(BaseSettings):
         if not self.outputs:
             raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: kafka, topic: vectors}]"
+            )
+        if self.model.chunked and self.state.topic is None:
+            raise SettingsError(
+                "model.overflow chunk needs state.topic, such as documents.state: only who knows how many chunks a document had "
+                "can delete those that are gone"
             )
 
     def require_batch(self) -> None:

@@ -11,6 +11,31 @@ from workers.settings.base import Section, type_count
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
+class ChunkSettings(Section):
+    """How a long text is cut into chunks, with ``overflow: chunk``."""
+
+    tokens: type_count | None = Field(
+        None,
+        description="Tokens of a chunk at most; prompt and special tokens count. Default: `model.max_tokens`, "
+        "else the model's limit.",
+    )
+    overlap: Annotated[int, Field(ge=0)] = Field(
+        0, description="Tokens at a chunk's beginning that are the end of the one before; half of its tokens at most."
+    )
+    cut: Literal["paragraph", "sentence", "line", "word", "token"] = Field(
+        "paragraph",
+        description="The coarsest end that a cut looks for in the second half of a chunk. Where there is none, the next finer one "
+        "is taken: paragraph, sentence, line, word, token.",
+    )
+    most: type_count = Field(4096, description="Most chunks of a text; one that would make more is a dead letter.")
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.tokens is not None and 2 * self.overlap > self.tokens:
+            raise ValueError(f"overlap ({self.overlap}) is more than half of tokens ({self.tokens})")
+        return self
+
+
 class ModelSettings(Section):
     """Which model, and how a text becomes its tokens."""
 
@@ -30,9 +55,12 @@ class ModelSettings(Section):
     max_tokens: type_count | None = Field(
         None, description="Longest text in tokens, special tokens included. Default: the model's own limit."
     )
-    overflow: Literal["truncate", "reject"] = Field(
-        "truncate", description="A longer text is cut, counted and flagged (`truncate`) or a dead letter (`reject`)."
+    overflow: Literal["truncate", "reject", "chunk"] = Field(
+        "truncate",
+        description="A longer text loses its end, and is counted and flagged (`truncate`), or is a dead letter (`reject`). "
+        "`chunk`: every text is cut into chunks, each an output record of its own; one that fits is the only one.",
     )
+    chunk: ChunkSettings = ChunkSettings()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Numbers of the forward pass. `auto`: bfloat16 where the GPU or CPU multiplies it and the vectors keep a "
@@ -60,3 +88,16 @@ class ModelSettings(Section):
         if self.prompt is not None and self.prompt_text is not None:
             raise ValueError("give prompt (a name from the model's table) or prompt_text (the text itself), not both")
         return self
+
+    @model_validator(mode="after")
+    def _chunks_agree(self) -> Self:
+        if not self.chunked and self.chunk != ChunkSettings():
+            raise ValueError(f"chunk says how texts are cut, and overflow is {self.overflow}: set overflow: chunk")
+        if self.chunk.tokens and self.max_tokens and self.chunk.tokens > self.max_tokens:
+            raise ValueError(f"chunk.tokens ({self.chunk.tokens}) is larger than max_tokens ({self.max_tokens})")
+        return self
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a text becomes chunks, each with a vector of its own."""
+        return self.overflow == "chunk"

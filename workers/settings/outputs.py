@@ -21,6 +21,9 @@ PARQUET_FIELDS = frozenset(
         *("topic", "partition", "offset", "timestamp", "key"),
     }
 )
+# And what it writes of a chunk, in pipelines that cut texts into those.
+CHUNK_JSON_FIELDS = frozenset({"chunk", "chunk_text"})
+CHUNK_PARQUET_FIELDS = frozenset({"chunk_index", "chunk_count", "chunk_start", "chunk_end", "chunk_text"})
 
 
 def avro_name(field: str) -> str:
@@ -85,6 +88,11 @@ class Vectors(Section):
     include: tuple[str, ...] = Field(
         (), description="Source fields to repeat beside the vector (not with Kafka's format: binary)."
     )
+    chunk_text: bool = Field(
+        False,
+        description="With `model.overflow: chunk`: write each chunk's text beside its vector, as `chunk_text` (not with Kafka's "
+        "format: binary).",
+    )
 
     @field_validator("include", mode="before")
     @classmethod
@@ -109,6 +117,18 @@ class Vectors(Section):
             )
         return self
 
+    @property
+    def _chunk_fields(self) -> frozenset[str]:
+        return CHUNK_JSON_FIELDS
+
+    def require_free_for_chunks(self) -> None:
+        """Refuse included fields that are called as what is written of a chunk.
+
+        Raises:
+            ValueError: there is one.
+        """
+        self._require_free(self._chunk_fields)
+
     def _require_free(self, reserved: frozenset[str]) -> None:
         """Refuse included fields that the output writes under the same names itself."""
         if taken := reserved.intersection(self.include):
@@ -131,12 +151,23 @@ class KafkaOutput(Vectors):
         self._require_free(JSON_FIELDS)
         if self.include and self.format == "binary":
             raise ValueError("include needs format: json or avro (a binary record has room for the vector alone)")
-        if self.format == "avro":
-            names = [avro_name(name) for name in self.include]
-            for name, written in zip(self.include, names, strict=True):
-                if names.count(written) > 1 or written in JSON_FIELDS:
-                    raise ValueError(f"include {name} would be called {written} in Avro, and another field is already")
+        if self.chunk_text and self.format == "binary":
+            raise ValueError("chunk_text needs format: json or avro (a binary record has room for the vector alone)")
+        self._avro_names_fit(JSON_FIELDS)
         return self
+
+    def require_free_for_chunks(self) -> None:
+        """As there."""
+        super().require_free_for_chunks()
+        self._avro_names_fit(JSON_FIELDS | CHUNK_JSON_FIELDS)
+
+    def _avro_names_fit(self, reserved: frozenset[str]) -> None:
+        if self.format != "avro":
+            return
+        names = [avro_name(name) for name in self.include]
+        for name, written in zip(self.include, names, strict=True):
+            if names.count(written) > 1 or written in reserved:
+                raise ValueError(f"include {name} would be called {written} in Avro, and another field is already")
 
     @property
     def name(self) -> str:
@@ -193,6 +224,10 @@ class ParquetOutput(Vectors):
             except ValueError as error:
                 raise ValueError(f"types.{name}: {error}") from None
         return self
+
+    @property
+    def _chunk_fields(self) -> frozenset[str]:
+        return CHUNK_PARQUET_FIELDS
 
     @property
     def columns(self) -> dict[str, ColumnType]:

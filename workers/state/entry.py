@@ -84,10 +84,10 @@ def read_entry(value: bytes) -> Entry:
 class Digests:
     """Says what an output record is made of, in 16 bytes: all that would make it another one."""
 
-    def __init__(self, fingerprints: Iterable[str]) -> None:
-        """``fingerprints``: of all outputs: with another model, dim or output nothing is unchanged."""
+    def __init__(self, outputs: Iterable[str]) -> None:
+        """``outputs``: what each makes of a document, fingerprint included: with another model, dim or output all is new."""
         self._base = hashlib.blake2b(digest_size=16)
-        _add(self._base, *(each.encode() for each in fingerprints))
+        _add(self._base, *(each.encode() for each in outputs))
 
     def of(self, record: Record, document: Document) -> bytes:
         """The digest of id, text, prompt, included fields and the record's headers; not of its timestamp."""

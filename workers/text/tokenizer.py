@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import normalizers
 
@@ -112,7 +113,7 @@ class Tokenizer:
             raise
         except Exception:  # noqa: BLE001 - the library has no class of its own: a WordPiece without [UNK] raises this
             if len(parts) == 1:
-                return [PoisonError("tokenize", "tokenizer_raised", "the model's tokenizer fails at the text")]
+                return [_fails()]
         return [found for part in parts for found in self._encoded([part])]
 
     def _is_enough(self, found: Tokens | PoisonError) -> bool:
@@ -130,6 +131,21 @@ class Tokenizer:
             if isinstance(tokens, PoisonError):
                 raise tokens
         return [tokens.ids for tokens in found if isinstance(tokens, Tokens)]
+
+    def offsets(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]] | PoisonError:
+        """Where the tokens of whole texts are, without prompt and special tokens; or why one of the texts has none.
+
+        Returns:
+            For each text int64 [tokens, 2]: the first character of each token, and the one behind it, in code points. Tokens of
+            one character have the same; characters that no token is of are in none.
+        """
+        try:
+            found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - as in _encoded
+            return _fails()
+        return [_offsets(encoding) for encoding in found]
 
     def canary(self) -> type_ids:
         """Ids of a text that nothing is wrong with.
@@ -193,6 +209,16 @@ def _compare(folder: Path, tokenizer: tokenizers.Tokenizer, vocabulary: int) -> 
         )
     if beyond := sum(number >= vocabulary for number in tokenizer.get_added_tokens_decoder()):
         _logger.info("added tokens that the model does not have %s", log.fields(folder=folder, count=beyond))
+
+
+def _fails() -> PoisonError:
+    return PoisonError("tokenize", "tokenizer_raised", "the model's tokenizer fails at the text")
+
+
+def _offsets(encoding: tokenizers.Encoding) -> npt.NDArray[np.int64]:
+    """Of what the limit leaves over too; left to right, on whichever side it is cut."""
+    parts = [np.array(each.offsets, np.int64).reshape(-1, 2) for each in (encoding, *encoding.overflowing)]
+    return np.sort(np.concatenate(parts), axis=0)
 
 
 def _cut(text: str, limit: int) -> str:
