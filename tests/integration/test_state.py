@@ -32,9 +32,11 @@ from workers.pool import Failure, RetryingPool
 from workers.reader import StreamReader
 from workers.records import Batch, Tokens, type_vectors
 from workers.settings import Settings
+from workers.text.chunks import Piece
 
 pytestmark = pytest.mark.timeout(600)
 DIM = 16
+CHUNK = 12
 PARTITIONS = 3
 
 
@@ -43,6 +45,23 @@ class Characters:
 
     def encode(self, texts: Any, prompts: Any) -> list[Tokens | PoisonError]:
         return [Tokens(np.fromiter(map(ord, text), np.int32), len(text)) for text in texts]
+
+
+class Cut(Characters):
+    """The same in chunks of :data:`CHUNK` characters."""
+
+    def chunks(self, texts: Any, prompts: Any) -> list[list[Piece]]:
+        return [
+            [
+                Piece(start, start + len(part), self.encode([part], None)[0])  # type: ignore[arg-type]
+                for start, part in cut(text)
+            ]
+            for text in texts
+        ]
+
+
+def cut(text: str) -> list[tuple[int, str]]:
+    return [(start, text[start : start + CHUNK]) for start in range(0, len(text), CHUNK)]
 
 
 def vectors(batch: Batch) -> type_vectors:
@@ -59,7 +78,14 @@ class Running:
             vectors, dim=DIM, canary=CANARY, classify=lambda _: Failure.RAISED, capacity=lambda: 4, meter=self.meter
         )
         self.reader: StreamReader = stream_reader(
-            settings, model, topic_outlets(model), Characters(), pool, slot=lambda: slot, cuda=False, meter=self.meter
+            settings,
+            model,
+            topic_outlets(model),
+            Cut() if settings.model.chunked else Characters(),
+            pool,
+            slot=lambda: slot,
+            cuda=False,
+            meter=self.meter,
         )
         self.thread = threading.Thread(target=self.reader.run, daemon=True)
         self.thread.start()
@@ -169,11 +195,19 @@ def test_check_wants_a_state_topic_that_keeps_what_it_is_given(
         assert complaint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("events", [12_000, pytest.param(100_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("events", "overflow"),
+    [
+        (8_000, "chunk"),
+        pytest.param(100_000, "truncate", marks=pytest.mark.soak),
+        pytest.param(100_000, "chunk", marks=pytest.mark.soak),
+    ],
+)
 def test_whatever_dies_the_outputs_are_what_the_final_table_says(
-    broker: RunningBroker, table: dict[str, Any], tmp_path: Path, events: int
+    broker: RunningBroker, table: dict[str, Any], tmp_path: Path, events: int, overflow: str
 ) -> None:
-    """Inserts, updates, updates that change nothing and deletes, over readers that end in the middle and pass partitions on."""
+    """Inserts, updates (longer, shorter, of nothing) and deletes, over readers that end anywhere and pass partitions on."""
+    table["model"]["overflow"] = overflow
     chance, topic = random.Random(events), table["source"]["topics"][0]
     final: dict[bytes, str] = {}
     log: list[tuple[bytes, str | None]] = []
@@ -185,7 +219,7 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
             log.append((key, None))
         else:
             same = final.get(key) if what < 0.6 else None
-            final[key] = same or f"{key.decode()} says {chance.randrange(1_000_000)}"
+            final[key] = same or f"{key.decode()} says {chance.randrange(10 ** chance.randrange(1, 40))}"
             log.append((key, final[key]))
     members: list[Running] = []
     for number, start in enumerate(range(0, events, events // 6)):
@@ -202,7 +236,11 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
     wait_until(lambda: lag(broker, table) == 0, 120, lambda: f"{lag(broker, table)} records behind")
     last.drain()
 
-    wanted = {key: fake_vector(text, DIM) for key, text in final.items()}
+    if overflow == "chunk":
+        parts = {b"%s#%d" % (key, n): part for key, text in final.items() for n, (_, part) in enumerate(cut(text))}
+    else:
+        parts = final
+    wanted = {key: fake_vector(text, DIM) for key, text in parts.items()}
     with reading(broker.settings, table["outputs"][0]["topic"]) as out:
         count = -1
         while out.poll() > count:
@@ -213,7 +251,14 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
         }
         assert {key for key, vector in there.items() if vector is not None} == set(wanted)
         assert all(np.allclose(there[key], vector, atol=1e-6) for key, vector in wanted.items())
-        assert len(out.records) < events * 0.75, "what changes nothing is written"
+        if overflow != "chunk":
+            assert len(out.records) < events * 0.75, "what changes nothing is written"
+        else:
+            homes = {
+                record.key: {other.partition for other in out.records if other.key == record.key}
+                for record in out.records[:50]
+            }
+            assert all(len(home) == 1 for home in homes.values()), "a chunk's key in two partitions is never compacted"
     rows = duckdb.sql(
         f'SELECT key, arg_max(embedding, "offset") AS v, arg_max(deleted, "offset") AS gone FROM \'{tmp_path}/lake/**/*.parquet\' '
         "GROUP BY key"

@@ -316,11 +316,13 @@ MUTANTS = (
         "checkpoint-refused",
         "what one output refused the first time is a vector for the files when it is read again",
         "workers/outlets.py",
-        ".get(number)) for outlet in self._topics]\n"
-        "                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
+        "for outlet in self._topics\n"
+        "                ]\n"
+        "                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number), gone) for outlet in self._files]\n"
         "                return outcome, [one for of_topic in self._wanted(every, offset, prefix) for one in of_topic], rows\n",
-        ".get(number)) for outlet in self._wanted(self._topics, offset, prefix)]\n"
-        "                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number)) for outlet in self._files]\n"
+        "for outlet in self._wanted(self._topics, offset, prefix)\n"
+        "                ]\n"
+        "                rows = [self._rows(outlet, entry, vectors[outlet.name].get(number), gone) for outlet in self._files]\n"
         "                return outcome, [one for of_topic in every for one in of_topic], rows\n",
         (MODEL, CHECKPOINT),
     ),

@@ -258,9 +258,8 @@ def test_equal_texts_are_encoded_once_and_each_record_has_its_own_outcome(stream
             ours = [key for key in keys if key % 2 == partition]
             assert ours == sorted(ours)
     assert Counter(running.letters()) == {("encode", "not_finite"): 40, ("encode", "encoder_raised"): 40}
-    assert encoded.count("first text") + encoded.count("second text") < 30, (
-        "calls that were out, and one for all others"
-    )
+    # Some were out before the rest came, and those beside a text that raises are tried again; alone they would be 120.
+    assert encoded.count("first text") + encoded.count("second text") < 60
     tokens = running.meter.value(metrics.TOKENS_ENCODED), running.meter.value(metrics.TOKENS_SHARED)
     assert sum(tokens) == sum(len(each.value or b"") for each in records)
     assert tokens[0] < tokens[1] / 3
