@@ -14,6 +14,7 @@ import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from workers.records import Document, Record
@@ -47,15 +48,22 @@ class Change:
 
 def topic_prefix(topic: str) -> bytes:
     """What the state keys of one source topic begin with."""
-    return hashlib.blake2b(topic.encode(), digest_size=PREFIX_BYTES).digest()
+    return _of_topic(topic)[0]
 
 
 def state_key(topic: str, key: bytes) -> bytes:
     """The state topic's key for a source record's key. Topic names have no zero byte, so no two pairs are one."""
-    return (
-        topic_prefix(topic)
-        + hashlib.blake2b(topic.encode() + b"\0" + key, digest_size=KEY_BYTES - PREFIX_BYTES).digest()
-    )
+    prefix, begun = _of_topic(topic)
+    whole = begun.copy()
+    whole.update(key)
+    return prefix + whole.digest()
+
+
+@lru_cache
+def _of_topic(topic: str) -> tuple[bytes, hashlib.blake2b]:
+    name = topic.encode()
+    begun = hashlib.blake2b(name + b"\0", digest_size=KEY_BYTES - PREFIX_BYTES)
+    return hashlib.blake2b(name, digest_size=PREFIX_BYTES).digest(), begun
 
 
 def write_entry(entry: Entry) -> bytes:
