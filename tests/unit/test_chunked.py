@@ -28,7 +28,7 @@ from tests.batch_job import Job, vector_of
 from tests.fakes import DIM, FakeChunker, FakeSink, Pause, Rebalance, fake_encode, fake_vector, record
 from tests.unit.test_checkpoint import DEAD, OUT, P0, Bench, opened
 from tests.unit.test_reader import WAIT_S, Stream, stream, type_stream
-from workers import intake, metrics
+from workers import flow, intake, metrics
 from workers.codecs import renderer_for, rows_for
 from workers.codecs.avro_record import AvroRenderer
 from workers.codecs.parquet_rows import stored_rows
@@ -239,10 +239,25 @@ def test_a_drain_gives_up_records_that_were_sent_in_part(stream: type_stream):
 
 
 def test_long_records_are_prepared_few_at_a_time():
-    held = [record(n, b"x" * size) for n, size in enumerate([1, 1 << 20, 1 << 20, 5, 5, 3 << 20])]
-    assert [len(some) for some in intake._portions(held)] == [1, 1, 1, 2, 1]
-    assert [len(some) for some in intake._portions([record(n) for n in range(600)])] == [256, 256, 88]
-    assert list(intake._portions([])) == []
+    held = [record(n, b"x" * size) for n, size in enumerate([1, 1_000, 1_000, 5, 5, 3_000])]
+    assert [len(some) for some in intake._portions(held, 1_000)] == [1, 1, 1, 2, 1]
+    assert [len(some) for some in intake._portions(held, None)] == [6]
+    assert [len(some) for some in intake._portions([record(n) for n in range(600)], 1 << 20)] == [256, 256, 88]
+    assert list(intake._portions([], None)) == []
+
+
+def test_a_reader_that_cuts_texts_takes_few_at_a_time(stream: type_stream):
+    for chunks, most in ((True, intake.CHUNK_BYTES), (False, None)):
+        assert stream([], chunks=chunks).reader._intake._most_bytes == most
+
+
+def test_many_tokens_of_few_records_show_how_fast_a_reader_is():
+    meter = metrics.Metrics()
+    counted = flow.Flow(meter)
+    counted.prepared(1, flow.MANY_TOKENS - 1, 1.0)
+    assert meter.value(metrics.PREPARED_AT_SPEED) == 0
+    counted.prepared(1, flow.MANY_TOKENS, 1.0)
+    assert meter.value(metrics.PREPARED_AT_SPEED) == flow.MANY_TOKENS
 
 
 # ---- the ledger
