@@ -19,11 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import calibrate
 from pipelines.batch.columns import Encode
 from pipelines.check_chunks import examine_chunks
 from pipelines.encode import run_encode
 from pipelines.fit import against_model
 from pipelines.model import Model
+from pipelines.report import sample as report
+from pipelines.texts import Text
 from tests.batch_job import Job, vector_of
 from tests.fakes import DIM, FakeChunker, FakeSink, Pause, Rebalance, fake_encode, fake_vector, record
 from tests.unit.test_checkpoint import DEAD, OUT, P0, Bench, opened
@@ -34,7 +37,7 @@ from workers.codecs.avro_record import AvroRenderer
 from workers.codecs.parquet_rows import stored_rows
 from workers.codecs.stored import StoredReader
 from workers.encoder.layout import Layout, resolve
-from workers.errors import SettingsError
+from workers.errors import PoisonError, SettingsError
 from workers.gathering import Gathering
 from workers.kafka_topics import Topic
 from workers.offsets import OffsetLedger
@@ -537,6 +540,20 @@ def test_encode_prints_a_line_for_each_chunk():
     for line, alone in zip(lines, map(json.loads, again.getvalue().splitlines()), strict=False):
         assert line["embedding"] == pytest.approx(alone["embedding"], abs=1e-5) and line["tokens"] == alone["tokens"]
     assert " ".join(parts) == words
+
+
+def test_calibrate_and_report_take_each_chunk_for_a_text():
+    class Embeds:
+        def embed(self, window: Sequence[Text], dim: int) -> list[Any]:
+            whole = Embedding(Document("b", "t"), fake_vector("b"), 9, True)
+            return [chunked("a", 3), PoisonError("text", "empty", "no"), whole][: len(window)]
+
+    texts = [Text(name, name) for name in "abc"]
+    sample = calibrate._Sample(Embeds(), DIM)  # type: ignore[arg-type]
+    (vectors,) = sample.vectors(texts)
+    assert vectors.shape == (4, DIM) and (sample.count, sample.refused) == (4, 1)
+    drawn = report.embed(Embeds(), texts, 3, DIM, lambda _: None)  # type: ignore[arg-type]
+    assert (len(drawn.vectors), drawn.tokens, drawn.longest, drawn.truncated) == (4, 3 * 2 + 9, 9, 1)
 
 
 def test_a_table_has_no_place_for_chunks():
