@@ -183,7 +183,7 @@ class Model:
         if cuda is None:
             cuda = has_cuda()
         return Encoder(
-            replace(self.layout, max_tokens=self.max_tokens),
+            replace(self.layout, max_tokens=self.text_tokens),
             device="cuda" if cuda else "cpu",
             dtype=self.settings.model.dtype,
             max_batch_tokens=self.settings.pool.batch_tokens(cuda=cuda),

@@ -12,6 +12,8 @@ from workers import metrics
 
 # So many records at once show how fast a reader is; what few of them cost is mostly not theirs.
 MANY = 64
+# So do so many tokens, however few the records are.
+MANY_TOKENS = 16_384
 
 
 class Flow:
@@ -27,7 +29,7 @@ class Flow:
         """Records have been decoded and tokenised, which took ``seconds``; ``tokens`` are those that go to an encoder."""
         self._meter.add(metrics.RECORDS_PREPARED, records)
         self._meter.add(metrics.TOKENS_PREPARED, tokens)
-        if records >= MANY:
+        if records >= MANY or tokens >= MANY_TOKENS:
             self._meter.add(metrics.PREPARED_AT_SPEED, tokens)
             self._meter.add(metrics.PREPARING_SECONDS, seconds)
 

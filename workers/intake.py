@@ -26,8 +26,8 @@ LOG = log.get(__name__)
 
 # Records that are decoded and tokenised together: small enough that answers are settled in between.
 CHUNK = 256
-# And bytes of them: of long texts, few.
-CHUNK_BYTES = 1 << 20
+# And bytes of them, where all of a long text is tokenised: a tenth of a second's work.
+CHUNK_BYTES = 128 << 10
 # The client's I/O thread waits so long for files of partitions that go; its heartbeats wait too, and have 10 s.
 PARTING_S = 3.0
 # Records that cannot be decoded for now, because their schemas are out of reach, wait from the first to the second.
@@ -44,10 +44,13 @@ class Intake:
         limits: LimitSettings,
         meter: metrics.Metrics,
         known: Known | None = None,
+        *,
+        most_bytes: int | None = None,
     ) -> None:
         """``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs.
 
-        ``known``: the state, where one is kept.
+        ``known``: the state, where one is kept. ``most_bytes``: of the records that are handed on together; one alone may have
+        more. None: as many as there are.
         """
         self.lock = threading.Condition()
         self.ledger = OffsetLedger(topics, [output.key for output in files])
@@ -59,6 +62,7 @@ class Intake:
         self._known = known
         self._placing = Placing(topics, files, known)
         self._limits = limits
+        self._most_bytes = most_bytes
         self._meter = meter
 
     def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
@@ -108,7 +112,7 @@ class Intake:
         """Records of one partition, in order."""
         with self.lock:
             taken = [record for record in records if self.ledger.add(record)]
-            self.inbox.extend(_portions(taken))
+            self.inbox.extend(_portions(taken, self._most_bytes))
             self.lock.notify_all()
             self.measure()
 
@@ -184,11 +188,12 @@ class Intake:
         self._meter.set(metrics.IN_FLIGHT_BYTES, self.ledger.bytes)
 
 
-def _portions(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+def _portions(records: Sequence[Record], most_bytes: int | None) -> Iterator[Sequence[Record]]:
     """The records in their order, so many together as are decoded and tokenised in one go."""
     start = held = 0
     for number, record in enumerate(records):
-        if number > start and (number - start >= CHUNK or held + record.size > CHUNK_BYTES):
+        too_large = most_bytes is not None and held + record.size > most_bytes
+        if number > start and (too_large or number - start >= CHUNK):
             yield records[start:number]
             start, held = number, 0
         held += record.size

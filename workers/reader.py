@@ -28,7 +28,7 @@ from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.flow import Flow
 from workers.gathering import Gathering
-from workers.intake import Intake
+from workers.intake import CHUNK_BYTES, Intake
 from workers.offsets import OffsetLedger
 from workers.pool import Answer, EncoderPool, PoolClosed
 from workers.records import Origin, Outcome, Record, TopicPartition
@@ -84,7 +84,8 @@ class StreamReader:
         self._pool = pool
         self._options = options
         self._meter = meter
-        self._intake = Intake(topics, files, options.limits, meter, known)
+        whole = isinstance(tokenizer, outcomes.CuttingTokenizer)
+        self._intake = Intake(topics, files, options.limits, meter, known, most_bytes=CHUNK_BYTES if whole else None)
         self._flow, self.progress = Flow(meter), self._intake.progress
         self._lock, self._ledger = self._intake.lock, self._intake.ledger
         self._files = tuple(files)

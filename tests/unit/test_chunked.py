@@ -19,22 +19,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import calibrate
 from pipelines.batch.columns import Encode
 from pipelines.check_chunks import examine_chunks
 from pipelines.encode import run_encode
 from pipelines.fit import against_model
 from pipelines.model import Model
+from pipelines.report import sample as report
+from pipelines.texts import Text
 from tests.batch_job import Job, vector_of
 from tests.fakes import DIM, FakeChunker, FakeSink, Pause, Rebalance, fake_encode, fake_vector, record
 from tests.unit.test_checkpoint import DEAD, OUT, P0, Bench, opened
 from tests.unit.test_reader import WAIT_S, Stream, stream, type_stream
-from workers import intake, metrics
+from workers import flow, intake, metrics
 from workers.codecs import renderer_for, rows_for
 from workers.codecs.avro_record import AvroRenderer
 from workers.codecs.parquet_rows import stored_rows
 from workers.codecs.stored import StoredReader
 from workers.encoder.layout import Layout, resolve
-from workers.errors import SettingsError
+from workers.errors import PoisonError, SettingsError
 from workers.gathering import Gathering
 from workers.kafka_topics import Topic
 from workers.offsets import OffsetLedger
@@ -239,10 +242,25 @@ def test_a_drain_gives_up_records_that_were_sent_in_part(stream: type_stream):
 
 
 def test_long_records_are_prepared_few_at_a_time():
-    held = [record(n, b"x" * size) for n, size in enumerate([1, 1 << 20, 1 << 20, 5, 5, 3 << 20])]
-    assert [len(some) for some in intake._portions(held)] == [1, 1, 1, 2, 1]
-    assert [len(some) for some in intake._portions([record(n) for n in range(600)])] == [256, 256, 88]
-    assert list(intake._portions([])) == []
+    held = [record(n, b"x" * size) for n, size in enumerate([1, 1_000, 1_000, 5, 5, 3_000])]
+    assert [len(some) for some in intake._portions(held, 1_000)] == [1, 1, 1, 2, 1]
+    assert [len(some) for some in intake._portions(held, None)] == [6]
+    assert [len(some) for some in intake._portions([record(n) for n in range(600)], 1 << 20)] == [256, 256, 88]
+    assert list(intake._portions([], None)) == []
+
+
+def test_a_reader_that_cuts_texts_takes_few_at_a_time(stream: type_stream):
+    for chunks, most in ((True, intake.CHUNK_BYTES), (False, None)):
+        assert stream([], chunks=chunks).reader._intake._most_bytes == most
+
+
+def test_many_tokens_of_few_records_show_how_fast_a_reader_is():
+    meter = metrics.Metrics()
+    counted = flow.Flow(meter)
+    counted.prepared(1, flow.MANY_TOKENS - 1, 1.0)
+    assert meter.value(metrics.PREPARED_AT_SPEED) == 0
+    counted.prepared(1, flow.MANY_TOKENS, 1.0)
+    assert meter.value(metrics.PREPARED_AT_SPEED) == flow.MANY_TOKENS
 
 
 # ---- the ledger
@@ -522,6 +540,20 @@ def test_encode_prints_a_line_for_each_chunk():
     for line, alone in zip(lines, map(json.loads, again.getvalue().splitlines()), strict=False):
         assert line["embedding"] == pytest.approx(alone["embedding"], abs=1e-5) and line["tokens"] == alone["tokens"]
     assert " ".join(parts) == words
+
+
+def test_calibrate_and_report_take_each_chunk_for_a_text():
+    class Embeds:
+        def embed(self, window: Sequence[Text], dim: int) -> list[Any]:
+            whole = Embedding(Document("b", "t"), fake_vector("b"), 9, True)
+            return [chunked("a", 3), PoisonError("text", "empty", "no"), whole][: len(window)]
+
+    texts = [Text(name, name) for name in "abc"]
+    sample = calibrate._Sample(Embeds(), DIM)  # type: ignore[arg-type]
+    (vectors,) = sample.vectors(texts)
+    assert vectors.shape == (4, DIM) and (sample.count, sample.refused) == (4, 1)
+    drawn = report.embed(Embeds(), texts, 3, DIM, lambda _: None)  # type: ignore[arg-type]
+    assert (len(drawn.vectors), drawn.tokens, drawn.longest, drawn.truncated) == (4, 3 * 2 + 9, 9, 1)
 
 
 def test_a_table_has_no_place_for_chunks():

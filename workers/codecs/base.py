@@ -39,11 +39,11 @@ class Renderer(Protocol):
     def render(
         self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
     ) -> Message:
-        """The output record of ``record``: its key, timestamp and headers stay.
+        """The output record of ``record``: its key, timestamp and headers stay; of a chunk, key and id have its number.
 
         Args:
             record: where the embedding came from.
-            embedding: document, tokens, truncated; its own vector is not used.
+            embedding: document, tokens, truncated, chunk; its own vector is not used.
             vector: what the output writes, in its precision's type: [dim], or [dim / 8] where bits are packed.
             scale: of precision int8: components are about ``vector * scale``.
 

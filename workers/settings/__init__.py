@@ -112,10 +112,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         budget = self.pool.max_batch_tokens
-        if self.model.max_tokens and budget != "auto" and self.model.max_tokens > budget:
+        name, longest = "model.max_tokens", self.model.max_tokens
+        if self.model.chunk.tokens is not None:
+            name, longest = "model.chunk.tokens", self.model.chunk.tokens
+        if longest and budget != "auto" and longest > budget:
             raise ValueError(
-                f"model.max_tokens ({self.model.max_tokens}) is larger than pool.max_batch_tokens ({budget}): "
-                "such a text would fit no batch"
+                f"{name} ({longest}) is larger than pool.max_batch_tokens ({budget}): such a text would fit no batch"
             )
         self._chunks_agree()
         included = {name for output in self.outputs for name in output.include}

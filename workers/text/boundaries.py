@@ -20,7 +20,6 @@ LEVELS: tuple[type_cut, ...] = get_args(type_cut)
 # Each match ends where the next unit begins. All of them are linear: what may repeat cannot begin a match anew.
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*|\u2029\s*|\f\s*")
 _LINE = re.compile(r"\n\s*")
-_WORD = re.compile(r"\s+")
 # Behind a full stop there are closing quotes and brackets, and white space; in Chinese and Japanese there is none.
 _CLOSING = "[\"')\\]\u00bb\u201d\u2019\u300d\u300f\uff09\u3011]*"
 _SENTENCE = re.compile(f"[.!?\u2026\u061f\u06d4\u0964\u0965]{_CLOSING}\\s+|[\u3002\uff01\uff1f\uff61]{_CLOSING}\\s*")
@@ -29,19 +28,23 @@ _MOST_MARKS = 32
 
 
 class Boundaries:
-    """The boundaries of one text; each level is looked for when it is asked for."""
+    """The boundaries of one text; of each level they are looked for when it is asked for."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def last(self, level: type_cut, low: int, high: int) -> int | None:
         """The last boundary of a level behind ``low``, up to ``high`` itself."""
+        if level == "word":
+            return next((at for at in range(high, low, -1) if self._begins_a_word(at)), None)
         found = self._of(level)
         at = bisect_right(found, high) - 1
         return found[at] if at >= 0 and found[at] > low else None
 
     def first(self, level: type_cut, low: int, high: int) -> int | None:
         """The first boundary of a level from ``low`` on, before ``high``."""
+        if level == "word":
+            return next((at for at in range(low, high) if self._begins_a_word(at)), None)
         found = self._of(level)
         at = bisect_left(found, low)
         return found[at] if at < len(found) and found[at] < high else None
@@ -54,8 +57,6 @@ class Boundaries:
                 return self._sentences
             case "line":
                 return self._lines
-            case "word":
-                return self._words
         return ()
 
     @cached_property
@@ -70,9 +71,9 @@ class Boundaries:
     def _lines(self) -> list[int]:
         return [match.end() for match in _LINE.finditer(self._text)]
 
-    @cached_property
-    def _words(self) -> list[int]:
-        return [match.end() for match in _WORD.finditer(self._text)]
+    def _begins_a_word(self, at: int) -> bool:
+        # There are too many of them for a list.
+        return 0 < at < len(self._text) and self._text[at - 1].isspace() and not self._text[at].isspace()
 
 
 def _sentences(text: str) -> Iterator[int]:

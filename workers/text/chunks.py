@@ -77,8 +77,6 @@ def cut_text(
     """
     if room < 1:
         return _no_room(room, windows)
-    if len(starts) > windows.most * room:
-        return _too_many(windows)
     cutter = _Cutter(text, starts, ends, windows)
     pieces: list[Piece] = []
     margin = 0
