@@ -15,9 +15,10 @@ import numpy as np
 from workers.codecs.base import Renderer, type_vector
 from workers.codecs.dead_letter import render_dead_letter
 from workers.codecs.tombstone import render_tombstone
-from workers.encoder.quantize import Projection, has_direction
+from workers.encoder.quantize import Projection
 from workers.errors import PoisonError, RetryableError
 from workers.offsets import Prefix
+from workers.projecting import project, required, type_projected, type_vectors_of_row
 from workers.records import (
     Chunked,
     DeadLetter,
@@ -28,16 +29,10 @@ from workers.records import (
     Settled,
     Tombstone,
     Unchanged,
-    chunk_key,
 )
 from workers.sinks.files import FileOutput
-from workers.state import Change, Entry, Known, View
-
-# Of each of a row's embeddings its vector and scale, None where it has none.
-type_vectors_of_row = list[tuple[type_vector, np.float32 | None] | None]
-# For each output by name, those of each row that has embeddings.
-type_projected = dict[str, dict[int, type_vectors_of_row]]
-
+from workers.standing import embeddings_of, gone_keys, if_it_changes, remember
+from workers.state import Change, Entry, Known
 
 T = TypeVar("T")
 # Outcomes that are written as they are.
@@ -157,16 +152,17 @@ class Outlets:
         messages: list[Message] = []
         rendered: list[Rendered] = []
         for prefix in prefixes:
-            vectors = self._project(prefix)
+            vectors = project(prefix, (*self._topics, *self._files))
             settled: list[Settled] = []
             rows: tuple[list[tuple[int, object]], ...] = tuple([] for _ in self._files)
             view = None if self._known is None else self._known.view(prefix.topic_partition, prefix.epoch)
             for number, given in enumerate(prefix.settled):
                 before = None if view is None else view.before(given.record)
-                entry = given if view is None else _if_it_changes(given, view, before)
+                entry = given if view is None else if_it_changes(given, view, before)
                 outcome, out, made = self._render_one(entry, number, vectors, prefix, before)
                 if view is not None:
-                    self._remember(view, entry.record, outcome)
+                    refused = isinstance(outcome, DeadLetter) and self._deletes_older(entry.record, outcome.reason)
+                    remember(view, entry.record, outcome, deletes=refused)
                 messages += [_placed(message, entry.record) for message in out]
                 for column, of_record in zip(rows, made, strict=False):
                     column += [(entry.record.origin.offset, row) for row in of_record]
@@ -175,17 +171,6 @@ class Outlets:
             rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows, changes))
         return rendered, messages
 
-    def _remember(self, view: View, record: Record, outcome: Outcome) -> None:
-        match outcome:
-            case Embedding(document=document, tokens=tokens) if document.digest is not None:
-                view.leaves(record, Entry(document.digest, tokens))
-            case Chunked(parts=parts) if (digest := parts[0].document.digest) is not None:
-                view.leaves(record, Entry(digest, sum(part.tokens for part in parts), len(parts)))
-            case Tombstone():
-                view.leaves(record, None)
-            case DeadLetter(reason=reason) if self._deletes_older(record, reason):
-                view.leaves(record, None)
-
     def new_of(self, already: Mapping[str, int], settled: Sequence[Settled]) -> list[Settled]:
         """Those that no earlier commit held; the others were read again for an output of files alone.
 
@@ -193,25 +178,6 @@ class Outlets:
         """
         done = already.get(self._dead_letters.name, 0)
         return [entry for entry in settled if entry.record.origin.offset >= done]
-
-    def _project(self, prefix: Prefix) -> type_projected:
-        """What each output writes: all its vectors cut, normalised and quantised together."""
-        outlets: tuple[Outlet | RowOutlet, ...] = (*self._topics, *self._files)
-        embeddings = [
-            (row, embedding) for row, entry in enumerate(prefix.settled) for embedding in _embeddings(entry.outcome)
-        ]
-        if not embeddings:
-            return {outlet.name: {} for outlet in outlets}
-        full = np.array([embedding.vector for _, embedding in embeddings])
-        found: type_projected = {}
-        for outlet in outlets:
-            # A vector with nothing in its first dimensions is left out; the others go on without it.
-            sound = has_direction(full, outlet.projection.dim)
-            projected = iter(outlet.projection(full if sound.all() else full[sound]).rows())
-            of_rows = found[outlet.name] = {}
-            for (row, _), good in zip(embeddings, sound, strict=True):
-                of_rows.setdefault(row, []).append(next(projected) if good else None)
-        return found
 
     def _render_one(
         self, entry: Settled, number: int, vectors: type_projected, prefix: Prefix, before: Entry | None
@@ -228,7 +194,7 @@ class Outlets:
         if isinstance(outcome, _GOOD):
             try:
                 # Outputs that have it already are asked too: what one of them refused then is refused again, for all.
-                gone = _gone(record, outcome, before)
+                gone = gone_keys(record, outcome, before)
                 every = [
                     self._messages(outlet, entry, vectors[outlet.name].get(number), gone) for outlet in self._topics
                 ]
@@ -249,7 +215,7 @@ class Outlets:
                 )
             out.append(dead)
         if self._deletes_older(record, outcome.reason):
-            gone = _gone(record, outcome, before)
+            gone = gone_keys(record, outcome, before)
             for outlet in self._wanted(self._topics, offset, prefix):
                 out += self._deletes(record, outlet, gone)
             return outcome, out, [_deletions(record, outlet, gone) for outlet in self._files]
@@ -286,9 +252,9 @@ class Outlets:
     def _rows(
         self, outlet: RowOutlet, entry: Settled, projected: type_vectors_of_row | None, gone: Sequence[bytes]
     ) -> list[object]:
-        embeddings = zip(_embeddings(entry.outcome), projected or (), strict=True)
+        embeddings = zip(embeddings_of(entry.outcome), projected or (), strict=True)
         rows = [
-            outlet.renderer.row(entry.record, embedding, *_required(vector, outlet.projection))
+            outlet.renderer.row(entry.record, embedding, *required(vector, outlet.projection))
             for embedding, vector in embeddings
         ]
         return rows + _deletions(entry.record, outlet, gone)
@@ -300,8 +266,8 @@ class Outlets:
         if isinstance(entry.outcome, Tombstone) and gone == [record.key]:
             return [self._checked(render_tombstone(record, outlet.topic))]
         messages = []
-        for embedding, vector in zip(_embeddings(entry.outcome), projected or (), strict=True):
-            message = outlet.renderer.render(record, embedding, *_required(vector, outlet.projection))
+        for embedding, vector in zip(embeddings_of(entry.outcome), projected or (), strict=True):
+            message = outlet.renderer.render(record, embedding, *required(vector, outlet.projection))
             messages.append(self._checked(message if embedding.chunk is None else _together(message, record)))
         return messages + self._deletes(record, outlet, gone)
 
@@ -318,50 +284,9 @@ class Outlets:
         return message
 
 
-def _embeddings(outcome: Outcome) -> tuple[Embedding, ...]:
-    """What has a vector in an outcome: the chunks of one in chunks."""
-    if isinstance(outcome, Chunked):
-        return outcome.parts
-    return (outcome,) if isinstance(outcome, Embedding) else ()
-
-
-def _required(
-    projected: tuple[type_vector, np.float32 | None] | None, projection: Projection
-) -> tuple[type_vector, np.float32 | None]:
-    if projected is None:
-        raise PoisonError(
-            "output", "no_direction", f"the vector has no length in its first {projection.dim} dimensions"
-        )
-    return projected
-
-
 def _deletions(record: Record, outlet: RowOutlet, gone: Sequence[bytes]) -> list[object]:
     """Rows that say of keys that they are gone."""
     return [outlet.renderer.deletion(replace(record, key=key)) for key in gone]
-
-
-def _if_it_changes(entry: Settled, view: View, before: Entry | None) -> Settled:
-    """The record as it was settled, or unchanged: its key stands as it would be written, by the records before it."""
-    embeddings = _embeddings(entry.outcome)
-    if embeddings and view.same(embeddings[0].document, before):
-        return Settled(entry.record, Unchanged(sum(each.tokens for each in embeddings)))
-    return entry
-
-
-def _gone(record: Record, outcome: Outcome, before: Entry | None) -> list[bytes]:
-    """The keys of output records that the outcome takes away, by what stands ``before``: None: that is not known, or nothing."""
-    if record.key is None:
-        return []
-    standing = [] if before is None else _keys(record.key, before.chunks)
-    if not (embeddings := _embeddings(outcome)):
-        return standing or [record.key]
-    written = set(_keys(record.key, 0 if embeddings[0].chunk is None else len(embeddings)))
-    return [key for key in standing if key not in written]
-
-
-def _keys(key: bytes, chunks: int) -> list[bytes]:
-    """Under which keys a record's vectors are: its own, or those of so many chunks."""
-    return [chunk_key(key, index) for index in range(chunks)] if chunks else [key]
 
 
 def _placed(message: Message, record: Record) -> Message:

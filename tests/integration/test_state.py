@@ -10,17 +10,20 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
+import yaml
 
 from pipelines.assemble import stream_reader
 from pipelines.cli import main
 from pipelines.model import Model
 from pipelines.outputs import topic_outlets
+from pipelines.stub import vectors_of
 from tests.conftest import RunningBroker
 from tests.fakes import CANARY, fake_vector, texts_of
 from tests.integration.pipeline import reading, value_of, wait_until
@@ -34,6 +37,7 @@ from workers.records import Batch, Tokens, type_vectors
 from workers.settings import Settings
 from workers.text.chunks import Piece
 
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 pytestmark = pytest.mark.timeout(600)
 DIM = 16
 CHUNK = 12
@@ -71,17 +75,24 @@ def vectors(batch: Batch) -> type_vectors:
 class Running:
     """A reader in a thread."""
 
-    def __init__(self, settings: Settings, slot: str) -> None:
+    def __init__(self, settings: Settings, slot: str, *, own_tokenizer: bool = False) -> None:
+        """``own_tokenizer``: the model's; else a token per character, and chunks of a few."""
         model = Model.open(settings)
+        stub: Any = Cut() if settings.model.chunked else Characters()
         self.meter = metrics.Metrics()
         pool = RetryingPool(
-            vectors, dim=DIM, canary=CANARY, classify=lambda _: Failure.RAISED, capacity=lambda: 4, meter=self.meter
+            partial(vectors_of, dim=model.widest) if own_tokenizer else vectors,
+            dim=model.widest,
+            canary=CANARY,
+            classify=lambda _: Failure.RAISED,
+            capacity=lambda: 4,
+            meter=self.meter,
         )
         self.reader: StreamReader = stream_reader(
             settings,
             model,
             topic_outlets(model),
-            Cut() if settings.model.chunked else Characters(),
+            model.tokenizer() if own_tokenizer else stub,
             pool,
             slot=lambda: slot,
             cuda=False,
@@ -138,8 +149,8 @@ def of(plain: dict[str, Any]) -> Settings:
 
 
 @contextlib.contextmanager
-def running(plain: dict[str, Any], slot: str = "0") -> Iterator[Running]:
-    found = Running(of(plain), f"{plain['source']['group']}.{slot}")
+def running(plain: dict[str, Any], *, own_tokenizer: bool = False) -> Iterator[Running]:
+    found = Running(of(plain), f"{plain['source']['group']}.0", own_tokenizer=own_tokenizer)
     try:
         yield found
     finally:
@@ -180,6 +191,48 @@ def test_a_replay_encodes_what_has_changed_and_tells_deletes_apart(
         wait_until(lambda: third.committed() >= 803, 60, lambda: "the third pass")
         assert third.value(metrics.TOKENS_ENCODED) < encoded
     assert "text 0" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["documents", "chunks"])
+def test_the_examples_follow_their_topics(
+    broker: RunningBroker, table: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    """Each as it is written, but for names and addresses: an update that changes nothing, one that shortens, a delete."""
+    found: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    found["source"] |= {"topics": table["source"]["topics"], "group": table["source"]["group"]}
+    found["outputs"][0]["topic"] = table["outputs"][0]["topic"]
+    for output in found["outputs"][1:]:
+        output["uri"] = table["outputs"][1]["uri"]
+    found |= {section: table[section] for section in ("dead_letter", "state", "kafka", "delivery")}
+    long, short = "A sentence of some words. " * 60, "A sentence of some words."
+    body = {"a": short, "b": long}
+
+    def article(id: str, body: str) -> tuple[bytes, bytes]:
+        return id.encode(), json.dumps({"title": f"Title {id}", "body": body}).encode()
+
+    produce(
+        broker.settings,
+        table["source"]["topics"][0],
+        *(article(id, text) for id, text in body.items()),
+        article("c", long),
+    )
+    produce(broker.settings, table["source"]["topics"][0], article("a", short), article("b", short), (b"c", None))
+    chunked = name == "chunks"
+    with reading(broker.settings, table["outputs"][0]["topic"]) as out, running(found, own_tokenizer=True) as stream:
+        wait_until(lambda: stream.committed() >= 6, 60, lambda: "six records")
+        stream.drain()
+        assert stream.value(metrics.RECORDS_COMMITTED, outcome="unchanged") == 1
+        wait_until(lambda: out.poll() > (12 if chunked else 4), 30, lambda: f"{len(out.records)} records")
+        count = -1
+        while out.poll() > count:
+            count = len(out.records)
+    there = {record.key: record.value and value_of(record) for record in out.records}
+    left = {key for key, each in there.items() if each}
+    assert left == ({b"a#0", b"b#0"} if chunked else {b"a", b"b"})
+    assert {there[key]["title"] for key in left} == {"Title a", "Title b"}
+    if chunked:
+        assert there[b"b#0"]["chunk"] == {"index": 0, "count": 1, "start": 0, "end": len(short)}
+        assert len([key for key in there if key.startswith(b"c#")]) > 2
 
 
 def test_check_wants_a_state_topic_that_keeps_what_it_is_given(
