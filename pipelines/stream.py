@@ -129,7 +129,7 @@ class Reader:
         settings = self._settings
         tokenizer = model.tokenizer()
         pool = serve_pool(
-            self._encoders,
+            self._encoders.encode.remote,
             dim=model.widest,
             canary=Batch.of([tokenizer.canary()]),
             capacity=self._census.capacity,
