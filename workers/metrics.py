@@ -138,7 +138,9 @@ SCALING_ARRIVALS = Metric("scaling_arrivals_tokens_per_second", "gauge", "Tokens
 SCALING_RATE = Metric("scaling_replica_tokens_per_second", "gauge", "Tokens that a busy replica embeds in a second.")
 SCALING_AGE = Metric("scaling_figures_age_seconds", "gauge", "Age of the figures that scaling goes by.")
 
-QUERIES = Metric("queries_total", "counter", "Queries over HTTP that were answered, by the answer's status.", ("status",))
+QUERIES = Metric(
+    "queries_total", "counter", "Queries over HTTP that were answered, by the answer's status.", ("status",)
+)
 QUERY_SECONDS = Metric("query_seconds", "histogram", "From a query's arrival to its answer.", (), _SECONDS)
 QUERY_TEXTS = Metric("query_texts_total", "counter", "Texts of queries that were embedded.")
 QUERY_TOKENS = Metric("query_tokens_total", "counter", "Tokens of these texts.")
