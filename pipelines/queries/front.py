@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -204,7 +205,9 @@ async def _body(request: Request, share: Share, deadline: Deadline) -> bytes:
     if coding not in ("", "identity"):
         raise Refusal(415, "the body has to come as it is, without a Content-Encoding", code="unsupported_encoding")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MOST_BYTES:
+    if not re.fullmatch(r"[0-9]{1,20}", declared):
+        raise Refusal(400, "Content-Length is no number", code="invalid_value")
+    if int(declared) > MOST_BYTES:
         raise _too_large()
     parts, size = [], 0
     try:
