@@ -9,8 +9,12 @@ import errno
 import socket
 from typing import Any
 
+from workers import log
 from workers.errors import EnvironmentFault
 from workers.settings import Settings
+
+LOG = log.get(__name__)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def address(settings: Settings) -> str:
@@ -33,6 +37,8 @@ def start(settings: Settings, logging_config: Any) -> None:
     if not queries.enabled:
         serve.start(proxy_location="Disabled", logging_config=logging_config)
         return
+    if queries.api_key is None and queries.host not in LOOPBACK:
+        LOG.warning("whoever reaches the port may ask: set queries.api_key %s", log.fields(port=queries.port))
     runs = settings.ray.address is not None and _get_global_client(raise_if_no_controller_running=False) is not None
     if not runs:
         if settings.ray.address is None:
