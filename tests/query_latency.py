@@ -21,6 +21,7 @@ import openai
 from pipelines.broker import local_broker
 from pipelines.demo_corpus import documents
 from pipelines.loopback import free_port
+from tests.batch_kill import WORDS
 from tests.integration.pipeline import Pipeline, Reader, reading, wait_until
 from workers import kafka_client, kafka_topics
 from workers.settings import KafkaSettings
@@ -43,9 +44,8 @@ def produce(kafka: KafkaSettings, topic: str, count: int) -> None:
 def asked(client: openai.OpenAI, count: int, out: Reader | None = None) -> list[float]:
     """Seconds of so many queries, one after the other."""
     draw, found = random.Random(count), []
-    words = "moon tide river stone paper letter market garden winter signal engine harbor copper violet".split()
     for _ in range(count):
-        question = "what is the " + " of the ".join(draw.choices(words, k=3))
+        question = "what is the " + " of the ".join(draw.choices(WORDS, k=3))
         began = time.monotonic()
         client.embeddings.create(model="all-MiniLM-L6-v2", input=question)
         found.append(time.monotonic() - began)
