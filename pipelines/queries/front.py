@@ -154,9 +154,12 @@ class Front:
         with self._room.share() as share:
             body = await _body(request, share, deadline)
             asked = await self._beside(partial(understood, body, self._offer))
+            # The texts are as large as the body was, and stay.
+            size = len(body)
+            del body
             tokens = await self._tokens(asked)
             count = sum(len(each.ids) for each in tokens)
-            share.holds(4 * count + len(asked) * self._offer.dim * reply.BYTES_PER_NUMBER)
+            share.holds(size + 4 * count + len(asked) * self._offer.dim * reply.BYTES_PER_NUMBER)
             vectors = await self._desk.embed([each.ids for each in tokens], deadline)
             cut_short = {number for number, each in enumerate(tokens) if each.truncated}
 

@@ -7,19 +7,23 @@ import base64
 import json
 import logging
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
+from pydantic import ValidationError
 from starlette.requests import Request
 
+from pipelines.fit import against_model
 from pipelines.queries import desk as desks
 from pipelines.queries import front as fronts
-from pipelines.queries import reply
+from pipelines.queries import proxy, reply
 from pipelines.queries.desk import Desk
 from pipelines.queries.front import Front
 from pipelines.queries.line import Line, Waiting
@@ -31,9 +35,10 @@ from tests.fakes import CANARY, DIM, FakeTokenizer, fake_encode, fake_vector
 from workers import metrics
 from workers.deadline import Deadline
 from workers.encoder.layout import Layout
-from workers.errors import PoisonError
+from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.pool import Answer, PoolClosed, RetryingPool, local_pool
 from workers.records import Batch, Tokens
+from workers.settings import QueriesSettings, Settings
 
 PROMPTS = {"query": "q: ", "document": "d: ", "none": ""}
 OFFER = Offer("tiny", DIM, 64, PROMPTS["query"], PROMPTS, vocabulary=1 << 20)
@@ -624,11 +629,58 @@ def test_at_the_end_what_is_here_is_answered_and_nothing_more_is_taken() -> None
 # ---- what is offered
 
 
-def test_where_the_pooling_leaves_the_prompt_out_there_is_one_prompt(tmp_path: Any) -> None:
+def test_where_the_pooling_leaves_the_prompt_out_there_is_one_prompt(tmp_path: Path) -> None:
     layout = Layout(tmp_path, tmp_path, "bert", 64, 8, 8, prompts=PROMPTS)
     assert prompts_for(layout, "d: ") == PROMPTS
     layout = Layout(tmp_path, tmp_path, "bert", 64, 8, 8, prompts=PROMPTS, include_prompt=False)
     assert prompts_for(layout, "d: ") == {"document": "d: "}
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ({"route": "document"}, "by another route than document"),
+        ({"route": "a/document"}, "by another route than a/document"),
+        ({"include_prompt": False}, "leaves the prompt out"),
+        ({"route": "query"}, None),
+        ({"include_prompt": False, "prompts": {"query": "d: ", "document": "d: "}}, None),
+        ({"include_prompt": False, "prompts": {"document": "d: "}}, None),
+        ({}, None),
+    ],
+)
+def test_models_whose_queries_the_streams_encoders_cannot_embed_are_refused(
+    layout: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    made = Layout(tmp_path, tmp_path, "bert", 64, 8, 8, **{"prompts": PROMPTS} | layout)
+    settings = Settings(model={"prompt": "document"}, queries={"enabled": True})
+    against_model(settings.model_copy(update={"queries": QueriesSettings()}), made)
+    if said is None:
+        against_model(settings, made)
+    else:
+        with pytest.raises(SettingsError, match=f"queries.enabled: .*{said}"):
+            against_model(settings, made)
+
+
+def test_a_key_fits_a_header_and_is_hidden() -> None:
+    key = QueriesSettings(api_key=f" {KEY}\n").api_key
+    assert key is not None
+    assert key.get_secret_value() == KEY
+    assert KEY not in repr(QueriesSettings(api_key=KEY))
+    for given in ("", " ", "two words", "sécret"):
+        with pytest.raises(ValidationError, match="no header can carry") as refused:
+            QueriesSettings(api_key=given)
+        assert "sécret" not in str(refused.value)
+
+
+def test_a_port_that_somebody_has_is_said_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EnvironmentFault, match=rf"queries.port: nothing can listen at 127.0.0.1:{port}: somebody"):
+            proxy._require_free("127.0.0.1", port)
+    proxy._require_free("127.0.0.1", port)
+    with pytest.raises(EnvironmentFault, match=r"nothing can listen at 192\.0\.2\.1"):
+        proxy._require_free("192.0.2.1", port)
+    assert proxy.address(Settings(queries={"host": "::1", "port": 9})) == "http://[::1]:9/v1"
 
 
 def test_a_model_without_prompts_offers_none() -> None:
