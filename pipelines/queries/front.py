@@ -24,7 +24,15 @@ from pipelines.queries import reply
 from pipelines.queries.desk import Desk
 from pipelines.queries.offer import Offer
 from pipelines.queries.refusal import Refusal
-from pipelines.queries.request import MOST_BYTES, MOST_TOKENS, Asked, too_long, too_many_tokens, understood
+from pipelines.queries.request import (
+    MOST_BYTES,
+    MOST_TOKENS,
+    Asked,
+    no_such_model,
+    too_long,
+    too_many_tokens,
+    understood,
+)
 from pipelines.queries.room import Room, Share
 from workers import log, metrics
 from workers.deadline import Deadline
@@ -99,33 +107,24 @@ class Front:
         return self._answering == 0
 
     async def _answer(self, path: str, request: Request) -> Response:
-        match path:
-            case "/health":
-                _require_method(request, "GET", "HEAD")
-                if self._draining or not self._ready():
-                    raise Refusal(503, "no encoder runs", code="no_encoder", retry_s=5)
-                return _response(b'{"status":"ok"}')
-            case "/v1/embeddings":
-                self._require_key(request)
-                _require_method(request, "POST")
-                if self._draining:
-                    raise Refusal(503, "this server is about to stop; try again", code="stopping", retry_s=5)
-                self._answering += 1
-                try:
-                    return await self._embeddings(request)
-                finally:
-                    self._answering -= 1
-            case "/v1/models":
-                self._require_key(request)
-                _require_method(request, "GET", "HEAD")
-                return _response(orjson.dumps({"object": "list", "data": [self._model()]}))
-            case _ if path.startswith("/v1/models/"):
-                self._require_key(request)
-                _require_method(request, "GET", "HEAD")
-                if path.removeprefix("/v1/models/") != self._offer.model:
-                    message = f"there is no such model here; there is {self._offer.model}"
-                    raise Refusal(404, message, code="model_not_found", param="model")
-                return _response(orjson.dumps(self._model()))
+        if path == HEALTH:
+            _require_method(request, "GET", "HEAD")
+            if self._draining or not self._ready():
+                raise Refusal(503, "no encoder runs", code="no_encoder", retry_s=5)
+            return _response(b'{"status":"ok"}')
+        if path == EMBEDDINGS:
+            self._require_key(request)
+            _require_method(request, "POST")
+            return await self._embeddings(request)
+        if path == MODELS or path.startswith(f"{MODELS}/"):
+            self._require_key(request)
+            _require_method(request, "GET", "HEAD")
+            model = self._model()
+            if path == MODELS:
+                return _response(orjson.dumps({"object": "list", "data": [model]}))
+            if path.removeprefix(f"{MODELS}/") == self._offer.model:
+                return _response(orjson.dumps(model))
+            raise no_such_model(self._offer)
         raise Refusal(404, f"there is nothing here; see {EMBEDDINGS}, {MODELS}, {HEALTH}", code="unknown_url")
 
     def _model(self) -> dict[str, Any]:
@@ -150,7 +149,15 @@ class Front:
             raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _embeddings(self, request: Request) -> Response:
-        deadline = Deadline(self._timeout_s)
+        if self._draining:
+            raise Refusal(503, "this server is about to stop; try again", code="stopping", retry_s=5)
+        self._answering += 1
+        try:
+            return await self._embedded(request, Deadline(self._timeout_s))
+        finally:
+            self._answering -= 1
+
+    async def _embedded(self, request: Request, deadline: Deadline) -> Response:
         with self._room.share() as share:
             body = await _body(request, share, deadline)
             asked = await self._beside(partial(understood, body, self._offer))
@@ -232,7 +239,8 @@ def _too_large() -> Refusal:
 
 def _require_method(request: Request, *allowed: str) -> None:
     if request.method not in allowed:
-        raise Refusal(405, f"the method here is {allowed[0]}", code="method_not_allowed")
+        said = " or ".join(allowed)
+        raise Refusal(405, f"the method here is {said}", code="method_not_allowed", allow=", ".join(allowed))
 
 
 def _response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -14,7 +14,7 @@ _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 class Refusal(Exception):
     """A request that gets an error; ``message`` is a sentence for who reads it, ``code`` a word for who programs.
 
-    ``param``: which argument is to blame. ``retry_s``: after how many seconds to ask again.
+    ``param``: which argument is to blame. ``retry_s``: after how many seconds to ask again. ``allow``: methods that there are.
     """
 
     def __init__(
@@ -22,9 +22,10 @@ class Refusal(Exception):
         status: int,
         message: str,
         *,
-        code: str | None = None,
+        code: str,
         param: str | None = None,
         retry_s: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -32,6 +33,7 @@ class Refusal(Exception):
         self.code = code
         self.param = param
         self.retry_s = retry_s
+        self.allow = allow
 
     @property
     def body(self) -> bytes:
@@ -42,8 +44,12 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """What goes into the answer's head."""
-        found = {} if self.retry_s is None else {"Retry-After": str(self.retry_s)}
-        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        found = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_s is not None:
+            found["Retry-After"] = str(self.retry_s)
+        if self.allow is not None:
+            found["Allow"] = self.allow
+        return found
 
 
 def full(retry_s: int = 1) -> Refusal:

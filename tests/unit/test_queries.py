@@ -335,8 +335,9 @@ def test_a_text_that_its_tokenizer_or_its_model_fails_at_is_its_callers_alone(mo
     ],
 )
 def test_other_paths_and_methods_are_refused(world: World, method: str, path: str, status: int) -> None:
-    found, _, said = world.asks(b"", method, path)
+    found, headers, said = world.asks(b"", method, path)
     assert found == status
+    assert ("allow" in headers) == (status == 405)
     assert TEXT not in json.dumps(said)
 
 
