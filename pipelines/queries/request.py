@@ -82,9 +82,13 @@ def _require_model(named: Any, offer: Offer) -> None:
     if not isinstance(named, str) or not named:
         raise _wrong(f"model has to be a name; here is {offer.model}", "model")
     if named != offer.model:
-        raise Refusal(
-            404, f"there is no such model here; there is {offer.model}", code="model_not_found", param="model"
-        )
+        raise no_such_model(offer)
+
+
+def no_such_model(offer: Offer) -> Refusal:
+    """Of any model but one."""
+    message = f"there is no such model here; there is {offer.model}"
+    return Refusal(404, message, code="model_not_found", param="model")
 
 
 def _input(given: Any, offer: Offer) -> tuple[tuple[str, ...], tuple[type_ids, ...]]:
