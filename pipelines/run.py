@@ -66,7 +66,7 @@ def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | Non
     built = stream.build(settings, encoder_class or stream.Encoder)
     prefix = "/" if settings.queries.enabled else None
     target = serve.RunTarget(target=built, name=stream.APP, route_prefix=prefix, logging_config=quiet)
-    serve.run_many([target], wait_for_applications_running=False)
+    ingress = serve.run_many([target], wait_for_applications_running=False)[0]
     while not stop.wait(0.2):
         application = serve.status().applications.get(stream.APP)
         if application is None:
@@ -82,7 +82,10 @@ def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | Non
         ):
             said = " ".join([application.message, *(found.message for found in application.deployments.values())])
             raise EnvironmentFault(_reason(said))
-    return serve.get_deployment_handle("Reader", stream.APP)
+    if not settings.queries.enabled:
+        return ingress
+    # Not checked: somebody who wants to stop may not have waited until it is there.
+    return serve.get_deployment_handle("Reader", stream.APP, _check_exists=False)
 
 
 def _reason(message: str) -> str:
