@@ -39,6 +39,8 @@ def against_model(settings: Settings, layout: Layout) -> None:
     try:
         prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
         _require_one_length(settings, layout)
+        if settings.queries.enabled:
+            _require_one_way(settings, layout)
     except SettingsError as error:
         mistakes.append(str(error))
     if mistakes:
@@ -73,3 +75,19 @@ def _require_one_length(settings: Settings, layout: Layout) -> None:
                 f"source.mappings.{number}.prompt_text is another prompt, and the pooling of {settings.model.name} leaves the "
                 "prompt out, which must be one for all topics for that: leave it out here"
             )
+
+
+def _require_one_way(settings: Settings, layout: Layout) -> None:
+    """Raise SettingsError where the encoders of a stream cannot embed queries as the model means them to be."""
+    name = settings.model.name
+    if layout.route and "query" not in layout.route.split("/"):
+        raise SettingsError(
+            f"queries.enabled: {name} embeds queries by another route than {layout.route}, which the stream's encoders take; "
+            "leave it out, and run a pipeline with model.task: query for them"
+        )
+    streams = prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
+    if not layout.include_prompt and layout.prompts.get("query", streams) != streams:
+        raise SettingsError(
+            f"queries.enabled: the pooling of {name} leaves the prompt out, which must be one for all texts for that, and "
+            "queries have one of their own; leave it out"
+        )

@@ -15,6 +15,7 @@ from typing import Any
 from pipelines import check, cluster
 from pipelines.census import own_sentence
 from pipelines.live import Live, Sample, sample
+from pipelines.queries import proxy
 from workers import kafka_client, kafka_topics, log
 from workers.errors import EnvironmentFault, RetryableError
 from workers.settings import Settings
@@ -42,6 +43,8 @@ def run(settings: Settings, stop: threading.Event, encoder_class: type | None = 
                 return 0
             live.say("starting the readers and encoders")
             readers = _deploy(settings, stop, encoder_class)
+            if settings.queries.enabled and not stop.is_set():
+                live.say(f"answering queries at {proxy.address(settings)}")
             if not stop.is_set():
                 live.say("running; SIGTERM or Ctrl-C drains")
             _watch(settings, readers, stop, live)
@@ -59,10 +62,11 @@ def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | Non
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(proxy_location="Disabled", logging_config=quiet)
+    proxy.start(settings, quiet)
     built = stream.build(settings, encoder_class or stream.Encoder)
-    target = serve.RunTarget(target=built, name=stream.APP, route_prefix=None, logging_config=quiet)
-    readers = serve.run_many([target], wait_for_applications_running=False)[0]
+    prefix = "/" if settings.queries.enabled else None
+    target = serve.RunTarget(target=built, name=stream.APP, route_prefix=prefix, logging_config=quiet)
+    ingress = serve.run_many([target], wait_for_applications_running=False)[0]
     while not stop.wait(0.2):
         application = serve.status().applications.get(stream.APP)
         if application is None:
@@ -78,7 +82,10 @@ def _deploy(settings: Settings, stop: threading.Event, encoder_class: type | Non
         ):
             said = " ".join([application.message, *(found.message for found in application.deployments.values())])
             raise EnvironmentFault(_reason(said))
-    return readers
+    if not settings.queries.enabled:
+        return ingress
+    # Not checked: somebody who wants to stop may not have waited until it is there.
+    return serve.get_deployment_handle("Reader", stream.APP, _check_exists=False)
 
 
 def _reason(message: str) -> str:
@@ -125,6 +132,8 @@ def _drain(settings: Settings, readers: Any) -> str:
     from pipelines.stream import APP  # noqa: PLC0415
 
     said = "drained; what the readers held is read again at the next start"
+    if settings.queries.enabled:
+        _drain_queries(settings)
     try:
         answers = readers.broadcast("drain").results(
             timeout_s=settings.delivery.drain_timeout_s + 12, return_exceptions=True
@@ -139,6 +148,21 @@ def _drain(settings: Settings, readers: Any) -> str:
     if settings.ray.address is not None:
         serve.delete(APP)
     return said
+
+
+def _drain_queries(settings: Settings) -> None:
+    """Have the queries answered that are here."""
+    from ray import serve  # noqa: PLC0415
+
+    from pipelines.stream import APP  # noqa: PLC0415
+
+    timeout_s = settings.delivery.drain_timeout_s
+    try:
+        answers = serve.get_deployment_handle("Queries", APP).broadcast("drain", timeout_s)
+        if not all(answers.results(timeout_s=timeout_s + 2)):
+            LOG.warning("some queries were not answered in time")
+    except Exception as error:  # noqa: BLE001 - it never ran, or is gone
+        LOG.warning("queries not drained %s", log.fields(error=type(error).__name__))
 
 
 def left_behind(records: int) -> str:

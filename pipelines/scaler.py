@@ -9,6 +9,7 @@ a new one when the controller restarts, which then holds the target until it has
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -28,16 +29,22 @@ LOOK_BACK_S = 15.0
 
 
 class EncoderScaler:
-    """A policy for the deployment of encoders; it asks the deployment ``Reader`` beside it."""
+    """A policy for the deployment of encoders; it asks the deployments ``Reader`` and, if there is one, ``Queries`` beside it."""
 
-    def __init__(self, app: str, readers: int, limits: Mapping[str, Any]) -> None:
+    def __init__(self, app: str, readers: int, limits: Mapping[str, Any], queries: bool = False) -> None:
         """All of it JSON, and nothing of it secret: Serve shows it to whoever asks for its configuration."""
         from pipelines.exporter import RayExporter  # noqa: PLC0415 - where the controller runs
 
         log.configure()
         self._app = app
-        self._handle: Any = None
-        self._scaler = Autoscaler(self._ask, Limits(**limits), readers=readers, meter=metrics.Metrics(RayExporter()))
+        self._handles: dict[str, Any] = {}
+        self._scaler = Autoscaler(
+            functools.partial(self._ask, "Reader"),
+            Limits(**limits),
+            readers=readers,
+            meter=metrics.Metrics(RayExporter()),
+            ask_queries=functools.partial(self._ask, "Queries") if queries else None,
+        )
         self._scaler.start()
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
@@ -51,10 +58,10 @@ class EncoderScaler:
         )
         return target, {}
 
-    def _ask(self) -> list[Mapping[str, float]]:
-        if self._handle is None:
-            self._handle = serve.get_deployment_handle("Reader", self._app)
-        answers = self._handle.broadcast("stats").results(timeout_s=ASK_S, return_exceptions=True)
+    def _ask(self, deployment: str) -> list[Mapping[str, float]]:
+        if deployment not in self._handles:
+            self._handles[deployment] = serve.get_deployment_handle(deployment, self._app)
+        answers = self._handles[deployment].broadcast("stats").results(timeout_s=ASK_S, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, Mapping)]
 
 
@@ -81,6 +88,11 @@ def scaled(settings: Settings, app: str) -> AutoscalingConfig:
         downscale_to_zero_delay_s=0,
         policy=AutoscalingPolicy(
             policy_function="pipelines.scaler:EncoderScaler",
-            policy_kwargs={"app": app, "readers": settings.readers.count, "limits": asdict(limits)},
+            policy_kwargs={
+                "app": app,
+                "readers": settings.readers.count,
+                "limits": asdict(limits),
+                "queries": settings.queries.enabled,
+            },
         ),
     )

@@ -1,4 +1,4 @@
-"""The Serve application: a Reader and an Encoder deployment. Every replica is a Ray actor.
+"""The Serve application: a Reader, an Encoder and perhaps a Queries deployment. Every replica is a Ray actor.
 
 Comes in: settings. Goes out: an application for ``stream-embedder run``, for ``serve run pipelines.stream:app
 config=pipeline.yaml``, and for a RayService. Never here: the loop itself (``workers.reader``), or signals (``pipelines.run``).
@@ -12,7 +12,6 @@ import math
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from pipelines.exporter import RayExporter
 from pipelines.model import Model
 from pipelines.outputs import topic_outlets
 from pipelines.patience import has_run, patiently
+from pipelines.queries.replica import CALLS_PER_REPLICA, Queries
 from pipelines.scaler import scaled
 from workers import log, metrics
 from workers.backlog import Backlog
@@ -35,7 +35,8 @@ from workers.outlets import Outlet
 from workers.pool import serve_pool
 from workers.reader import StreamReader
 from workers.records import Batch, type_vectors
-from workers.settings import KafkaSettings, RegistrySettings, Settings
+from workers.settings import KafkaSettings, QueriesSettings, RegistrySettings, Settings
+from workers.turns import Turns
 
 if TYPE_CHECKING:
     from workers.encoder.encoder import Encoder as ModelEncoder
@@ -44,6 +45,8 @@ APP = "stream-embedder"
 LOG = log.get(__name__)
 # Serve looks after a dead or stalled replica this often; its default of 10 s leaves a partition unread for longer.
 HEALTH_PERIOD_S = 2.0
+MOST_QUERIES = 10_000
+QUERY_CPUS = 0.5
 
 
 class Encoder:
@@ -59,7 +62,7 @@ class Encoder:
         )
         self._dim = model.widest
         # One thread: the device does one batch at a time, and the event loop stays free for health checks.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._turns = Turns()
         self._meter.set(metrics.MODEL_LOAD_SECONDS, time.monotonic() - started)
         LOG.info(
             "encoder ready %s",
@@ -84,12 +87,20 @@ class Encoder:
 
     async def encode(self, batch: Batch) -> type_vectors:
         """Vectors of a batch: float32 [n, widest output's dim], unit length."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
+        return await asyncio.wrap_future(self._turns.submit(lambda: self._forward(batch, self._dim), query=False))
 
-    def _forward(self, batch: Batch) -> type_vectors:
+    async def query(self, batch: Batch) -> tuple[type_vectors, float]:
+        """Vectors of a batch that somebody waits for, before others' turn: all of the model's dims; and the seconds it took."""
+        return await asyncio.wrap_future(self._turns.submit(lambda: self._timed(batch), query=True))
+
+    def _timed(self, batch: Batch) -> tuple[type_vectors, float]:
+        started = time.monotonic()
+        return self._forward(batch, None), time.monotonic() - started
+
+    def _forward(self, batch: Batch, dim: int | None) -> type_vectors:
         before = self._encoder.stats
         try:
-            return self._encoder.encode(batch, self._dim)
+            return self._encoder.encode(batch, dim)
         except DeviceLost as lost:
             # An answer would count against the batch's texts, and Serve would keep the replica, which fails faster than
             # others work. At its death the batch goes to another replica, and Serve starts a new one.
@@ -129,7 +140,7 @@ class Reader:
         settings = self._settings
         tokenizer = model.tokenizer()
         pool = serve_pool(
-            self._encoders,
+            self._encoders.encode.remote,
             dim=model.widest,
             canary=Batch.of([tokenizer.canary()]),
             capacity=self._census.capacity,
@@ -182,10 +193,14 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     size: dict[str, Any] = {"num_replicas": pool.min}
     if pool.min != pool.max:
         size = {"autoscaling_config": scaled(settings, APP)}
+    calls = pool.in_flight
+    if settings.queries.enabled:
+        # Each reader has a call under way at least, also where that is more than the encoders take.
+        calls = max(calls, settings.readers.count) + CALLS_PER_REPLICA
     encoder = serve.deployment(encoder_class).options(
         name="Encoder",
         **size,
-        max_ongoing_requests=pool.in_flight,
+        max_ongoing_requests=calls,
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=pool.call_timeout_s,
@@ -196,9 +211,23 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=settings.delivery.drain_timeout_s + 15,
     )
-    # Encoders speak to neither Kafka nor a registry: what opens them does not go where they run.
-    closed = settings.model_copy(update={"kafka": KafkaSettings(), "registry": RegistrySettings()})
-    return reader.bind(settings, encoder.bind(closed))
+    # Each part gets what it needs of what opens something: encoders speak to neither Kafka nor a registry, nor to a caller.
+    unasked = settings.model_copy(update={"queries": QueriesSettings()})
+    closed = unasked.model_copy(update={"kafka": KafkaSettings(), "registry": RegistrySettings()})
+    encoders = encoder.bind(closed)
+    readers = reader.bind(unasked, encoders)
+    if not settings.queries.enabled:
+        return readers
+    queries = serve.deployment(Queries).options(
+        num_replicas=1,
+        # It refuses what it has no room for, in the words of its callers.
+        max_ongoing_requests=MOST_QUERIES,
+        ray_actor_options={"num_cpus": QUERY_CPUS},
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=min(settings.queries.timeout_s, 20.0),
+    )
+    asked = closed.model_copy(update={"queries": settings.queries})
+    return queries.bind(asked, APP, encoders, readers)
 
 
 def app(args: dict[str, str]) -> serve.Application:

@@ -1,7 +1,7 @@
 """The scaling policy at work: it asks the readers for their figures, decides, and says what it decided and why.
 
-Comes in: what readers count (their metrics), replicas that are ready and wanted, requests under way. Goes out: a target; a log
-line and metrics for each decision. Never here: the decision itself (``workers.scaling``), Ray, or Kafka.
+Comes in: what readers count (their metrics), and who answers queries; replicas that are ready and wanted, requests under way.
+Goes out: a target; a log line and metrics for each decision. Never here: the decision itself (``workers.scaling``), Ray, or Kafka.
 
 A thread of its own asks. Whoever wants a target gets one from memory: that never waits, and never raises.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from workers import log, metrics
 from workers.periodic import every
+from workers.query_demand import QueryDemand
 from workers.scaling import Decision, Limits, Observation, Reason, State, decide
 
 LOG = log.get(__name__)
@@ -118,9 +119,12 @@ class Autoscaler:
         readers: int,
         meter: metrics.Metrics,
         clock: Callable[[], float] = time.monotonic,
+        ask_queries: type_ask | None = None,
     ) -> None:
-        """``ask`` may take long and raise anything: it is called on a thread of ours."""
+        """``ask``, and ``ask_queries`` of who answers them, may take long and raise anything: a thread of ours calls them."""
         self._ask = ask
+        self._ask_queries = ask_queries
+        self._demand = QueryDemand()
         self._limits = limits
         self._readers = Readers(readers)
         self._meter = meter
@@ -149,6 +153,11 @@ class Autoscaler:
 
     def look(self) -> None:
         """Ask once; what cannot be had now leaves the last figures, which grow old."""
+        if self._ask_queries is not None:
+            try:
+                self._demand.note(self._clock(), self._ask_queries())
+            except Exception as error:  # noqa: BLE001 - who answers them is being replaced
+                LOG.debug("queries not asked %s", log.fields(error=type(error).__name__))
         try:
             answers = self._ask()
             found = self._readers.add_up(self._clock(), answers)
@@ -184,7 +193,8 @@ class Autoscaler:
     def _decide(
         self, now: float, figures: Figures | None, ready: int, target: int, requests: float, least: int, most: int
     ) -> int:
-        seen = Observation(now, ready, target, math.inf, held=self._held, requests=self._others(now, requests, figures))
+        asked = self._others(now, requests, figures) + self._demand.replicas * self._limits.calls_per_replica
+        seen = Observation(now, ready, target, math.inf, held=self._held, requests=asked)
         if figures is not None:
             seen = Observation(
                 # Counters are of the moment when readers were asked.
@@ -209,8 +219,8 @@ class Autoscaler:
         return decision.target
 
     def _others(self, now: float, requests: float, figures: Figures | None) -> float:
-        """Requests that are not our readers' calls: Serve counts all, as a mean over some time."""
-        self._calls.append((now, figures.calls if figures is not None else math.inf))
+        """Requests that are neither our readers' calls nor for queries: Serve counts all, as a mean over some time."""
+        self._calls.append((now, figures.calls + self._demand.calls if figures is not None else math.inf))
         while self._calls[0][0] < now - REQUESTS_LAST_S:
             self._calls.popleft()
         ours = max(calls for _, calls in self._calls)

@@ -70,7 +70,7 @@ COMMITS_FAILED = Metric(
 )
 COMMIT_SECONDS = Metric("commit_seconds", "histogram", "Duration of a commit.", (), _SECONDS)
 ENCODE_SECONDS = Metric(
-    "encode_call_seconds", "histogram", "Duration of an encoder call, seen by the reader.", (), _SECONDS
+    "encode_call_seconds", "histogram", "Duration of an encoder call, seen by the caller.", (), _SECONDS
 )
 CALL_TOKENS = Metric(
     "encode_call_tokens",
@@ -145,6 +145,21 @@ SCALING_TOKEN_BACKLOG = Metric("scaling_backlog_tokens", "gauge", "Tokens that w
 SCALING_ARRIVALS = Metric("scaling_arrivals_tokens_per_second", "gauge", "Tokens that arrive in a second, smoothed.")
 SCALING_RATE = Metric("scaling_replica_tokens_per_second", "gauge", "Tokens that a busy replica embeds in a second.")
 SCALING_AGE = Metric("scaling_figures_age_seconds", "gauge", "Age of the figures that scaling goes by.")
+
+QUERIES = Metric(
+    "queries_total", "counter", "Queries over HTTP that were answered, by the answer's status.", ("status",)
+)
+QUERY_SECONDS = Metric("query_seconds", "histogram", "From a query's arrival to its answer.", (), _SECONDS)
+QUERY_TEXTS = Metric("query_texts_total", "counter", "Texts of queries that were embedded.")
+QUERY_TOKENS = Metric("query_tokens_total", "counter", "Tokens of these texts.")
+QUERY_TEXTS_TRUNCATED = Metric(
+    "query_texts_truncated_total", "counter", "Texts among them that were cut to the model's limit."
+)
+QUERIES_WAITING = Metric("queries_waiting", "gauge", "Queries that wait for their vectors.")
+QUERY_CALLS = Metric("query_calls_in_flight", "gauge", "Encoder calls under way for queries.")
+QUERY_ENCODER_SECONDS = Metric(
+    "query_encoder_seconds_total", "counter", "Time that encoders have computed for queries."
+)
 
 FILES_PUT = Metric("files_put_total", "counter", "Files that an output has added to its chains.", ("output",))
 FILE_BYTES_PUT = Metric("file_bytes_put_total", "counter", "Bytes of those files.", ("output",))

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from workers import log, metrics
+from workers.deadline import Deadline
 from workers.errors import RetryableError
 from workers.records import Batch, DeadLetter, type_vectors
 
@@ -59,11 +60,15 @@ class PoolClosed(RetryableError):
     """The pool was closed while a batch was under way."""
 
 
+class NoAnswer(RetryableError):
+    """No encoder has answered by a batch's deadline."""
+
+
 class EncoderPool(Protocol):
     """Encoders, wherever they run."""
 
-    def submit(self, batch: Batch) -> Future[Answer]:
-        """Send a batch; the future fails with :class:`PoolClosed` only."""
+    def submit(self, batch: Batch, deadline: Deadline | None = None) -> Future[Answer]:
+        """Send a batch; the future fails with :class:`PoolClosed`, and after a deadline with :class:`NoAnswer`, only."""
 
     def capacity(self) -> int:
         """How many batches may be under way now, for this caller."""
@@ -95,10 +100,10 @@ class RetryingPool:
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="encode")
 
-    def submit(self, batch: Batch) -> Future[Answer]:
-        """Send a batch."""
+    def submit(self, batch: Batch, deadline: Deadline | None = None) -> Future[Answer]:
+        """Send a batch; it is not sent again after ``deadline``, if it has one."""
         try:
-            return self._threads.submit(self._encode, batch)
+            return self._threads.submit(self._encode, batch, deadline)
         except RuntimeError:  # the threads are shut down
             closed: Future[Answer] = Future()
             closed.set_exception(PoolClosed("the encoder pool is closed"))
@@ -113,13 +118,13 @@ class RetryingPool:
         self._closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, batch: Batch) -> Answer:
+    def _encode(self, batch: Batch, deadline: Deadline | None) -> Answer:
         started = time.monotonic()
-        answer = self._attempt(batch)
+        answer = self._attempt(batch, deadline)
         self._meter.observe(metrics.ENCODE_SECONDS, time.monotonic() - started)
         return answer
 
-    def _attempt(self, batch: Batch, attempts: int = 0) -> Answer:
+    def _attempt(self, batch: Batch, deadline: Deadline | None, attempts: int = 0) -> Answer:
         suspicions = 0
         delay = BACKOFF_S[0]
         limit = SUSPICIOUS_HALF if attempts and len(batch) > 1 else SUSPICIOUS
@@ -136,13 +141,16 @@ class RetryingPool:
                 )
             suspicions += failure is not Failure.NOTHING_RAN
             if suspicions >= limit and self._encoders_work():
-                return self._bisect(batch, attempts, failure)
+                return self._bisect(batch, deadline, attempts, failure)
+            if deadline is not None and deadline.expired:
+                raise NoAnswer("no encoder has answered in time")
             # Jitter, so that readers do not come back in step.
-            self._closed.wait(delay * (0.5 + random.random()))  # noqa: S311
+            pause = delay * (0.5 + random.random())  # noqa: S311
+            self._closed.wait(pause if deadline is None else min(pause, deadline.remaining()))
             delay = min(2 * delay, BACKOFF_S[1])
         raise PoolClosed("the encoder pool is closed")
 
-    def _bisect(self, batch: Batch, attempts: int, failure: Failure) -> Answer:
+    def _bisect(self, batch: Batch, deadline: Deadline | None, attempts: int, failure: Failure) -> Answer:
         if len(batch) == 1:
             LOG.warning("text refused %s", log.fields(cause=failure.value, tokens=batch.tokens, attempts=attempts))
             letter = DeadLetter(
@@ -154,8 +162,8 @@ class RetryingPool:
             return Answer(np.zeros((1, self._dim), np.float32), {0: letter})
         self._meter.add(metrics.BATCHES_BISECTED)
         middle = len(batch) // 2
-        left = self._attempt(batch.slice(0, middle), attempts)
-        right = self._attempt(batch.slice(middle, len(batch)), attempts)
+        left = self._attempt(batch.slice(0, middle), deadline, attempts)
+        right = self._attempt(batch.slice(middle, len(batch)), deadline, attempts)
         refused = left.refused | {middle + row: letter for row, letter in right.refused.items()}
         return Answer(np.concatenate((left.vectors, right.vectors)), refused)
 
@@ -187,26 +195,30 @@ def local_pool(
 
 
 def serve_pool(
-    handle: Any,
+    send: Callable[[Batch], Any],
     *,
     dim: int,
     canary: Batch,
     capacity: Callable[[], int],
     timeout_s: float,
     meter: metrics.Metrics,
+    unpacked: Callable[[Any], type_vectors] = lambda vectors: vectors,
 ) -> RetryingPool:
-    """The encoder replicas behind a Ray Serve deployment ``handle`` whose method ``encode`` takes a Batch."""
+    """The encoder replicas behind a Ray Serve deployment.
+
+    ``send`` is ``handle.encode.remote``, or that of another method that takes a Batch; ``unpacked``: the vectors in its answer.
+    """
     from ray import exceptions as ray_errors  # noqa: PLC0415 - Ray only where it is used
     from ray.serve import exceptions as serve_errors  # noqa: PLC0415
 
     def call(batch: Batch) -> type_vectors:
-        response = handle.encode.remote(batch)
+        response = send(batch)
         try:
-            vectors: type_vectors = response.result(timeout_s=timeout_s)
+            answer = response.result(timeout_s=timeout_s)
         except TimeoutError:
             response.cancel()
             raise
-        return vectors
+        return unpacked(answer)
 
     def classify(error: Exception) -> Failure:
         match error:

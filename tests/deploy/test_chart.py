@@ -99,6 +99,22 @@ def test_a_batch_is_a_job_that_is_tried_again_and_another_one_for_other_settings
     assert chart.render(BATCH).of("RayService") == chart.render(BATCH).of("Pod") == []
 
 
+def test_queries_have_a_route_and_a_pod_where_they_are_asked_for() -> None:
+    def made(**queries: Any) -> tuple[str, dict[str, Any]]:
+        rendered = chart.render(GPU, **queries)
+        (application,) = yaml.safe_load(rendered.service["serveConfigV2"])["applications"]
+        (group,) = [one for one in rendered.cluster["workerGroupSpecs"] if one["groupName"] == "readers"]
+        return application["route_prefix"], group
+
+    route, group = made()
+    assert (route, group["replicas"], group["minReplicas"], group["maxReplicas"]) == ("/stream-embedder", 2, 2, 2)
+    route, group = made(pipeline__queries={"enabled": True})
+    assert (route, group["replicas"], group["minReplicas"], group["maxReplicas"]) == ("/", 3, 3, 3)
+    assert group["template"]["metadata"]["annotations"]["stream-embedder/bounds"] == "3"
+    with pytest.raises(Refused, match="api_key"):
+        made(pipeline__queries={"enabled": True, "api_key": "in a ConfigMap"})
+
+
 def test_a_name_that_kuberay_would_refuse_is_refused_at_once() -> None:
     with pytest.raises(Refused, match="set fullnameOverride"):
         chart.render(SMALL, release="7-books")
@@ -146,6 +162,10 @@ def test_the_schema_refuses(values: dict[str, Any], said: str) -> None:
     ("values", "said"),
     [
         ({"pipeline__pool": {"max": 5}}, "take 6 CPUs, and workers.maxPods pods have 2"),
+        (
+            {"pipeline__queries": {"enabled": True}, "workers__resources": {"requests": {"cpu": "2"}}},
+            "readers, queries and pipeline.pool.max encoders take 3 CPUs, and workers.maxPods pods have 2",
+        ),
         ({"pipeline__pool": {"min": 3, "max": 2}}, "pipeline.pool.min (3) is larger than pipeline.pool.max (2)"),
         ({"workers__resources": {"requests": {"cpu": "1500m"}}}, "whole CPUs"),
         ({"gpu": {"enabled": True, "perReplica": 2}}, "gpu.perReplica (2) is more than a pod has"),
@@ -434,9 +454,9 @@ def node() -> Iterator[socketserver.TCPServer]:
 
 def test_a_pod_is_ready_when_its_part_of_the_pipeline_lives(node: socketserver.TCPServer) -> None:
     gauges = {
-        "readers": [metrics.ENCODERS_RUNNING],
+        "readers": [metrics.ENCODERS_RUNNING, metrics.QUERIES_WAITING],
         "gpu": [metrics.MODEL_LOAD_SECONDS],
-        "workers": [metrics.ENCODERS_RUNNING, metrics.MODEL_LOAD_SECONDS],
+        "workers": [metrics.ENCODERS_RUNNING, metrics.MODEL_LOAD_SECONDS, metrics.QUERIES_WAITING],
     }
     pods = chart.render(GPU).pods | chart.render(SMALL).pods
     port = node.server_address[1]

@@ -19,7 +19,7 @@ CHART = Path(__file__).parents[2] / "deploy" / "helm" / "stream-embedder"
 FILE = CHART / "values.schema.json"
 
 # Settings that the chart decides, or that belong to a run outside of it.
-DECIDED = {"pool.gpus_per_replica", "pool.cpus_per_replica", "delivery.cluster"}
+DECIDED = {"pool.gpus_per_replica", "pool.cpus_per_replica", "delivery.cluster", "queries.host", "queries.port"}
 DECIDED_SECTIONS = {"ray"}
 
 type_schema = dict[str, Any]

@@ -2,7 +2,7 @@
 
 ``python -m tests.mutants [names]`` copies the tree into a temporary folder, changes one place, and runs the tests that guard
 it, which must fail while they run; the same tests pass on the tree as it is, or nothing is said. It ends with a table, and
-with 1 if a mutant lives. Most need the real broker, and a minute each; those named ``checkpoint-…`` need neither.
+with 1 if a mutant lives. Most need the real broker, and a minute each; those named ``checkpoint-…`` and ``queries-…`` need neither.
 
 T1 to T13 are faults of kafka-python's that a guard of ours goes round. T10 and T11 have no text to take away: they are why
 one thread does nothing but poll, and why listeners only touch memory.
@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 GUARDS = "tests/integration/test_kafka_guards.py"
 MODEL = "tests/unit/test_checkpoint_model.py"
 CHECKPOINT = "tests/unit/test_checkpoint.py"
+TURNS = "tests/unit/test_turns.py"
+QUERIES = "tests/unit/test_queries.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,5 +375,61 @@ MUTANTS = (
         "if epochs.get(text.origin.topic_partition) == text.origin.epoch]",
         "if True]",
         ("tests/unit/test_window.py",),
+    ),
+    Mutant(
+        "queries-first",
+        "queries wait behind all of the stream that waits",
+        "workers/turns.py",
+        "query = bool(self._queries) and not (self._stream and self._taken_s >= PATIENCE_S)",
+        "query = bool(self._queries) and not self._stream",
+        (f"{TURNS}::test_queries_go_before_the_stream_and_each_line_keeps_its_order",),
+    ),
+    Mutant(
+        "queries-patience",
+        "queries without end stop the stream",
+        "workers/turns.py",
+        " and not (self._stream and self._taken_s >= PATIENCE_S)",
+        "",
+        (f"{TURNS}::test_queries_without_end_do_not_stop_the_stream",),
+    ),
+    Mutant(
+        "queries-key",
+        "any key will do",
+        "pipelines/queries/front.py",
+        "same = hmac.compare_digest(given.strip().encode(), self._key)",
+        "same = bool(given)",
+        (f"{QUERIES}::test_a_key_is_asked_for_where_there_is_one",),
+    ),
+    Mutant(
+        "queries-round",
+        "a small request waits for a large one that came before it",
+        "pipelines/queries/line.py",
+        "                self._line.append(waiting)\n        return found",
+        "                self._line.appendleft(waiting)\n        return found",
+        (QUERIES,),
+    ),
+    Mutant(
+        "queries-gone",
+        "who has hung up is computed for",
+        "pipelines/queries/desk.py",
+        "            self._line.leave(waiting)\n",
+        "",
+        (f"{QUERIES}::test_who_hangs_up_is_not_computed_for",),
+    ),
+    Mutant(
+        "queries-quoted",
+        "an error of ours says what was asked",
+        "pipelines/queries/front.py",
+        "error=type(error).__name__, at=_place(error)",
+        "error=error, at=_place(error)",
+        (f"{QUERIES}::test_a_bug_of_ours_says_where_it_is_and_not_what_was_asked",),
+    ),
+    Mutant(
+        "queries-demand",
+        "a query that waits before an empty pool starts nothing",
+        "workers/query_demand.py",
+        "SOME if waiting > 0 else 0.0",
+        "0.0",
+        ("tests/unit/test_autoscaler.py",),
     ),
 )

@@ -14,6 +14,7 @@ import pytest
 
 from workers import metrics
 from workers.autoscaler import PERIOD_S, REQUESTS_LAST_S, Autoscaler, Readers
+from workers.query_demand import SHARE, QueryDemand
 from workers.scaling import Limits
 from workers.settings import Settings
 
@@ -176,6 +177,52 @@ def test_requests_of_others_count_and_our_readers_calls_do_not() -> None:
         assert bench.tick(requests=3.0) == 1
     bench.tick(requests=3.0)
     assert bench.tick(requests=3.0) == 2
+
+
+def test_queries_count_by_what_encoders_compute_for_them_and_wake_an_empty_pool() -> None:
+    answers: list[Any] = [[]]
+    bench = Bench(limits=Limits(least=0, most=10, tokens_per_s=1000.0, idle_s=60.0))
+    bench.scaler._ask_queries = lambda: answers[0]
+    said = {"queries_waiting": 0.0, "query_calls_in_flight": 0.0, "query_encoder_seconds_total": 100.0}
+    answers[0] = [said]
+    assert [bench.tick() for _ in range(3)] == [0, 0, 0]
+    answers[0] = [said | {"queries_waiting": 1.0}]
+    assert bench.tick() == 1, "one waits, and there is no encoder"
+    assert bench.meter.value(metrics.SCALING_DECISIONS, reason="requests") == 1
+    # An encoder that does nothing else: at 70 % of its time there should be a second one.
+    for n in range(1, 30):
+        answers[0] = [said | {"query_encoder_seconds_total": 100.0 + 2 * n, "query_calls_in_flight": 4.0}]
+        # Their calls are Serve's requests too, and count once.
+        bench.tick(ready=1, requests=4.0)
+    assert bench.target == 2
+    done = answers[0]
+    for _ in range(10):
+        bench.tick(ready=2, requests=0.0)
+    assert bench.target >= 1, "what was busy of late is not taken down at once"
+    answers[0] = []
+    for _ in range(80):
+        bench.tick()
+    assert bench.target == 0
+    answers[0] = done
+    assert [bench.tick() for _ in range(20)] == [0] * 20, "what was counted before is not counted again"
+
+
+def test_who_answers_queries_and_says_nothing_changes_nothing() -> None:
+    def silent() -> Any:
+        raise ConnectionError("gone")
+
+    bench = Bench()
+    bench.scaler._ask_queries = silent
+    bench.answers = [reader(1000, 20_000)]
+    assert bench.tick(ready=0) == 8
+
+
+def test_a_counter_of_queries_that_begins_anew_makes_no_nonsense() -> None:
+    demand = QueryDemand()
+    for n, seconds in enumerate([50.0, 51.0, 0.5, 1.5, None, 2.5]):
+        demand.note(10.0 * n, [] if seconds is None else [{"query_encoder_seconds_total": seconds}])
+        assert 0 <= demand.replicas <= 0.15
+    assert demand.replicas == pytest.approx(0.1 / SHARE)
 
 
 def test_a_decision_says_its_figures_and_its_reason(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 from workers import metrics
 from workers.errors import DeviceLost, RetryableError
 from workers.records import Batch
-from workers.settings import KafkaSettings, RegistrySettings, Settings
+from workers.settings import KafkaSettings, QueriesSettings, RegistrySettings, Settings
 
 
 class Ended(BaseException):
@@ -45,10 +45,10 @@ def test_a_lost_device_ends_the_replica(monkeypatch, caplog):
     monkeypatch.setattr(os, "_exit", end)
     batch = Batch.of([np.ones(3, np.int32)])
     with pytest.raises(Ended, match="1"):
-        replica(DeviceLost("cuda is lost to this process"))._forward(batch)
+        replica(DeviceLost("cuda is lost to this process"))._forward(batch, 4)
     assert 'replica ends error="cuda is lost to this process"' in caplog.text
     with pytest.raises(RetryableError):
-        replica(RetryableError("too little memory"))._forward(batch)
+        replica(RetryableError("too little memory"))._forward(batch, None)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, at import
@@ -66,3 +66,27 @@ def test_what_opens_kafka_and_the_registry_does_not_go_to_the_encoders():
     assert settings.registry.token.get_secret_value() == "s3cret"
     (closed,) = encoder._bound_deployment.init_args
     assert (closed.kafka, closed.registry) == (KafkaSettings(), RegistrySettings())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, at import
+def test_queries_are_the_ingress_where_they_are_asked_for_and_their_key_is_nobody_elses():
+    from pipelines.stream import APP, build
+
+    given = Settings(
+        outputs=[{"topic": "vectors"}],
+        pool={"gpus_per_replica": 0, "in_flight": 2},
+        readers={"count": 3},
+        kafka={"bootstrap_servers": "far:1"},
+        queries={"enabled": True, "api_key": "s3cret"},
+    )
+    made = build(given)._bound_deployment
+    settings, app, encoders, readers = made.init_args
+    assert (made.name, app, settings.queries.api_key.get_secret_value()) == ("Queries", APP, "s3cret")
+    assert settings.kafka == KafkaSettings()
+    encoder, reader = encoders._bound_deployment, readers._bound_deployment
+    assert (encoder.name, reader.name) == ("Encoder", "Reader")
+    assert reader.init_args[1] is encoders
+    assert [part.init_args[0].queries.api_key for part in (encoder, reader)] == [None, None]
+    # Three readers have a call each, whatever the one encoder takes; and two places are the queries' own.
+    assert encoder.max_ongoing_requests == 5
+    assert build(given.model_copy(update={"queries": QueriesSettings()}))._bound_deployment.name == "Reader"

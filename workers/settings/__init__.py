@@ -26,6 +26,7 @@ from workers.settings.outputs import (
     Vectors,
     type_precision,
 )
+from workers.settings.queries import QueriesSettings
 from workers.settings.registry import RegistrySettings
 from workers.settings.running import (
     DeliverySettings,
@@ -52,6 +53,7 @@ __all__ = [
     "OAuthSettings",
     "ParquetOutput",
     "PoolSettings",
+    "QueriesSettings",
     "RaySettings",
     "ReaderSettings",
     "RegistrySettings",
@@ -95,6 +97,7 @@ class Settings(BaseSettings):
     readers: ReaderSettings = ReaderSettings()
     pool: PoolSettings = PoolSettings()
     scaling: ScalingSettings = ScalingSettings()
+    queries: QueriesSettings = QueriesSettings()
     ray: RaySettings = RaySettings()
 
     @classmethod

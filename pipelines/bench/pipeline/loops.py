@@ -32,6 +32,7 @@ from pipelines.model import Model
 from pipelines.outputs import topic_outlets
 from workers import kafka_client, metrics
 from workers.checkpoint import MOST_RECORDS
+from workers.deadline import Deadline
 from workers.pool import Answer
 from workers.records import Batch, Tokens, type_vectors
 from workers.settings import KafkaSettings, Settings
@@ -65,7 +66,7 @@ class Instant:
         made /= np.linalg.norm(made, axis=1, keepdims=True)
         self._vectors: type_vectors = np.resize(made, (most, dim))
 
-    def submit(self, batch: Batch) -> Future[Answer]:
+    def submit(self, batch: Batch, deadline: Deadline | None = None) -> Future[Answer]:
         """Answered when it returns."""
         answer: Future[Answer] = Future()
         answer.set_result(Answer(self._vectors[: len(batch)]))

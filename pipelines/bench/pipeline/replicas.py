@@ -43,7 +43,7 @@ class Caller:
         meter = metrics.Metrics()
         if handle is not None:
             self._pool = serve_pool(
-                handle, dim=DIM, canary=canary, capacity=lambda: 256, timeout_s=TIMEOUT_S, meter=meter
+                handle.encode.remote, dim=DIM, canary=canary, capacity=lambda: 256, timeout_s=TIMEOUT_S, meter=meter
             )
         else:
             self._pool = RetryingPool(

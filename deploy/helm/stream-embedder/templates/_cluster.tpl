@@ -2,6 +2,7 @@
 {{- define "stream-embedder.cluster" -}}
 {{- $pipeline := include "stream-embedder.pipeline" . | fromYaml }}
 {{- $readerDrain := include "stream-embedder.readerDrain" . | int }}
+{{- $readerPods := include "stream-embedder.readerPods" . }}
 {{- $longest := include "stream-embedder.longestDrain" . | int -}}
 rayVersion: {{ index .Chart.Annotations "stream-embedder/ray" | quote }}
 {{- if .Values.auth.token.enabled }}
@@ -48,14 +49,14 @@ workerGroupSpecs:
   {{- if .Values.gpu.enabled }}
   {{- if eq .Values.kind "stream" }}
   - groupName: readers
-    minReplicas: {{ $pipeline.readers.count }}
-    maxReplicas: {{ $pipeline.readers.count }}
-    replicas: {{ $pipeline.readers.count }}
+    minReplicas: {{ $readerPods }}
+    maxReplicas: {{ $readerPods }}
+    replicas: {{ $readerPods }}
     rayStartParams:
-      num-cpus: {{ $pipeline.readers.cpus | quote }} # one reader a pod
+      num-cpus: {{ $pipeline.readers.cpus | quote }} # one reader a pod, or who answers queries
       object-store-memory: {{ include "stream-embedder.bytes" .Values.readers.objectStoreMemory | quote }}
     template:
-      {{- include "stream-embedder.pod" (dict "root" . "part" "readers" "group" .Values.readers "drain" $readerDrain "bounds" (toString $pipeline.readers.count)) | nindent 6 }}
+      {{- include "stream-embedder.pod" (dict "root" . "part" "readers" "group" .Values.readers "drain" $readerDrain "bounds" $readerPods) | nindent 6 }}
   {{- end }}
   - groupName: gpu
     minReplicas: {{ .Values.gpu.minPods }}

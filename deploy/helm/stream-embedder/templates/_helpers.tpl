@@ -65,6 +65,18 @@ projected:
 {{- max $readers (.Values.gpu.drainSeconds | int) -}}
 {{- end -}}
 
+{{/* Whether queries are answered over HTTP: true, or nothing. */}}
+{{- define "stream-embedder.queries" -}}
+{{- $pipeline := include "stream-embedder.pipeline" . | fromYaml -}}
+{{- if and (eq .Values.kind "stream") (dig "queries" "enabled" false $pipeline) }}true{{ end -}}
+{{- end -}}
+
+{{/* Pods of the group `readers`: one for each reader, and one for who answers queries. Any of them may hold either. */}}
+{{- define "stream-embedder.readerPods" -}}
+{{- $pipeline := include "stream-embedder.pipeline" . | fromYaml -}}
+{{- add (int $pipeline.readers.count) (ternary 1 0 (eq "true" (include "stream-embedder.queries" .))) -}}
+{{- end -}}
+
 {{- define "stream-embedder.bytes" -}}
 {{- $units := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
 {{- mul (regexFind "^[0-9]+" .) (get $units (regexFind "[KMG]i$" .)) -}}
@@ -106,10 +118,11 @@ projected:
   {{- fail "workers.minPods is larger than workers.maxPods" -}}
   {{- end -}}
   {{- $readers := ternary (mul (int $pipeline.readers.count) (int $pipeline.readers.cpus)) 0 (eq .Values.kind "stream") -}}
-  {{- $needed := add $readers (ceil (mulf $most .Values.workers.cpusPerReplica)) -}}
+  {{- $queries := ternary 1 0 (eq "true" (include "stream-embedder.queries" .)) -}}
+  {{- $needed := add $readers $queries (ceil (mulf $most .Values.workers.cpusPerReplica)) -}}
   {{- $there := mul (int .Values.workers.maxPods) (include "stream-embedder.workerCpus" . | int) -}}
   {{- if gt (int $needed) (int $there) -}}
-  {{- fail (printf "readers and pipeline.pool.max encoders take %d CPUs, and workers.maxPods pods have %d: raise workers.maxPods or workers.resources, or lower pool.max" (int $needed) (int $there)) -}}
+  {{- fail (printf "readers%s and pipeline.pool.max encoders take %d CPUs, and workers.maxPods pods have %d: raise workers.maxPods or workers.resources, or lower pool.max" (ternary ", queries" "" (eq $queries 1)) (int $needed) (int $there)) -}}
   {{- end -}}
 {{- end -}}
 {{- if and .Values.monitoring.rules.enabled (eq .Values.kind "batch") -}}

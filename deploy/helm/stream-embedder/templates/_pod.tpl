@@ -178,9 +178,9 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{/* Asks the node's metrics for a gauge of a reader or an encoder, with what every bash has. */}}
+{{/* Asks the node's metrics for a gauge of a reader, an encoder or who answers queries, with what every bash has. */}}
 {{- define "stream-embedder.lives" -}}
-{{- $gauge := get (dict "readers" "encoders_running" "encoders" "model_load_seconds" "workers" "(encoders_running|model_load_seconds)") . -}}
+{{- $gauge := get (dict "readers" "(encoders_running|queries_waiting)" "encoders" "model_load_seconds" "workers" "(encoders_running|queries_waiting|model_load_seconds)") . -}}
 exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && grep -qE '^ray_stream_embedder_{{ $gauge }}[{ ]' <&3
 {{- end -}}
 
