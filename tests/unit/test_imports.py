@@ -27,6 +27,7 @@ ROWS = (
             "kafka_security",
             "kafka_topics",
             "kafka_records",
+            "kafka_ranges",
         ),
         "schema_registry",
     ),
@@ -50,6 +51,7 @@ EXCEPTIONS = {
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
     "workers.kafka_records": {"kafka_client", "kafka_topics"},
+    "workers.kafka_ranges": {"kafka_client", "kafka_records", "sources"},  # a batch that cannot be parsed
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
 HEAVY = {
@@ -78,6 +80,7 @@ HEAVY = {
         "workers.kafka_security",
         "workers.kafka_topics",
         "workers.kafka_records",
+        "workers.kafka_ranges",
         "workers.sources.kafka",
         "workers.sources.kafka_commits",
         "workers.sources.kafka_holds",

@@ -171,6 +171,11 @@ class Settings(BaseSettings):
         """The topics that embeddings are written to."""
         return [output.topic for output in self.outputs if isinstance(output, KafkaOutput)]
 
+    @property
+    def batch_reads_topics(self) -> bool:
+        """Whether ``batch`` reads what the source names, and no files."""
+        return not self.batch.inputs
+
     def require_stream(self) -> None:
         """Check that the settings say what to read and where to write, which ``run`` and ``check`` need.
 
@@ -190,10 +195,13 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: they do not.
         """
-        if not self.batch.inputs:
+        if self.batch_reads_topics and not (self.source.topics or self.source.pattern):
             raise SettingsError(
-                "batch.inputs is empty: say what to embed, such as --batch.inputs 'documents/*.parquet'"
+                "batch.inputs is empty: say what to embed, such as --batch.inputs 'documents/*.parquet', or name topics in "
+                "source.topics"
             )
+        if self.batch_reads_topics and self.source.topics and self.source.pattern:
+            raise SettingsError("source.topics or source.pattern is needed, and one of them only")
         if not self.outputs:
             raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: parquet, uri: file:///vectors}]"
@@ -203,8 +211,14 @@ class Settings(BaseSettings):
                 raise SettingsError(
                     f"outputs.{number} is a topic, and batch writes files alone: kind: parquet, and uri"
                 )
+        if self.batch_reads_topics:
+            return
         if self.source.has_schema or self.source.envelope != "none" or self.source.mappings:
             raise SettingsError(
                 "source.format, source.envelope and source.mappings say what Kafka's values are; leave them out, batch.format says "
                 "what files are"
+            )
+        if self.batch.first is not None or self.batch.last is not None:
+            raise SettingsError(
+                "batch.start and batch.end are for topics, and batch.inputs names files: leave them out"
             )
