@@ -45,6 +45,12 @@ class Ranges:
         return sum(each.offsets for each in self.partitions)
 
 
+def named_topics(settings: Settings) -> list[str]:
+    """The source's topics, which are there and may be read. Errors as below."""
+    with kafka_client.admin(settings.kafka) as client:
+        return list(_topics(client, settings))
+
+
 def batch_ranges(settings: Settings) -> Ranges:
     """What ``batch.start`` and ``batch.end`` mean now, of the source's topics; up to what is committed, at most.
 
@@ -97,13 +103,18 @@ def whole_ranges(settings: Settings) -> Ranges:
 
 def _ranges(settings: Settings, chosen: Callable[[Any, Mapping[str, Topic]], tuple[PartitionRange, ...]]) -> Ranges:
     with kafka_client.admin(settings.kafka) as client:
-        names = kafka_topics.source_topics(client, settings.source)
-        topics = kafka_topics.describe_topics(client, names)
-        for name in names:
-            require_topic(settings.kafka, topics, name, "READ", "read")
-        if not topics:
-            raise EnvironmentFault(f"source.pattern {settings.source.pattern} matches no topic that this user may see")
+        topics = _topics(client, settings)
         return Ranges(topics, chosen(client, topics))
+
+
+def _topics(client: Any, settings: Settings) -> dict[str, Topic]:
+    names = kafka_topics.source_topics(client, settings.source)
+    topics = kafka_topics.describe_topics(client, names)
+    for name in names:
+        require_topic(settings.kafka, topics, name, "READ", "read")
+    if not topics:
+        raise EnvironmentFault(f"source.pattern {settings.source.pattern} matches no topic that this user may see")
+    return topics
 
 
 def _named(there: Mapping[TopicPartition, int], named: Mapping[str, int]) -> list[TopicPartition]:

@@ -7,6 +7,7 @@ range.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ LOG = log.get(__name__)
 _POLL_MS = 250
 _MOST_RECORDS = 1_000
 _ASK_MS = 30_000
+_RECONNECT_S = 2.0
 # One partition is read at a time: what comes in one answer decides how fast that is.
 FETCH_BYTES = 4 << 20
 
@@ -53,7 +55,7 @@ class RangeReader:
         deleted are counted in :attr:`gone`. A transaction that is open is waited for.
 
         Raises:
-            EnvironmentFault: we may not read the topic, or a batch of it cannot be read.
+            EnvironmentFault: no broker answers, we may not read the topic, or a batch of it cannot be read.
             RetryableError: nothing more comes, though there is more; or the log ends before ``start``.
         """
         self.gone = 0
@@ -109,19 +111,31 @@ class RangeReader:
     def _go(self, partition: TopicPartition, offset: int) -> None:
         """Stand at an offset; where we stand there already, what was fetched ahead is kept."""
         if self._consumer is None:
-            self._consumer = bare_consumer(
-                self._kafka,
-                # A position that the log does not have is ours to deal with: the client would skip what was deleted unseen.
-                auto_offset_reset="none",
-                fetch_max_bytes=max(16 << 20, self._fetch_bytes),
-                max_partition_fetch_bytes=self._fetch_bytes,
-            )
+            self._consumer = self._connect()
             self._holds = Holds(self._consumer, metrics.Metrics())
         if self._at != (partition, offset):
             tp = KafkaTopicPartition(*partition)
             self._consumer.assign([tp])
             self._consumer.seek(tp, offset)
             self._at = (partition, offset)
+
+    def _connect(self) -> Any:
+        deadline = Deadline(self._patience_s)
+        while True:
+            try:
+                return bare_consumer(
+                    self._kafka,
+                    # A position that the log does not have is ours to deal with: the client would skip what was deleted unseen.
+                    auto_offset_reset="none",
+                    fetch_max_bytes=max(16 << 20, self._fetch_bytes),
+                    max_partition_fetch_bytes=self._fetch_bytes,
+                )
+            except EnvironmentFault as error:
+                # Whoever hands out ranges was connected: a broker that restarts comes back.
+                if deadline.expired:
+                    raise
+                LOG.warning("not connected %s", log.fields(error=error))
+            time.sleep(_RECONNECT_S)
 
     def _skip(self, partition: TopicPartition, at: int, stop: int) -> int:
         """The log does not have what comes next: go on with its first record, and count what is gone."""

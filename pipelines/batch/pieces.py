@@ -44,6 +44,11 @@ class Piece:
     weight: int
     groups: tuple[int, ...] = ()
 
+    @property
+    def uri(self) -> str:
+        """Whose rows they are."""
+        return self.file.uri
+
     def __str__(self) -> str:
         return f"{self.file.uri} from {'row' if self.groups else 'byte'} {self.start}"
 

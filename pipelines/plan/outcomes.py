@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from pipelines.batch.rows import RowValues
+from pipelines.batch.rows import decoder_of
 from pipelines.model import Model
 from pipelines.plan.blocks import Sampled
-from workers.codecs import decoder_for, fields_decoder, prompt_template, renderer_for, rows_for
+from workers.codecs import renderer_for, rows_for
 from workers.codecs.base import Decoder
 from workers.encoder.quantize import Projection
 from workers.offsets import Prefix
@@ -103,11 +103,7 @@ def profile(
     Raises:
         RetryableError, EnvironmentFault: see :func:`workers.outcomes.prepare`, and :meth:`pipelines.model.Model.projection`.
     """
-    settings = model.settings
-    decoder = (
-        fields_decoder(settings, RowValues(), prompt_template(settings.model)) if of_files else decoder_for(settings)
-    )
-    work = _Work(model, decoder, model.tokenizer(), refuses)
+    work = _Work(model, decoder_of(model.settings, of_files=of_files), model.tokenizer(), refuses)
     for each in sampled:
         weight = each.stratum.weight
         work.found.counts.append([work.block(block.records, weight) for block in each.blocks])
