@@ -50,7 +50,8 @@ class RowEmbedder:
         self._budget = max_batch_tokens
         self._count = len(outlets)
         # What it would send to a topic of dead letters is left; what became of each row says as much.
-        self._outlets = Outlets((), outlets, DeadLetterOutlet("dead letters", "", tombstone=False), lambda _: None)
+        dead = DeadLetterOutlet("dead letters", "", tombstone=settings.delivery.on_dead_letter == "tombstone")
+        self._outlets = Outlets((), outlets, dead, lambda _: None)
 
     def embed(
         self, rows: Sequence[Record], tokenizer: TextTokenizer, progress: type_progress = lambda _: None

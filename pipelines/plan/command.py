@@ -113,9 +113,9 @@ def _files(settings: Settings, wanted: int) -> _Looked:
 
 def _topics(settings: Settings, wanted: int, job: str) -> _Looked:
     ranges = batch_ranges(settings) if job == "batch" else waiting_ranges(settings)
-    waiting = ranges.offsets > 0
+    waiting = ranges.offsets > 0 or job == "batch"
     sources = _by_topic(ranges)
-    if not waiting and job == "run":
+    if not waiting:
         ranges = whole_ranges(settings)  # what comes next will be like what came before
     sampled = sample_topics(ranges.partitions, settings.kafka, wanted)
     refuses = _refusal(settings) if job == "run" else lambda _: None
