@@ -48,8 +48,8 @@ COMMANDS = {
         "stream-embedder run -c pipeline.yaml --pool.max 4",
     ),
     "batch": Command(
-        "Embed files, of Parquet, JSON lines, CSV or text, into Parquet files, and end. Run again after whatever ended it, it "
-        "goes on where it was.",
+        "Embed files, of Parquet, JSON lines, CSV or text, or what topics hold, into Parquet files, and end. Run again after "
+        "whatever ended it, it goes on where it was.",
         "stream-embedder batch -c batch.yaml --batch.inputs 'documents/*.parquet'",
     ),
     "plan": Command(

@@ -27,6 +27,7 @@ LOG = log.get(__name__)
 
 _POLL_MS = 250
 _MOST_RECORDS = 1_000
+_FETCH_WAIT_MS = 100
 _ASK_MS = 30_000
 _RECONNECT_S = 2.0
 # One partition is read at a time: what comes in one answer decides how fast that is.
@@ -127,6 +128,8 @@ class RangeReader:
                     self._kafka,
                     # A position that the log does not have is ours to deal with: the client would skip what was deleted unseen.
                     auto_offset_reset="none",
+                    # An answer that waits at one partition's end holds up the next partition of that broker.
+                    fetch_max_wait_ms=_FETCH_WAIT_MS,
                     fetch_max_bytes=max(16 << 20, self._fetch_bytes),
                     max_partition_fetch_bytes=self._fetch_bytes,
                 )

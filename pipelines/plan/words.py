@@ -93,7 +93,7 @@ def _cost(plan: Plan) -> str:
         ["replica-hours", *_cells(cost.replica_hours, _hours)],
         *([["GPU-hours", *_cells(cost.gpu_hours, _hours)]] if cost.gpu_hours is not None else []),
         [f"time with {cost.replicas:,} replica{'s' * (cost.replicas != 1)} (pool.max)", *_cells(cost.hours, _time)],
-        *([["price", *_cells(cost.price, lambda value: f"{value:,.2f}")]] if cost.price is not None else []),
+        *([["price", *_cells(cost.price, _price)]] if cost.price is not None else []),
     ]
     return plain([f"at the rate {cost.rate.source}", "", "±"], rows)
 
@@ -201,6 +201,10 @@ def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
 
 def _hours(value: float) -> str:
     return f"{value:,.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _price(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def _time(hours: float) -> str:

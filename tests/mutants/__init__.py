@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 GUARDS = "tests/integration/test_kafka_guards.py"
 MODEL = "tests/unit/test_checkpoint_model.py"
 CHECKPOINT = "tests/unit/test_checkpoint.py"
+TOPIC = "tests/integration/test_batch_topic.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +308,22 @@ MUTANTS = (
         "sound=good)) for text in texts]",
         "sound=good)) for text in texts[:1]]",
         ("tests/unit/test_reader.py::test_equal_texts_are_encoded_once_and_each_record_has_its_own_outcome",),
+    ),
+    Mutant(
+        "range-gone",
+        "what was deleted before a range was read is skipped unseen",
+        "workers/kafka_ranges.py",
+        'auto_offset_reset="none",',
+        'auto_offset_reset="earliest",',
+        (f"{TOPIC}::test_a_range_is_read_whole_past_markers_and_what_was_aborted_and_deleted",),
+    ),
+    Mutant(
+        "range-position",
+        "where a range's reader stands is not looked at, so it waits for records where there are none",
+        "workers/kafka_ranges.py",
+        "reached = self._consumer.position(tp, _ASK_MS)",
+        "reached = found[-1].origin.offset + 1 if found else at",
+        (f"{TOPIC}::test_a_range_is_read_whole_past_markers_and_what_was_aborted_and_deleted",),
     ),
     Mutant(
         "equal-ended",

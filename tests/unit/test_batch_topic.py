@@ -266,6 +266,15 @@ def test_rows_are_those_of_the_stream(tmp_path: Path, world: World):
     assert dead[4]["headers"] == [{"name": b"trace", "value": b"\x00\xff"}, {"name": b"none", "value": None}]
 
 
+def test_an_update_that_is_refused_may_end_the_older_vector(tmp_path: Path, world: World):
+    world.ends = {0: 2}
+    records = [document(0), record(1, {"id": "n0", "text": ""}, b"k0")]
+    topic_job = TopicJob(tmp_path, records, delivery={"on_dead_letter": "tombstone"})
+    topic_job.run()
+    assert [(row["offset"], row["deleted"]) for row in topic_job.job.rows()] == [(0, False), (1, True)]
+    assert [row["offset"] for row in topic_job.job.dead()] == [1]
+
+
 def test_a_job_goes_on_where_it_was_though_its_topic_has_lost_records(tmp_path: Path, world: World):
     world.ends = {0: 45}
     records = [document(offset) for offset in range(60)]

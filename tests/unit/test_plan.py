@@ -22,13 +22,14 @@ from pipelines.batch.inputs import find
 from pipelines.batch.pieces import plan as cut
 from pipelines.cli import main
 from pipelines.model import Model
-from pipelines.plan import files, words
+from pipelines.plan import command, files, words
 from pipelines.plan.blocks import Block, Sampled
 from pipelines.plan.estimate import Estimate, Stratum, quantile, together
 from pipelines.plan.figures import Source, cost_of, figures
 from pipelines.plan.outcomes import Profile
 from pipelines.plan.rate import Rate
 from tests.batch_job import Job
+from tests.tiny_model import make_tiny_bert
 from workers.settings import Settings
 
 # ------------------------------------------------------------------ estimates
@@ -260,6 +261,21 @@ def test_people_get_a_table_and_are_told_how_to_find_the_rate(
     assert not any("xxxx" in each for each in out.splitlines()), "no text of the input"
     code, out, _ = plan("--records", "300", "--tokens-per-s", "5e3", pool={"max": 8, "gpus_per_replica": 0.5})
     assert "time with 8 replicas (pool.max)" in out and "GPU-hours" in out
+
+
+def test_the_rate_is_measured_here(
+    tmp_path: Path, plan: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(command, "MEASURE_S", 0.05)
+    model = {"name": str(make_tiny_bert(tmp_path / "model")), "dtype": "float32"}
+    (tmp_path / "in/a.jsonl").write_text("".join(f'{{"id": "{n}", "text": "text {n}"}}\n' for n in range(50)))
+    code, out, _ = plan("--measure", "--json", model=model)
+    encoders = json.loads(out)["encoders"]
+    assert code == 0 and encoders["tokens_per_second"] > 0
+    assert encoders["rate_from"].startswith("measured here for ") and "cpu in float32" in encoders["rate_from"]
+    (tmp_path / "in/a.jsonl").write_text('{"id": "1", "text": ""}\n')
+    code, _, err = plan("--measure", model=model)
+    assert code == 1 and "nothing to measure with" in err
 
 
 @pytest.mark.parametrize(
