@@ -48,9 +48,14 @@ COMMANDS = {
         "stream-embedder run -c pipeline.yaml --pool.max 4",
     ),
     "batch": Command(
-        "Embed files, of Parquet, JSON lines, CSV or text, into Parquet files, and end. Run again after whatever ended it, it "
-        "goes on where it was.",
+        "Embed files, of Parquet, JSON lines, CSV or text, or what topics hold, into Parquet files, and end. Run again after "
+        "whatever ended it, it goes on where it was.",
         "stream-embedder batch -c batch.yaml --batch.inputs 'documents/*.parquet'",
+    ),
+    "plan": Command(
+        "Say what a run or a batch would be, before anything starts: records, tokens, what would be refused, bytes out, hours. A "
+        "sample of the input goes through the code of the real thing; the totals come with their error.",
+        "stream-embedder plan -c batch.yaml --measure --price-per-hour 2.5",
     ),
     "encode": Command(
         "Print the vectors of a few texts, as one JSON line each. Texts are arguments, or JSON lines with "
@@ -176,6 +181,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")
     if name == "report":
         from pipelines.report.options import add_options  # noqa: PLC0415 - as above
+
+        add_options(parser, _positive)
+    if name == "plan":
+        from pipelines.plan.options import add_options  # noqa: PLC0415
 
         add_options(parser, _positive)
     if name == "search":

@@ -122,6 +122,18 @@ def _search(call: _Call) -> int:
     return from_line(call.configured.settings, call.arguments)
 
 
+def _plan(call: _Call) -> int:
+    from pipelines.plan.command import job_of, run_plan
+
+    settings = call.configured.settings
+    if job_of(settings, call.arguments.options.job) == "batch":
+        settings.require_batch()
+        _check_model(settings)
+    else:
+        settings = _for_stream(call)
+    return run_plan(settings, call.arguments, sys.stdout)
+
+
 def _list_dead_letters(call: _Call) -> int:
     from pipelines.dead_letters_text import run_list
 
@@ -242,6 +254,7 @@ def _check_model(settings: Settings) -> None:
 _RUN = {
     "run": _run,
     "batch": _batch,
+    "plan": _plan,
     "encode": _encode,
     "calibrate": _calibrate,
     "report": _report,

@@ -90,7 +90,7 @@ def committed_records(
             if not at:
                 return
             for tp, raws in consumer.poll(250).items():
-                found = [_record(raw) for raw in raws if raw.offset < last[tp]]
+                found = [record_of(raw) for raw in raws if raw.offset < last[tp]]
                 if found:
                     yield found
             # A position also moves past what holds no record: transaction markers, and what was aborted or compacted.
@@ -117,7 +117,8 @@ def _partitions(topic: Topic) -> list[TopicPartition]:
     return [TopicPartition(topic.name, number) for number in range(topic.partitions)]
 
 
-def _record(raw: Any) -> Record:
+def record_of(raw: Any) -> Record:
+    """A record of kafka-python's as one of ours."""
     timestamp = raw.timestamp if raw.timestamp is not None else -1
     origin = Origin(raw.topic, raw.partition, raw.offset, 0)
     return Record(origin, raw.key, raw.value, timestamp, tuple(raw.headers or ()))

@@ -22,7 +22,7 @@ from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import admin, sentence
 from workers.offsets import read_position
-from workers.records import Position, TopicPartition
+from workers.records import Message, Position, TopicPartition
 from workers.settings import KafkaSettings, SourceSettings
 
 # Kafka's default for max.message.bytes, used where we may not read a topic's configuration.
@@ -105,6 +105,14 @@ class Topic:
     retention_ms: int = -1
     configs_known: bool = True
     compression: str = "producer"
+
+    def refuses(self, message: Message) -> str | None:
+        """Why the topic would refuse a message: ``too_large`` or ``no_key``."""
+        if message.size > self.max_message_bytes:
+            return "too_large"
+        if self.compacted and message.key is None:
+            return "no_key"
+        return None
 
 
 def describe_topics(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Topic]:
@@ -195,11 +203,19 @@ def begin_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict
     return _offsets(client, topics, OffsetSpec.EARLIEST)
 
 
-def _offsets(client: KafkaAdminClient, topics: Mapping[str, Topic], spec: OffsetSpec) -> dict[TopicPartition, int]:
+def committed_ends(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[TopicPartition, int]:
+    """Up to where a read_committed reader gets in each partition: before the first transaction that is open."""
+    return _offsets(client, topics, OffsetSpec.LATEST, "read_committed")
+
+
+def _offsets(
+    client: KafkaAdminClient, topics: Mapping[str, Topic], spec: OffsetSpec, isolation: str = "read_uncommitted"
+) -> dict[TopicPartition, int]:
     wanted = {KafkaTopicPartition(topic.name, n): spec for topic in topics.values() for n in range(topic.partitions)}
     if not wanted:
         return {}
-    return {TopicPartition(*tp): found.offset for tp, found in client.list_partition_offsets(wanted).items()}
+    found = client.list_partition_offsets(wanted, isolation_level=isolation)
+    return {TopicPartition(*tp): answer.offset for tp, answer in found.items()}
 
 
 def committed_offsets(client: KafkaAdminClient, group: str, patience_s: float = 10.0) -> dict[TopicPartition, int]:

@@ -20,7 +20,7 @@ from pipelines.batch.embed import RowEmbedder
 from pipelines.batch.encoding import LocalEncoder
 from pipelines.batch.parquet_file import plain_rows
 from pipelines.batch.pieces import Fields
-from pipelines.batch.rows import FileRow, row
+from pipelines.batch.rows import FileRow, decoder_of, row
 from pipelines.fit import output_against_model
 from pipelines.model import Model
 from workers import log
@@ -111,7 +111,13 @@ class Encode:
         self._encoder = LocalEncoder(opened, widest, cuda=None if device == "auto" else device == "cuda", threads=None)
         cuda = self._encoder.load()
         self._pool = self._encoder.pool(self._tokenizer.canary(), self._lost)
-        self._embedder = RowEmbedder(settings, self._columns, self._pool, settings.pool.batch_tokens(cuda=cuda))
+        self._embedder = RowEmbedder(
+            settings,
+            decoder_of(settings, of_files=True),
+            self._columns,
+            self._pool,
+            settings.pool.batch_tokens(cuda=cuda),
+        )
         self.fingerprints = {column.name: opened.fingerprint_of(column.projection) for column in self._columns}
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The command ``batch``: files in, Parquet out, until all of it is done.
+"""The command ``batch``: files, or topics between two offsets, in; Parquet out; until all of it is done.
 
 Comes in: settings. Goes out: an exit code, and a summary. Never here: rows, or Ray's actors.
 """
@@ -13,14 +13,15 @@ from typing import TextIO
 
 from pipelines import cluster
 from pipelines.batch.crew import Crew
-from pipelines.batch.inputs import find
+from pipelines.batch.inputs import InputFile, find
 from pipelines.batch.outcome import Outcome, State
 from pipelines.batch.outlets import batch_outlets, dead_letter_location, probe
-from pipelines.batch.pieces import plan
+from pipelines.batch.pieces import Piece, plan
 from pipelines.batch.progress import Progress, spoken
 from pipelines.batch.replica import Replica
 from pipelines.batch.summary import Summary
 from pipelines.batch.there import Task, There
+from pipelines.batch.topic import TopicPiece, topic_pieces
 from pipelines.live import LOG_PERIOD_S, Live
 from pipelines.model import Model
 from workers import log
@@ -41,7 +42,7 @@ def run_batch(
     as_json: bool = False,
     replica_class: type = Replica,
 ) -> int:
-    """Embed all of ``batch.inputs`` that no earlier run has embedded, and say what became of it on ``out``.
+    """Embed all that the settings name and no earlier run has embedded, and say what became of it on ``out``.
 
     Returns 0 when all is done, 130 when ``stop`` was set before. ``replica_class`` may stand in for the model's replica.
 
@@ -59,19 +60,26 @@ def run_batch(
         _require_apart(written)
         for location in written:
             probe(settings, location)
-        files = find(settings.batch.inputs, settings.batch.format, written)
-        planned = plan(files, settings)
-        there = There(outlets, files, settings)
+        files, pieces, broken = list[InputFile](), list[Piece | TopicPiece](), list[str]()
+        if settings.batch_reads_topics:
+            pieces += topic_pieces(settings, outlets)
+        else:
+            files = find(settings.batch.inputs, settings.batch.format, written)
+            planned = plan(files, settings)
+            pieces += planned.pieces
+            broken += planned.broken
+        there = There(outlets, [*files, *(each for each in pieces if isinstance(each, TopicPiece))], settings)
         there.look()
-        tasks = there.tasks(planned.pieces)
-        found = there.count([there.name(piece) for piece in planned.pieces])
+        tasks = there.tasks(pieces)
+        found = there.count([there.name(piece) for piece in pieces])
         outcome, progress = Outcome(stopped=stop.is_set() and bool(tasks)), Progress(0.0)
         if tasks and not stop.is_set():
             outcome, progress = _work(settings, tasks, there, stop, live, replica_class)
-    failed = [*planned.broken, *outcome.failed]
+    failed = [*broken, *outcome.failed]
     summary = Summary(
         complete=not failed and not outcome.stopped,
-        files=planned.files,
+        files=len(files),
+        partitions=len({piece.uri for piece in pieces if isinstance(piece, TopicPiece)}),
         found=found,
         made=outcome.tally,
         reasons=outcome.reasons,

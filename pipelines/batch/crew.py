@@ -55,10 +55,12 @@ class Crew:
         self._ray = ray
         gpus = gpus_per_replica(settings)
         pool = settings.pool.model_copy(update={"gpus_per_replica": gpus})
-        # Replicas speak to neither Kafka nor a registry: what opens them does not go where they run.
-        self._settings = settings.model_copy(
-            update={"pool": pool, "kafka": KafkaSettings(), "registry": RegistrySettings()}
-        )
+        self._settings = settings.model_copy(update={"pool": pool})
+        if not settings.batch_reads_topics:
+            # Replicas speak to neither Kafka nor a registry: what opens them does not go where they run.
+            self._settings = self._settings.model_copy(
+                update={"kafka": KafkaSettings(), "registry": RegistrySettings()}
+            )
         self._cuda = gpus > 0
         self._there = there
         self._waiting = deque(tasks)

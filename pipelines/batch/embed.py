@@ -5,21 +5,30 @@ Comes in: rows. Goes out: for each output the rows that it writes, and what beca
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
-from pipelines.batch.rows import FileRow, RowValues
-from workers.codecs import fields_decoder, prompt_template
+from workers import log
+from workers.codecs.base import Decoder
+from workers.deadline import Deadline
+from workers.errors import RetryableError
 from workers.gathering import Gathering
 from workers.offsets import Prefix
 from workers.outcomes import TextTokenizer, answered, prepare
 from workers.outlets import DeadLetterOutlet, Outlets, RowOutlet
 from workers.pool import EncoderPool
-from workers.records import Batch, Outcome, Settled, TopicPartition
+from workers.records import Batch, Origin, Outcome, Record, Settled
 from workers.settings import Settings
 from workers.text.batching import plan
+from workers.window import WaitingText
+
+LOG = log.get(__name__)
 
 # A call to the encoder carries so many passes: it prepares one while the other runs, and progress is seen after each call.
 PASSES_A_CALL = 4
+# How long what a record is decoded by is asked for again, before its piece is given back.
+PATIENCE_S = 120.0
+_BACKOFF_S = (0.2, 5.0)
 
 type_progress = Callable[[float], None]
 
@@ -28,37 +37,59 @@ class RowEmbedder:
     """For any number of threads, each with a tokenizer of its own."""
 
     def __init__(
-        self, settings: Settings, outlets: Sequence[RowOutlet], pool: EncoderPool, max_batch_tokens: int
+        self,
+        settings: Settings,
+        decoder: Decoder,
+        outlets: Sequence[RowOutlet],
+        pool: EncoderPool,
+        max_batch_tokens: int,
     ) -> None:
         """``max_batch_tokens``: the budget of one forward pass, by which texts are sorted into calls as into passes."""
         self._reject = settings.model.overflow == "reject"
-        self._decoder = fields_decoder(settings, RowValues(), prompt_template(settings.model))
+        self._decoder = decoder
         self._pool = pool
         self._budget = max_batch_tokens
         self._count = len(outlets)
         # What it would send to a topic of dead letters is left; what became of each row says as much.
-        self._outlets = Outlets((), outlets, DeadLetterOutlet("dead letters", "", tombstone=False), lambda _: None)
+        dead = DeadLetterOutlet("dead letters", "", tombstone=settings.delivery.on_dead_letter == "tombstone")
+        self._outlets = Outlets((), outlets, dead, lambda _: None)
 
     def embed(
-        self, rows: Sequence[FileRow], tokenizer: TextTokenizer, progress: type_progress = lambda _: None
+        self, rows: Sequence[Record], tokenizer: TextTokenizer, progress: type_progress = lambda _: None
     ) -> tuple[list[list[object]], Sequence[Settled]]:
         """The rows of each output, and the outcomes of all, in their order; ``progress`` hears how much is done, 0 to 1.
 
-        Rows of one file, of rising offsets.
+        Rows of one file or partition, of rising offsets.
 
         Raises:
-            RetryableError: the pool was closed.
+            RetryableError: the pool was closed, or what records are decoded by cannot be had now.
+            EnvironmentFault: so it is, and somebody has to do something.
         """
         if not rows:
             return [[] for _ in range(self._count)], ()
         settled = self._outcomes(rows, tokenizer, progress)
         origin = rows[0].origin
-        whole = Prefix(TopicPartition(origin.topic, 0), 0, tuple(settled), rows[-1].origin.offset + 1, already={})
+        whole = Prefix(origin.topic_partition, 0, tuple(settled), rows[-1].origin.offset + 1, already={})
         (rendered,), _ = self._outlets.render([whole])
         return [[row for _, row in made] for made in rendered.rows], rendered.prefix.settled
 
-    def _outcomes(self, rows: Sequence[FileRow], tokenizer: TextTokenizer, progress: type_progress) -> list[Settled]:
-        texts, settled = prepare(rows, self._decoder, tokenizer, reject_overflow=self._reject)
+    def _prepared(
+        self, rows: Sequence[Record], tokenizer: TextTokenizer
+    ) -> tuple[list[WaitingText], list[tuple[Origin, Outcome]]]:
+        """The rows decoded and tokenised; a schema registry that does not answer is asked again for a while."""
+        deadline, delay = Deadline(PATIENCE_S), _BACKOFF_S[0]
+        while True:
+            try:
+                return prepare(rows, self._decoder, tokenizer, reject_overflow=self._reject)
+            except RetryableError as error:
+                if deadline.expired:
+                    raise
+                LOG.warning("rows not decoded %s", log.fields(retry_in_s=delay, error=error))
+            time.sleep(delay)
+            delay = min(2 * delay, _BACKOFF_S[1])
+
+    def _outcomes(self, rows: Sequence[Record], tokenizer: TextTokenizer, progress: type_progress) -> list[Settled]:
+        texts, settled = self._prepared(rows, tokenizer)
         outcomes: dict[int, Outcome] = {origin.offset: outcome for origin, outcome in settled}
         gathering = Gathering()
         gathering.expect(texts)

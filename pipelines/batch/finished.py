@@ -114,13 +114,18 @@ def _other(store: ObjectStore, above: str, stored: StoredObject) -> str:
 
 
 class Tally(NamedTuple):
-    """What became of rows: ``rows`` embedded, ``tokens`` and ``truncated`` of them; ``refused``; ``parts`` that they are."""
+    """What became of rows: ``rows`` embedded, ``tokens`` and ``truncated`` of them; ``refused``; ``parts`` that they are.
+
+    Of a topic: ``deleted`` are tombstones, which are rows too; ``gone``, offsets that it lost before they were read.
+    """
 
     rows: int = 0
     tokens: int = 0
     truncated: int = 0
     refused: int = 0
     parts: int = 0
+    deleted: int = 0
+    gone: int = 0
 
     def __add__(self, other: object) -> Tally:
         assert isinstance(other, Tally)
@@ -129,7 +134,8 @@ class Tally(NamedTuple):
     @property
     def notes(self) -> dict[str, str]:
         """For a part's footer."""
-        return {name: str(getattr(self, name)) for name in ("rows", "tokens", "truncated", "refused")}
+        names = ("rows", "tokens", "truncated", "refused", "deleted", "gone")
+        return {name: str(getattr(self, name)) for name in names}
 
 
 def tally(store: ObjectStore, paths: Iterable[str], read_notes: Callable[[bytes], Mapping[str, str] | None]) -> Tally:
@@ -145,7 +151,8 @@ def tally(store: ObjectStore, paths: Iterable[str], read_notes: Callable[[bytes]
             while (notes := read_notes(store.tail(path, most))) is None:
                 most *= 16
             rows, tokens = int(notes["rows"]), int(notes["tokens"])
-            total += Tally(rows, tokens, int(notes["truncated"]), int(notes["refused"]), parts=1)
+            more = int(notes.get("deleted", 0)), int(notes.get("gone", 0))
+            total += Tally(rows, tokens, int(notes["truncated"]), int(notes["refused"]), 1, *more)
         except (ValueError, KeyError):
             raise EnvironmentFault(f"{store.location}/{path} is no file that batch has written: move it away") from None
     return total

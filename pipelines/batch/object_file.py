@@ -52,6 +52,6 @@ class ObjectFile(io.RawIOBase):
         return len(data)
 
 
-def buffered(file: ObjectFile) -> BinaryIO:
-    """The file for reading on and on."""
-    return cast("BinaryIO", io.BufferedReader(file, AHEAD_BYTES))
+def buffered(file: ObjectFile, ahead: int = AHEAD_BYTES) -> BinaryIO:
+    """The file for reading on and on, so many bytes ahead."""
+    return cast("BinaryIO", io.BufferedReader(file, ahead))

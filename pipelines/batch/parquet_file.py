@@ -59,9 +59,18 @@ def groups(parquet: Any, columns: Sequence[str]) -> list[Group]:
 
 
 def parquet_rows(
-    parquet: Any, file: str, numbers: Sequence[int], start: int, columns: Sequence[str], done: Callable[[int], float]
+    parquet: Any,
+    file: str,
+    numbers: Sequence[int],
+    start: int,
+    columns: Sequence[str],
+    done: Callable[[int], float],
+    *,
+    skip: int = 0,
 ) -> Iterator[Read]:
     """The rows of the groups ``numbers``, the first of which is the file's row ``start``; ``done``: the share up to a row.
+
+    ``skip`` of them are passed over.
 
     Raises:
         EnvironmentFault: a group is broken.
@@ -71,7 +80,9 @@ def parquet_rows(
     offset = start
     try:
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(numbers), columns=wanted, use_threads=False):
-            for fields in plain_rows(batch):
+            passed = min(batch.num_rows, skip)
+            skip, offset = skip - passed, offset + passed
+            for fields in plain_rows(batch.slice(passed) if passed else batch):
                 refused = fields if isinstance(fields, PoisonError) else None
                 values = None if isinstance(fields, PoisonError) else fields
                 held = 0 if values is None else sum(map(_size, values.values()))

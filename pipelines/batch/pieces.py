@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from pipelines.batch import csv_file, lines
 from pipelines.batch.inputs import InputFile
-from pipelines.batch.object_file import ObjectFile, buffered
+from pipelines.batch.object_file import AHEAD_BYTES, ObjectFile, buffered
 from pipelines.batch.rows import Part, Read, parts
 from workers.codecs import id_template, prompt_template, text_template
 from workers.errors import EnvironmentFault, SettingsError
@@ -27,6 +28,7 @@ from workers.settings import BatchSettings, Settings
 # Lines are read from any byte on; a piece of so many is seconds of work for a GPU, and enough to sort by length.
 PIECE_BYTES = 16 << 20
 _LOOKING = 16  # files that are looked into at the same time
+_MOST_UNPACKED = 64 << 20  # of the beginning of a packed file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Piece:
     stop: int
     weight: int
     groups: tuple[int, ...] = ()
+
+    @property
+    def uri(self) -> str:
+        """Whose rows they are."""
+        return self.file.uri
 
     def __str__(self) -> str:
         return f"{self.file.uri} from {'row' if self.groups else 'byte'} {self.start}"
@@ -169,11 +176,40 @@ def parts_of(piece: Piece, stores: Stores, columns: Sequence[str], batch: BatchS
     Raises:
         EnvironmentFault: the file is out of reach, has changed, or is broken.
     """
+    with contextlib.closing(rows_of(piece, stores, columns)) as rows:
+        yield from parts(rows, batch.rows, batch.bytes)
+
+
+def rows_of(
+    piece: Piece, stores: Stores, columns: Sequence[str], *, skip: int = 0, ahead: int = AHEAD_BYTES
+) -> Generator[Read, None, None]:
+    """Read a piece, row by row; errors as above.
+
+    ``skip``: of Parquet, so many of its first rows are passed over. ``ahead``: of the others, the bytes that are read ahead.
+    """
     with _said_of(piece.file), contextlib.ExitStack() as opened:
-        yield from parts(_read(piece, stores.file(piece.file), columns, opened), batch.rows, batch.bytes)
+        yield from _read(piece, stores.file(piece.file), columns, opened, skip, ahead)
 
 
-def _read(piece: Piece, raw: ObjectFile, columns: Sequence[str], opened: contextlib.ExitStack) -> Iterator[Read]:
+def beginning_of(piece: Piece, stores: Stores, most: int) -> tuple[list[Read], float]:
+    """The rows in the first ``most`` bytes of a file that is read from its beginning on, and the share of it that those are.
+
+    Raises:
+        EnvironmentFault: as above.
+    """
+    file = piece.file
+    with _said_of(file):
+        packed = stores.file(file).read(most)
+        text, used = _unpacked_beginning(packed) if file.packed else (packed, len(packed))
+        share = used / max(1, piece.stop)
+        rows = list(_rows_of_text(file, cast("BinaryIO", io.BytesIO(text)), 0, None, lambda at: at / max(1, len(text))))
+    # The last one is cut off, unless the file ends with it.
+    return (rows, 1.0) if share >= 1.0 else (rows[:-1], share)
+
+
+def _read(
+    piece: Piece, raw: ObjectFile, columns: Sequence[str], opened: contextlib.ExitStack, skip: int, ahead: int
+) -> Iterator[Read]:
     file, size = piece.file, max(1, piece.stop - piece.start)
 
     def done(offset: int) -> float:
@@ -183,17 +219,35 @@ def _read(piece: Piece, raw: ObjectFile, columns: Sequence[str], opened: context
         from pipelines.batch import parquet_file  # noqa: PLC0415
 
         parquet = parquet_file.open_parquet(cast("BinaryIO", raw))
-        return parquet_file.parquet_rows(parquet, file.uri, piece.groups, piece.start, columns, done)
-    stream = opened.enter_context(contextlib.closing(_unpacked(file, buffered(raw))))
+        return parquet_file.parquet_rows(parquet, file.uri, piece.groups, piece.start, columns, done, skip=skip)
+    stream = opened.enter_context(contextlib.closing(_unpacked(file, buffered(raw, ahead))))
     stop: int | None = piece.stop
     share: Callable[[int], float] = done
     if file.packed:
         # What is unpacked of it is longer than the file: how far the file is read says how much that is.
         stop, share = None, lambda _: min(1.0, raw.tell() / size)
+    return _rows_of_text(file, stream, piece.start, stop, share)
+
+
+def _rows_of_text(
+    file: InputFile, stream: BinaryIO, start: int, stop: int | None, share: Callable[[int], float]
+) -> Iterator[Read]:
     if file.format == "csv":
         return csv_file.csv_rows(stream, file.uri, file.delimiter, share)
     of = lines.json_rows if file.format == "jsonl" else lines.text_rows
-    return of(stream, file.uri, piece.start, stop, share)
+    return of(stream, file.uri, start, stop, share)
+
+
+def _unpacked_beginning(packed: bytes) -> tuple[bytes, int]:
+    """What the first bytes of a packed file unpack to, and how many of them that took."""
+    text, rest = bytearray(), packed
+    while rest and len(text) < _MOST_UNPACKED:
+        member = zlib.decompressobj(wbits=31)
+        text += member.decompress(rest, _MOST_UNPACKED - len(text))
+        rest = member.unused_data or member.unconsumed_tail
+        if not member.eof:
+            break
+    return bytes(text), len(packed) - len(rest)
 
 
 def _unpacked(file: InputFile, stream: BinaryIO) -> BinaryIO:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.batch.encoding import LocalEncoder
 from pipelines.batch.finished import PieceName, Tally
 from pipelines.batch.pieces import Fields, Piece, Stores, parts_of
+from pipelines.batch.rows import Part
+from pipelines.batch.topic import TopicPiece, topic_parts
 from pipelines.batch.work import Done, Worker
 from pipelines.model import Model
 from workers import log
+from workers.kafka_ranges import RangeReader
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 class Counts(NamedTuple):
     """What a replica has done since it started: input that it ``worked`` through or found done already (``skipped``).
 
-    Both in bytes, as :attr:`pipelines.batch.pieces.Piece.weight` counts; ``busy_s`` seconds of its encoder.
+    Both as :attr:`pipelines.batch.pieces.Piece.weight` counts, or :attr:`pipelines.batch.topic.TopicPiece.weight`; ``busy_s``
+    seconds of its encoder.
     """
 
     worked: float = 0.0
@@ -61,6 +65,7 @@ class Replica:
         self._counts = Counts()
         self._under_way: dict[int, float] = {}
         self._tokenizers: list[Tokenizer] = []
+        self._readers: list[RangeReader] = []
 
     def load(self) -> Loaded:
         """Load the model, warm it up and test it.
@@ -80,7 +85,7 @@ class Replica:
         self._worker = Worker(self._model, pool, self._settings.pool.batch_tokens(cuda=self._cuda))
         return Loaded(self._worker.folders)
 
-    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+    def work(self, piece: Piece | TopicPiece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
         """Embed what is missing of a piece, and put it.
 
         Args:
@@ -90,20 +95,22 @@ class Replica:
 
         Raises:
             EnvironmentFault: the piece cannot be read, or its files cannot be put.
+            RetryableError: a broker or the schema registry does not answer now.
         """
         tally, reasons = Tally(), dict[str, int]()
-        for part in parts_of(piece, self._stores, self._columns, self._settings.batch):
-            weight = part.share * piece.weight
-            has = [part.number in numbers for numbers in there]
-            if all(has):
-                self._count(skipped=weight)
-                continue
-            with self._tokenizer() as tokenizer, self._progress() as key:
-                done = self._worker.do(name, part, has, tokenizer, partial(self._note, key, weight))
-            self._count(worked=weight)
-            tally += done.tally
-            for reason, count in done.reasons.items():
-                reasons[reason] = reasons.get(reason, 0) + count
+        with closing(self._parts(piece, there)) as parts:
+            for part in parts:
+                weight = part.share * piece.weight
+                has = [part.number in numbers for numbers in there]
+                if all(has):
+                    self._count(skipped=weight)
+                    continue
+                with self._tokenizer() as tokenizer, self._progress() as key:
+                    done = self._worker.do(name, part, has, tokenizer, partial(self._note, key, weight))
+                self._count(worked=weight)
+                tally += done.tally
+                for reason, count in done.reasons.items():
+                    reasons[reason] = reasons.get(reason, 0) + count
         return Answer(Done(tally, reasons), self.counts())
 
     def counts(self) -> Counts:
@@ -111,6 +118,27 @@ class Replica:
         with self._lock:
             worked = self._counts.worked + sum(self._under_way.values())
             return self._counts._replace(worked=worked, busy_s=self._encoder.busy_s)
+
+    def _parts(self, piece: Piece | TopicPiece, there: Sequence[frozenset[int]]) -> Generator[Part, None, None]:
+        """The piece's parts; of a topic, those that every output has are passed over without being read."""
+        if isinstance(piece, Piece):
+            yield from parts_of(piece, self._stores, self._columns, self._settings.batch)
+            return
+        with self._reader() as reader:
+            yield from topic_parts(piece, reader, lambda number: not all(number in numbers for numbers in there))
+
+    @contextmanager
+    def _reader(self) -> Iterator[RangeReader]:
+        """A reader of topics that no other thread has; one that something happened to is closed."""
+        with self._lock:
+            reader = self._readers.pop() if self._readers else RangeReader(self._settings.kafka)
+        try:
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        with self._lock:
+            self._readers.append(reader)
 
     @contextmanager
     def _tokenizer(self) -> Iterator[Tokenizer]:

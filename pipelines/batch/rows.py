@@ -1,18 +1,21 @@
-"""A file's rows, as records of a source that never grows.
+"""A file's rows, as records of a source that never grows; and what becomes one file of each output.
 
 Comes in: what a format's reader made of a row. Goes out: records whose origin is the file and the row's place in it, and
-what is in their fields. Never here: a file.
+what is in their fields. Never here: a file, or a topic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from workers.codecs import decoder_for, fields_decoder, prompt_template
+from workers.codecs.base import Decoder
 from workers.codecs.json import JsonValues
 from workers.errors import PoisonError
 from workers.records import Origin, Record
+from workers.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +60,28 @@ class RowValues:
         return self._json.read(record) if record.fields is None else record.fields
 
 
-class Part(NamedTuple):
-    """Rows that become one file of each output: the ``number``-th of its piece, perhaps the ``last``.
+def decoder_of(settings: Settings, *, of_files: bool) -> Decoder:
+    """What understands a job's records: rows of files, or records of topics as the stream does.
 
-    ``share`` of the piece is done with it, 0 to 1.
+    Raises:
+        SettingsError, EnvironmentFault: see :func:`workers.codecs.decoder_for`.
+    """
+    if not of_files:
+        return decoder_for(settings)
+    return fields_decoder(settings, RowValues(), prompt_template(settings.model))
+
+
+class Part(NamedTuple):
+    """Rows, or a topic's records, that become one file of each output: the ``number``-th of its piece, perhaps the ``last``.
+
+    ``share`` of the piece is done with it, 0 to 1. ``gone``: offsets of it that their topic has lost.
     """
 
     number: int
-    rows: list[FileRow]
+    rows: Sequence[Record]
     last: bool
     share: float
+    gone: int = 0
 
 
 class Read(NamedTuple):

@@ -17,7 +17,7 @@ from pipelines.batch.progress import Forecast, spoken
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One run of a job.
+    """One run of a job, over files or over partitions of topics.
 
     ``found``: what earlier runs had finished; ``made``: what this one has. ``seconds`` of the run, ``worked_s`` of them with a
     replica at work, after ``start_s`` until the first was; ``replica_s`` adds up what each replica was there for, ``busy_s``
@@ -39,6 +39,7 @@ class Summary:
     replicas: int = 0
     replaced: int = 0
     tenth: Forecast | None = None
+    partitions: int = 0
 
     @property
     def rows_per_s(self) -> float:
@@ -66,9 +67,19 @@ class Summary:
         lines = [
             ("state", "complete" if self.complete else "not complete: run it again, and it goes on"),
             ("rows", f"{every.rows:,} embedded" + self._split(self.found.rows, self.made.rows)),
+            *([("deletions", f"{every.deleted:,}")] if every.deleted else []),
             ("dead letters", f"{every.refused:,}" + self._dead(every.refused)),
+            *(
+                [("gone", f"{every.gone:,} offsets that the topic had lost before they were read")]
+                if every.gone
+                else []
+            ),
             ("tokens", f"{every.tokens:,}, {every.truncated:,} texts truncated"),
-            ("files", f"{self.files:,} read; {every.parts:,} parts" + self._split(self.found.parts, self.made.parts)),
+            (
+                "partitions" if self.partitions else "files",
+                f"{self.partitions or self.files:,} read; {every.parts:,} parts"
+                + self._split(self.found.parts, self.made.parts),
+            ),
             *(("to", output) for output in self.outputs),
             ("time", f"{spoken(self.seconds)}" + self._time()),
         ]
@@ -106,6 +117,9 @@ class Summary:
                 "dead_letters_uri": self.dead_letters,
                 "outputs": list(self.outputs),
                 "files": self.files,
+                "partitions": self.partitions,
+                "deletions": every.deleted,
+                "offsets_gone": every.gone,
                 "seconds": round(self.seconds, 3),
                 "start_seconds": round(self.start_s, 3),
                 "working_seconds": round(self.worked_s, 3),

@@ -1,6 +1,7 @@
 """Which parts are there, over all outputs: what a job need not do, and what it counts of that.
 
-Comes in: outlets and the input's files. Goes out: tasks, pieces of which something is missing; tallies. Never here: Ray.
+Comes in: outlets and the input's files, or pieces of topics. Goes out: tasks, pieces of which something is missing; tallies.
+Never here: Ray.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pipelines.batch.finished import Lying, PieceName, Tally, tally
 from pipelines.batch.inputs import InputFile
 from pipelines.batch.outlets import BatchOutlet, lying_in
 from pipelines.batch.pieces import Piece, file_digest, version_digest
+from pipelines.batch.topic import TopicPiece
 from workers.codecs.parquet import read_notes
 from workers.settings import Settings
 
@@ -27,7 +29,7 @@ class Task:
     ``failures`` are attempts that ended in a fault, ``deaths`` those that ended with their replica.
     """
 
-    piece: Piece
+    piece: Piece | TopicPiece
     name: PieceName
     there: list[frozenset[int]]
     failures: int = 0
@@ -37,11 +39,18 @@ class Task:
 class There:
     """What lies in the outputs, as it was when they were last looked at."""
 
-    def __init__(self, outlets: Sequence[BatchOutlet], files: Iterable[InputFile], settings: Settings) -> None:
-        """Nothing is asked of the stores here."""
+    def __init__(
+        self, outlets: Sequence[BatchOutlet], inputs: Iterable[InputFile | TopicPiece], settings: Settings
+    ) -> None:
+        """Nothing is asked of the stores here. ``inputs``: files, or all pieces of topics."""
         self._outlets = outlets
         self._any = settings.delivery.allow_fingerprint_change
-        self._names = {file.uri: (file_digest(file), version_digest(file, settings.batch)) for file in files}
+        self._names = {
+            each.uri: (each.digest, each.version)
+            if isinstance(each, TopicPiece)
+            else (file_digest(each), version_digest(each, settings.batch))
+            for each in inputs
+        }
         self._named: Mapping[str, tuple[str, str]] = {
             digest: (version, uri) for uri, (digest, version) in self._names.items()
         }
@@ -61,16 +70,16 @@ class There:
         """
         self._lying = lying_in(self._outlets, self._named, any_settings=self._any)
 
-    def name(self, piece: Piece) -> PieceName:
+    def name(self, piece: Piece | TopicPiece) -> PieceName:
         """The piece, in the names of its parts."""
-        digest, version = self._names[piece.file.uri]
+        digest, version = self._names[piece.uri]
         return PieceName(digest, version, piece.start)
 
     def numbers(self, name: PieceName) -> list[frozenset[int]]:
         """For each output, the parts of a piece that it has."""
         return [frozenset(found[name].paths) if name in found else frozenset() for found in self._lying]
 
-    def tasks(self, pieces: Iterable[Piece]) -> list[Task]:
+    def tasks(self, pieces: Iterable[Piece | TopicPiece]) -> list[Task]:
         """The pieces of which something is missing, the largest first, so that none is left over at the end."""
         found = []
         for piece in pieces:

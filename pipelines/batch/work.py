@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from pipelines.batch.dead_letters import dead_letters_file, digest
+from pipelines.batch.dead_letters import dead_letters_file, dead_records_file, digest
 from pipelines.batch.embed import RowEmbedder, type_progress
 from pipelines.batch.finished import PieceName, Tally
 from pipelines.batch.outlets import batch_outlets, dead_letter_folder, dead_letter_location
 from pipelines.batch.place import Place
-from pipelines.batch.rows import FileRow, Part
+from pipelines.batch.rows import FileRow, Part, decoder_of
 from pipelines.embedder import embeddings_of
 from pipelines.model import Model
 from workers.codecs.parquet import Row
 from workers.outcomes import TextTokenizer
 from workers.pool import EncoderPool
-from workers.records import Chunked, DeadLetter, Embedding, Settled
+from workers.records import Chunked, DeadLetter, Embedding, Settled, Tombstone
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Worker:
         self._places = [Place(outlet.location) for outlet in self._outlets]
         self._dead = Place(dead_letter_location(model.settings))
         self._dead_folder = dead_letter_folder(model)
-        self._embedder = RowEmbedder(model.settings, self._outlets, pool, max_batch_tokens)
+        decoder = decoder_of(model.settings, of_files=not model.settings.batch_reads_topics)
+        self._embedder = RowEmbedder(model.settings, decoder, self._outlets, pool, max_batch_tokens)
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -63,20 +64,17 @@ class Worker:
 
         Raises:
             EnvironmentFault: a store takes no files.
-            RetryableError: the pool was closed.
+            RetryableError: the pool was closed, or the schema registry does not answer now.
         """
         files, entries = self._embedder.embed(part.rows, tokenizer, progress)
-        done = _done(entries)
-        refused = [
-            (entry.record, entry.outcome)
-            for entry in entries
-            if isinstance(entry.outcome, DeadLetter) and isinstance(entry.record, FileRow)
-        ]
+        done = _done(entries, part.gone)
+        refused = [(entry.record, entry.outcome) for entry in entries if isinstance(entry.outcome, DeadLetter)]
         file = name.part(part.number, last=part.last)
         if refused:
             # First: a part that its outputs have is complete.
             path = f"{self._dead_folder}/{file.removesuffix('.parquet')}-{digest(refused)}.parquet"
-            self._dead.put(path, dead_letters_file(refused))
+            of_files = [(record, letter) for record, letter in refused if isinstance(record, FileRow)]
+            self._dead.put(path, dead_letters_file(of_files) if of_files else dead_records_file(refused))
         for outlet, place, has, rows in zip(self._outlets, self._places, there, files, strict=True):
             if not has:
                 batches = [outlet.renderer.batch(cast("list[Row]", rows))] if rows else []
@@ -85,7 +83,7 @@ class Worker:
         return done
 
 
-def _done(entries: Sequence[Settled]) -> Done:
+def _done(entries: Sequence[Settled], gone: int) -> Done:
     embedded = [entry.outcome for entry in entries if isinstance(entry.outcome, Embedding | Chunked)]
     vectors = [vector for outcome in embedded for vector in embeddings_of(outcome)]
     letters = Counter(
@@ -97,5 +95,7 @@ def _done(entries: Sequence[Settled]) -> Done:
         truncated=sum(vector.truncated for vector in vectors),
         refused=letters.total(),
         parts=1,
+        deleted=sum(isinstance(entry.outcome, Tombstone) for entry in entries),
+        gone=gone,
     )
     return Done(tally, dict(letters))

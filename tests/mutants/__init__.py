@@ -19,6 +19,7 @@ MODEL = "tests/unit/test_checkpoint_model.py"
 CHECKPOINT = "tests/unit/test_checkpoint.py"
 TURNS = "tests/unit/test_turns.py"
 QUERIES = "tests/unit/test_queries.py"
+TOPIC = "tests/integration/test_batch_topic.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +123,16 @@ MUTANTS = (
     Mutant(
         "T12-size",
         "a record that is too large for its topic is sent",
-        "workers/sinks/kafka.py",
-        "if message.size > topic.max_message_bytes:",
-        "if message.size > 2 * topic.max_message_bytes:",
+        "workers/kafka_topics.py",
+        "if message.size > self.max_message_bytes:",
+        "if message.size > 2 * self.max_message_bytes:",
         (f"{GUARDS}::test_what_the_broker_would_refuse_is_found_before_a_transaction_begins",),
     ),
     Mutant(
         "T12-key",
         "a record without a key is sent to a compacted topic",
-        "workers/sinks/kafka.py",
-        "if topic.compacted and message.key is None:",
+        "workers/kafka_topics.py",
+        "if self.compacted and message.key is None:",
         "if False:",
         (f"{GUARDS}::test_what_the_broker_would_refuse_is_found_before_a_transaction_begins",),
     ),
@@ -367,6 +368,22 @@ MUTANTS = (
         "            if tokens.truncated:\n",
         "            if False:\n",
         ("tests/unit/test_chunks.py",),
+    ),
+    Mutant(
+        "range-gone",
+        "what was deleted before a range was read is skipped unseen",
+        "workers/kafka_ranges.py",
+        'auto_offset_reset="none",',
+        'auto_offset_reset="earliest",',
+        (f"{TOPIC}::test_a_range_is_read_whole_past_markers_and_what_was_aborted_and_deleted",),
+    ),
+    Mutant(
+        "range-position",
+        "where a range's reader stands is not looked at, so it waits for records where there are none",
+        "workers/kafka_ranges.py",
+        "reached = self._consumer.position(tp, _ASK_MS)",
+        "reached = found[-1].origin.offset + 1 if found else at",
+        (f"{TOPIC}::test_a_range_is_read_whole_past_markers_and_what_was_aborted_and_deleted",),
     ),
     Mutant(
         "equal-ended",

@@ -206,6 +206,11 @@ class Settings(BaseSettings):
         """All topics that the pipeline writes to: outputs, dead letters, and the state."""
         return [*self.output_topics, self.dead_letter.topic, *([] if self.state.topic is None else [self.state.topic])]
 
+    @property
+    def batch_reads_topics(self) -> bool:
+        """Whether ``batch`` reads what the source names, and no files."""
+        return not self.batch.inputs
+
     def require_stream(self) -> None:
         """Check that the settings say what to read and where to write, which ``run`` and ``check`` need.
 
@@ -230,10 +235,13 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: they do not.
         """
-        if not self.batch.inputs:
+        if self.batch_reads_topics and not (self.source.topics or self.source.pattern):
             raise SettingsError(
-                "batch.inputs is empty: say what to embed, such as --batch.inputs 'documents/*.parquet'"
+                "batch.inputs is empty: say what to embed, such as --batch.inputs 'documents/*.parquet', or name topics in "
+                "source.topics"
             )
+        if self.batch_reads_topics and self.source.topics and self.source.pattern:
+            raise SettingsError("source.topics or source.pattern is needed, and one of them only")
         if not self.outputs:
             raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: parquet, uri: file:///vectors}]"
@@ -243,8 +251,19 @@ class Settings(BaseSettings):
                 raise SettingsError(
                     f"outputs.{number} is a topic, and batch writes files alone: kind: parquet, and uri"
                 )
+        if self.batch_reads_topics:
+            if self.model.chunked:
+                raise SettingsError(
+                    "batch over topics writes every version of a document, and cannot say which chunks of an older one are gone: "
+                    "leave model.overflow chunk out, or use run with a state.topic"
+                )
+            return
         if self.source.has_schema or self.source.envelope != "none" or self.source.mappings:
             raise SettingsError(
                 "source.format, source.envelope and source.mappings say what Kafka's values are; leave them out, batch.format says "
                 "what files are"
+            )
+        if self.batch.first is not None or self.batch.last is not None:
+            raise SettingsError(
+                "batch.start and batch.end are for topics, and batch.inputs names files: leave them out"
             )

@@ -1,7 +1,8 @@
-"""What the sections share: their strictness, and numbers with units."""
+"""What the sections share: their strictness, numbers with units, and moments."""
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated
 
@@ -25,6 +26,23 @@ def parse_bytes(value: object) -> object:
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError("write a number of bytes, or one with a unit such as 256MiB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def unix_ms(text: str) -> int:
+    """A moment in ISO 8601 as Unix milliseconds, UTC when it names no zone.
+
+    Raises:
+        ValueError: it is none.
+    """
+    moment = datetime.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return int(moment.timestamp() * 1000)
+
+
+def as_text(value: object) -> object:
+    """A moment as text: YAML reads an unquoted timestamp as a datetime. Anything else as it is."""
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 class Section(BaseModel):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from workers.settings.base import Section
+from workers.settings.base import Section, as_text, unix_ms
 
 type_format = Literal["json", "text", "avro", "protobuf", "json_schema"]
 type_envelope = Literal["none", "connect", "debezium"]
@@ -123,15 +122,14 @@ class SourceSettings(Section):
     @field_validator("start", mode="before")
     @classmethod
     def _start(cls, value: object) -> object:
-        # YAML reads an unquoted timestamp as a datetime.
-        return value.isoformat() if isinstance(value, datetime.date) else value
+        return as_text(value)
 
     @field_validator("start")
     @classmethod
     def _start_is_known(cls, value: str) -> str:
         if value not in ("earliest", "latest"):
             try:
-                datetime.datetime.fromisoformat(value)
+                unix_ms(value)
             except ValueError as error:
                 raise ValueError("write earliest, latest, or a timestamp such as 2026-05-01T00:00:00Z") from error
         return value
@@ -208,9 +206,4 @@ class SourceSettings(Section):
     @property
     def start_timestamp_ms(self) -> int | None:
         """``start`` as Unix milliseconds (UTC when it names no zone), None for earliest and latest."""
-        if self.start in ("earliest", "latest"):
-            return None
-        moment = datetime.datetime.fromisoformat(self.start)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
-        return int(moment.timestamp() * 1000)
+        return None if self.start in ("earliest", "latest") else unix_ms(self.start)

@@ -108,12 +108,7 @@ class KafkaSink:
 
         Found before a transaction begins: a record that the broker refuses takes the whole transaction with it.
         """
-        topic = self._topics[message.topic]
-        if message.size > topic.max_message_bytes:
-            return "too_large"
-        if topic.compacted and message.key is None:
-            return "no_key"
-        return None
+        return self._topics[message.topic].refuses(message)
 
     def takes_compressed(self, message: Message) -> bool:
         """Whether the message's own batch fits into its topic once it is compressed.

@@ -1,0 +1,1 @@
+"""The command ``plan``: what a run or a batch would be, said before it starts."""
