@@ -54,7 +54,8 @@ class EncoderScaler:
     def _ask(self) -> list[Mapping[str, float]]:
         if self._handle is None:
             self._handle = serve.get_deployment_handle("Reader", self._app)
-        answers = self._handle.broadcast("stats").results(timeout_s=ASK_S, return_exceptions=True)
+        # Nobody can ask a policy, so it tells the readers, whom status asks.
+        answers = self._handle.broadcast("stats", self._scaler.last).results(timeout_s=ASK_S, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, Mapping)]
 
 
