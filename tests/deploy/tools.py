@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,10 +35,16 @@ class NoTool(Exception):
     """It is not to be had on this machine, for this reason."""
 
 
+class NotAskedFor(NoTool):
+    """It could be had, but takes so long that somebody has to ask for it."""
+
+
 def required(get: Callable[..., Path], *arguments: str) -> Path:
     """What ``get`` returns; the test is skipped where that is not to be had, but fails in CI where Go is there."""
     try:
         return get(*arguments)
+    except NotAskedFor as reason:
+        pytest.skip(str(reason))
     except NoTool as reason:
         if os.environ.get("CI") and shutil.which("go"):
             raise  # nothing is skipped unseen
@@ -122,3 +129,50 @@ def module(path: str, version: str) -> Path:
         environ = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off"}
         answer = _run(["go", "mod", "download", "-json", f"{path}@{version}"], path, env=environ, cwd=work)
     return Path(json.loads(answer)["Dir"])
+
+
+@cache
+def etcd() -> Path:
+    """etcd, from the PATH, the cache, or out of Debian's package etcd-server, which is not installed."""
+    if (found := shutil.which("etcd")) is not None:
+        return Path(found)
+    return _unpacked("etcd-server", "usr/bin/etcd")
+
+
+@cache
+def api_server() -> Path:
+    """kube-apiserver, from the PATH or the cache; built by Go, which takes it 7 minutes, where ``API_SERVER`` asks for that.
+
+    Its own module cannot be installed, because it replaces others: so a module is made that requires what it does.
+    """
+    if (found := shutil.which("kube-apiserver")) is not None:
+        return Path(found)
+    path, version = KUBERNETES
+    program = FOLDER / f"kube-apiserver-{version}" / "kube-apiserver"
+    if not program.is_file():
+        if not os.environ.get("API_SERVER"):
+            raise NotAskedFor("an API server takes Go 7 minutes to build: make test-deploy API_SERVER=1")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=program.parent) as work:
+            Path(work, "go.mod").write_text(_requiring((module(path, version) / "go.mod").read_text(), version))
+            environ = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off", "CGO_ENABLED": "0"}
+            flags = ["-ldflags", f"-s -w -X k8s.io/component-base/version.gitVersion={version}"]
+            build = ["go", "build", "-trimpath", *flags, "-o", "kube-apiserver", f"{path}/cmd/kube-apiserver"]
+            _run(build, "kube-apiserver", env=environ, cwd=work)
+            Path(work, "kube-apiserver").replace(program)
+    return program
+
+
+def _requiring(own: str, version: str) -> str:
+    """A go.mod that requires Kubernetes, and takes its staging modules where they are published."""
+    staging = "v0." + version.removeprefix("v1.")
+    (go,) = re.findall(r"^go (\S+)$", own, re.MULTILINE)
+    blocks = re.findall(r"^require \((.*?)^\)", own, re.MULTILINE | re.DOTALL)
+    required = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    required = [re.sub(r"^(k8s\.io/\S+) v0\.0\.0(?=\s|$)", rf"\1 {staging}", line) for line in required]
+    local = re.findall(r"(k8s\.io/\S+) => \./staging/", own)
+    other = re.findall(r"^\s*(?:replace )?(\S+(?: v\S+)? => \S+ v\S+)$", own, re.MULTILINE)
+    lines = ["module example.invalid/apiserver", f"go {go}", f"godebug default=go{'.'.join(go.split('.')[:2])}"]
+    lines += [f"require {line}" for line in [f"k8s.io/kubernetes {version}", *required]]
+    lines += [f"replace {name} => {name} {staging}" for name in local] + [f"replace {line}" for line in other]
+    return "\n".join(lines) + "\n"
