@@ -43,7 +43,7 @@ bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: mak
 test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak and not deploy" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-deploy: $(STAMP) ## what is in deploy/, by helm, promtool and hadolint, which it gets; needs Go
+test-deploy: $(STAMP) ## what is in deploy/, by tools that it gets with Go; on a real API server: make test-deploy API_SERVER=1
 	@HF_HUB_OFFLINE=1 API_SERVER=$(API_SERVER) $(BIN)/python -m pytest tests/deploy
 
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed again: make soak SEEDS=7

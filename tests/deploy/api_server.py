@@ -53,6 +53,7 @@ class ApiServer:
                 f"--listen-peer-urls=http://127.0.0.1:{peers}",
                 f"--initial-advertise-peer-urls=http://127.0.0.1:{peers}",
                 f"--initial-cluster=default=http://127.0.0.1:{peers}",
+                "--unsafe-no-fsync",
             )
             self._start(
                 tools.api_server(),
@@ -102,12 +103,13 @@ class ApiServer:
                 time.sleep(0.3)
 
     def _await_custom(self) -> None:
+        """Custom resources are served a moment after their definitions are taken."""
         deadline = time.monotonic() + READY_S
-        while not self._resource("ray.io/v1", "RayService") or not self._resource(
-            "monitoring.coreos.com/v1", "PodMonitor"
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+        for spec in (definition["spec"] for definition in custom_definitions()):
+            for version in (f"{spec['group']}/{version['name']}" for version in spec["versions"] if version["served"]):
+                while self._resource(version, spec["names"]["kind"]) is None:
+                    assert time.monotonic() < deadline, f"{version} {spec['names']['kind']} is not served"
+                    time.sleep(0.1)
 
     def _ask(self, method: str, path: str, body: object = None, *, parse: bool = True) -> Any:
         request = urllib.request.Request(
@@ -139,18 +141,26 @@ class ApiServer:
                     self._resources[version, found["kind"]] = found["name"], found["namespaced"]
         return self._resources.get(key)
 
-    def create(self, made: dict[str, Any], namespace: str = "default") -> None:
-        """Create an object, strictly: no field that the server does not know.
+    def create(self, made: dict[str, Any], namespace: str = "default", *, dry_run: bool = False) -> None:
+        """Create an object, strictly: no field that the server does not know. ``dry_run``: all but storing it.
 
         Raises:
             NotTaken: the server refuses it.
         """
-        found = self._resource(made["apiVersion"], made["kind"])
+        options = "fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
+        self._ask("POST", f"{self._path(made['apiVersion'], made['kind'], namespace)}?{options}", made)
+
+    def count(self, version: str, kind: str, namespace: str) -> int:
+        """How many objects of a kind there are."""
+        return len(self._ask("GET", self._path(version, kind, namespace))["items"])
+
+    def _path(self, version: str, kind: str, namespace: str) -> str:
+        found = self._resource(version, kind)
         if found is None:
-            raise NotTaken(f"404: no {made['kind']} of {made['apiVersion']}")
+            raise NotTaken(f"404: no {kind} of {version}")
         plural, namespaced = found
         where = f"/namespaces/{namespace}" if namespaced else ""
-        self._ask("POST", f"{_root(made['apiVersion'])}{where}/{plural}?fieldValidation=Strict", made)
+        return f"{_root(version)}{where}/{plural}"
 
     def add_namespace(self, name: str) -> None:
         """A namespace that enforces ``restricted``."""
