@@ -101,6 +101,7 @@ class Companion:
         self._address = address
         self._command = command
         self._process: subprocess.Popen[str] | None = None
+        self._joined = False
 
     def ask(self) -> Application | None:
         """The application; None where Ray runs none.
@@ -132,13 +133,17 @@ class Companion:
             raise EnvironmentFault(
                 found.get("error") or f"the look at Ray ended (Ray at {self._address} may have gone)"
             )
+        self._joined = True
         return None if found["application"] is None else Application.of(found["application"])
 
     def close(self) -> None:
         """Leave Ray."""
         process, self._process = self._process, None
+        joined, self._joined = self._joined, False
         if process is None:
             return
+        if not joined:
+            process.kill()  # nothing to leave, and it may be stuck
         with contextlib.suppress(OSError):
             if process.stdin is not None:
                 process.stdin.close()

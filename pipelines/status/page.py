@@ -84,7 +84,7 @@ def lines(view: View, most: int | None = None) -> list[str]:
     """The whole page; of more partitions than ``most``, those that are furthest behind."""
     found = [view.judgement.health]
     for sentence in (*view.judgement.wrong, *(f"note: {note}" for note in view.notes)):
-        found += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        found += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     if view.seen is not None:
         found += ["", *_head(view, view.seen), "", *_partitions(view, view.seen, most)]
         if view.seen.group.members:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from typing import Any
@@ -23,6 +24,7 @@ from workers.settings import Settings
 
 LOG = log.get(__name__)
 ASK_S = 5.0
+CONNECT_S = 3.0
 
 
 class Serve:
@@ -86,6 +88,18 @@ def _said(messages: list[str]) -> str | None:
     return own_sentence("\n".join(said)) or said[0].splitlines()[0][:300]
 
 
+def _absent(address: str) -> str | None:
+    """Why nothing can be there, which Ray takes a minute and a half to find out; None: something listens, or is looked for."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        return f"Ray cannot be reached at {address} ({type(error).__name__}): is it running there, and is ray.address right?"
+    return None
+
+
 def main(address: str) -> int:
     """Answer until standard input ends."""
     # What Ray prints is no answer.
@@ -95,6 +109,9 @@ def main(address: str) -> int:
     def answer(**found: Any) -> None:
         print(json.dumps(found), file=answers, flush=True)
 
+    if (absent := _absent(address)) is not None:
+        answer(error=absent)
+        return 1
     from pipelines.stream import APP  # noqa: PLC0415 - heavy
 
     try:

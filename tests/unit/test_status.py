@@ -475,8 +475,15 @@ def test_a_companion_that_ends_is_a_sentence_and_started_again(code: str, senten
     asked.close()
 
 
-def test_a_companion_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.status.companion.LEAVE_S", 0.05)
+def test_an_address_where_nothing_is_is_said_without_waiting_for_ray() -> None:
+    asked = Companion("127.0.0.1:9")
+    with pytest.raises(EnvironmentFault) as caught:
+        asked.ask()
+    assert str(caught.value).startswith("Ray cannot be reached at 127.0.0.1:9 (ConnectionRefusedError): is it running")
+    asked.close()
+
+
+def test_a_companion_that_hangs_is_ended() -> None:
     asked = companion("import time\ntime.sleep(600)")
     looks = Looks(asked.ask, "Ray")
     with pytest.raises(EnvironmentFault, match="not answered yet"):
