@@ -1,5 +1,6 @@
 """Two Ray nodes started as the chart's pods start them, and its application deployed as KubeRay deploys it: through the
-dashboard, with Ray's token, over TLS with the certificates that the chart makes. It runs, is ready, logs, and drains."""
+dashboard, with Ray's token, over TLS with the certificates that the chart makes. It runs, is ready, logs, says how it is, and
+drains."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ import psutil
 import pytest
 import yaml
 
+from pipelines.cluster import marked
 from pipelines.loopback import free_port
 from tests.conftest import RunningBroker
 from tests.deploy import render as chart
@@ -58,6 +60,7 @@ class Node:
         own = {name: value for name, value in env(pod["spec"]["containers"][0]).items() if isinstance(value, str)}
         own = {name: value.replace("/etc/ray/tls", str(certificates)) for name, value in own.items()}
         own |= {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}  # a pod's /tmp and /cache
+        self.environ = os.environ | shared | own
         made = ["bash", CHART / "files" / "certificate.sh", folder / "ca", certificates, "2", part]
         ip = node_ip()
         subprocess.run(made, env={"PATH": os.environ["PATH"], "POD_IP": ip}, check=True, capture_output=True)
@@ -66,7 +69,7 @@ class Node:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, f"--node-ip-address={ip}", *arguments],
-                env=os.environ | shared | own,
+                env=self.environ,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -96,10 +99,11 @@ def shared(folder: Path) -> Iterator[dict[str, str]]:
     mark = uuid.uuid4().hex
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     yield token | {MARK: mark, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "RAY_CLUSTER_NAME": "books-1"}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark:
+    while left := marked(MARK, mark):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(left, timeout=5)
 
 
 def pipeline(
@@ -185,6 +189,25 @@ def test_the_chart_on_two_real_nodes(
     producer.close(timeout=5)
     with reading(broker.settings, names["out"]) as out:
         wait_until(lambda: out.poll() >= 200, 90, node.tail)
+    # kubectl exec on the head; KubeRay says there where Ray is.
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "status",
+        "-c",
+        folder / "pipeline.yaml",
+        "--ray.address",
+        "auto",
+        "--json",
+    ]
+    environ = head.environ | {"RAY_ADDRESS": f"{ip}:{gcs}"}
+    said = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, timeout=90, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    made = json.loads(said.stdout)
+    assert made["replicas"]["encoders"] == {"wanted": 1, "ready": 1, "starting": 0}, made
+    assert made["last_commit_age_seconds"] is not None
+
     # Readers and encoders log where kubectl logs looks.
     assert "encoder ready" in node.log.read_text(errors="replace")
     # Prometheus finds our metrics under the names that alerts and dashboard have.
