@@ -27,10 +27,13 @@ ENCODER = "ServeReplica:stream-embedder:Encoder"
 
 
 def produce(broker: RunningBroker, topic: str, ids: range) -> None:
-    producer = kafka_client.bare_producer(broker.settings)
+    """In a transaction, whose mark at each partition's end is an offset and no record."""
+    producer = kafka_client.bare_producer(broker.settings, transactional_id=f"{topic}-{ids}")
+    producer.init_transactions()
+    producer.begin_transaction()
     for n in ids:
         producer.send(topic, key=b"%d" % n, value=json.dumps({"text": f"text {n}"}).encode())
-    producer.flush(timeout=30)
+    producer.commit_transaction()
     producer.close(timeout=5)
 
 
@@ -73,11 +76,11 @@ def test_status_of_a_pipeline_through_its_life(
         return code, capsys.readouterr().out
 
     produce(broker, names["in"], range(30))
-    with reading(broker.settings, names["out"]) as out, pipeline:  # starts, while we look at what is there before it
-        code, text = status("--wait", "0.1")
-        assert code == 1 and text.startswith("stalled\n  nobody is in group"), text
-        assert "30 records wait" in text and "none was ever committed: start the pipeline" in " ".join(text.split())
-        assert re.search(rf"kafka:{names['out']} +[0-9a-f]{{16}} +none\n", text), "its output is empty"
+    code, text = status("--wait", "0.1")
+    assert code == 1 and text.startswith("stalled\n  nobody is in group"), text
+    assert "32 records wait" in text and "none was ever committed: start the pipeline" in " ".join(text.split())
+    assert re.search(rf"kafka:{names['out']} +[0-9a-f]{{16}} +none\n", text), "its output is empty"
+    with reading(broker.settings, names["out"]) as out, pipeline:
         code, text = status("--json", "--timeout", "0.5", "--kafka.bootstrap_servers", "127.0.0.1:9")
         assert (code, json.loads(text)["health"]) == (1, "unreachable")
         wait_until(lambda: out.poll() >= 30, 120, pipeline.tail)
@@ -89,6 +92,7 @@ def test_status_of_a_pipeline_through_its_life(
             assert (well["health"], well["lag"], well["group"]["state"]) == ("healthy", 0, "Stable")
             assert [place["lag_seconds"] for place in well["partitions"]] == [0.0, 0.0]
             assert sum(place["committed"] for place in well["partitions"]) == 30
+            assert sum(place["end"] for place in well["partitions"]) == 32, "the transaction's marks"
             (member,) = well["group"]["members"]
             assert {place["member"] for place in well["partitions"]} == {member["client"]}
             assert all(place["last_commit_age_seconds"] is not None for place in well["partitions"])
@@ -103,8 +107,8 @@ def test_status_of_a_pipeline_through_its_life(
                 os.kill(encoder, signal.SIGSTOP)
             produce(broker, names["in"], range(30, 50))
             stalled = until(lambda made: made["health"] == "stalled")
-            assert stalled["lag"] == 20 and stalled["lag_seconds"] > 0
-            assert "of 20 records that wait" in stalled["wrong"][0]
+            assert stalled["lag"] == 24 and stalled["lag_seconds"] > 0
+            assert "of 24 records that wait" in stalled["wrong"][0]
             for encoder in encoders:
                 os.kill(encoder, signal.SIGCONT)
             assert until(lambda made: made["lag"] == 0)["health"] == "healthy"
