@@ -150,9 +150,25 @@ class ApiServer:
         options = "fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
         self._ask("POST", f"{self._path(made['apiVersion'], made['kind'], namespace)}?{options}", made)
 
-    def count(self, version: str, kind: str, namespace: str) -> int:
-        """How many objects of a kind there are."""
-        return len(self._ask("GET", self._path(version, kind, namespace))["items"])
+    def all(self, version: str, kind: str, namespace: str) -> list[dict[str, Any]]:
+        """The objects of a kind."""
+        return list(self._ask("GET", self._path(version, kind, namespace))["items"])
+
+    def kubeconfig(self) -> Path:
+        """A file for kubectl and helm."""
+        server = {"server": f"https://127.0.0.1:{self._port}", "insecure-skip-tls-verify": True}
+        made = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "it", "cluster": server}],
+            "users": [{"name": "admin", "user": {"token": self._token}}],
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "admin"}}],
+            "current-context": "it",
+        }
+        path = self._folder / "kubeconfig"
+        path.touch(0o600)
+        path.write_text(json.dumps(made))
+        return path
 
     def _path(self, version: str, kind: str, namespace: str) -> str:
         found = self._resource(version, kind)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.deploy import render as chart
 from tests.deploy import tools
 from tests.deploy.api_server import ApiServer, NotTaken
 from tests.deploy.render import EXAMPLES, Rendered
+from tests.deploy.values_schema import CHART
 
 pytestmark = [pytest.mark.deploy, pytest.mark.usefixtures("helm", "schemas")]
 
@@ -63,13 +66,6 @@ def pod(name: str, template: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def install(server: ApiServer, namespace: str, rendered: Rendered) -> None:
-    """Create what helm would, a pod's account before it."""
-    first = ("ServiceAccount", "ConfigMap")
-    for made in sorted(rendered.objects, key=lambda made: made["kind"] not in first):
-        server.create(made, namespace)
-
-
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_server_takes_every_object_of_an_example_and_restricted_the_pods_that_come_of_it(
     name: str, server: ApiServer, namespace: str
@@ -84,16 +80,36 @@ def test_the_server_takes_every_object_of_an_example_and_restricted_the_pods_tha
     assert ("submitter" in templates) == bool(rendered.of("RayJob")) and len(templates) > 1
     for made in templates.values():
         server.create(made, namespace, dry_run=True)
-    assert server.count("v1", "Pod", namespace) == 0, "a dry run makes nothing"
+    assert server.all("v1", "Pod", namespace) == [], "a dry run makes nothing"
 
 
-def test_an_example_is_installed_for_real(server: ApiServer, namespace: str) -> None:
-    """Beyond a dry run: what is stored, under names that do not collide, and taken a second time by nobody."""
-    rendered = chart.render(EXAMPLES["gpu-from-zero"])
-    install(server, namespace, rendered)
-    assert server.count("ray.io/v1", "RayService", namespace) == 1
-    with pytest.raises(NotTaken, match="already exists"):
-        install(server, namespace, rendered)
+def test_helm_installs_upgrades_rolls_back_and_uninstalls(server: ApiServer, namespace: str) -> None:
+    """Beyond a dry run: what is stored, and what of it an upgrade changes."""
+    chosen = ["books", str(CHART), "-f", str(EXAMPLES["gpu-from-zero"])]
+
+    def helm(*words: str) -> str:
+        command = [tools.helm(), *words, "--namespace", namespace, "--kubeconfig", server.kubeconfig()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def limits() -> tuple[int, str]:
+        (service,) = server.all("ray.io/v1", "RayService", namespace)
+        (group,) = [one for one in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if one["groupName"] == "gpu"]
+        text = group["template"]["metadata"]["annotations"]["stream-embedder/pipeline.yaml"]
+        return group["maxReplicas"], yaml.safe_load(text)["pool"]["max"]
+
+    assert "STATUS: deployed" in helm("install", *chosen)
+    assert limits() == (16, 16)
+    helm("upgrade", *chosen, "--set", "pipeline.pool.max=5")
+    assert limits() == (5, 5)
+    helm("rollback", "books", "1")
+    assert limits() == (16, 16)
+    kinds = (("networking.k8s.io/v1", "NetworkPolicy"), ("monitoring.coreos.com/v1", "PodMonitor"))
+    assert [len(server.all(*kind, namespace)) for kind in kinds] == [1, 1]
+    assert server.all("v1", "Pod", namespace) == [], "the pod of helm test is made when it is asked for"
+    helm("uninstall", "books")
+    assert [server.all(*kind, namespace) for kind in (("ray.io/v1", "RayService"), *kinds)] == [[], [], []]
 
 
 def misspelt(rendered: Rendered, change: Callable[[dict[str, Any]], None], kind: str) -> dict[str, Any]:
