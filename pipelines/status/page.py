@@ -56,7 +56,8 @@ class View:
             if one.differs:
                 found.append(
                     f"{one.output} holds vectors with fingerprint {', '.join(one.latest)}, and these settings make {one.ours}: "
-                    "they do not compare, and a pipeline with these settings refuses to start there"
+                    "they do not compare, and a pipeline with these settings refuses to start there, unless "
+                    "delivery.allow_fingerprint_change is set"
                 )
         return found
 

@@ -47,8 +47,8 @@ def watching(config: Path, *words: str) -> Iterator[Callable[[Callable[[dict[str
         try:
             yield lambda wanted: next(made for made in lines if wanted(made))
         finally:
-            running.send_signal(signal.SIGINT)
-            assert running.wait(30) == 130
+            running.terminate()
+            assert running.wait(30) == -signal.SIGTERM
 
 
 def test_status_of_a_pipeline_through_its_life(
