@@ -171,6 +171,7 @@ class Status:
             without_ray=self._without_ray,
             rate=None if before is None else _rate(before[0], seen),
             fixed=pool.min if pool.min == pool.max else None,
+            members=self._settings.readers.count,
             without_fingerprints=self._fingerprints(beside),
             fingerprints=self._found,
         )

@@ -27,7 +27,7 @@ class View:
     """All there is to show at ``now`` (Unix time). ``without_ray``: why there are no figures of replicas.
 
     ``rate``: records/s that were committed since the look before; None: there was none. ``fixed``: how many encoders there
-    should be where nothing scales them. ``fingerprints`` None: not looked at, or not yet.
+    should be where nothing scales them, ``members`` how many readers. ``fingerprints`` None: not looked at, or not yet.
     """
 
     now: float
@@ -37,6 +37,7 @@ class View:
     without_ray: str | None = None
     rate: float | None = None
     fixed: int | None = None
+    members: int | None = None
     fingerprints: Sequence[Fingerprint] | None = None
     without_fingerprints: str | None = None
 
@@ -105,11 +106,12 @@ def _head(view: View, seen: Seen) -> list[str]:
     if (application := view.application) is not None:
         encoders, readers = application.encoders, application.readers
         wanted = "" if view.wanted is None else f" of {view.wanted} wanted"
+        members = "" if view.members is None else f" of {view.members} wanted"
         starting = f", {encoders.starting} starting" if encoders.starting else ""
         why = "" if (scaling := application.scaling) is None else _why(view, scaling)
         commit = "none yet" if application.last_commit is None else f"{duration(view.age(application.last_commit))} ago"
         found.append(
-            f"application {application.status}: {_count(readers.ready, 'reader')} ready; "
+            f"application {application.status}: {_count(readers.ready, 'reader')} ready{members}; "
             f"{_count(encoders.ready, 'encoder')} ready{wanted}{starting}{why}; last commit {commit}"
         )
         if application.said is not None:
@@ -253,7 +255,11 @@ def _replicas(view: View, application: Application) -> dict[str, Any]:
     return {
         "application": application.status,
         "said": application.said,
-        "readers": {"ready": application.readers.ready, "starting": application.readers.starting},
+        "readers": {
+            "wanted": view.members,
+            "ready": application.readers.ready,
+            "starting": application.readers.starting,
+        },
         "encoders": {"wanted": view.wanted, "ready": encoders.ready, "starting": encoders.starting},
         "scaling": None
         if scaling is None

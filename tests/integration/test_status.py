@@ -96,7 +96,7 @@ def test_status_of_a_pipeline_through_its_life(
             (member,) = well["group"]["members"]
             assert {place["member"] for place in well["partitions"]} == {member["client"]}
             assert all(place["last_commit_age_seconds"] is not None for place in well["partitions"])
-            assert well["replicas"]["readers"] == {"ready": 1, "starting": 0}
+            assert well["replicas"]["readers"] == {"wanted": 1, "ready": 1, "starting": 0}
             assert well["replicas"]["encoders"]["wanted"] == well["replicas"]["scaling"]["target"] >= 1
             assert well["replicas"]["scaling"]["reason"]
             marks = until(lambda made: made["fingerprints"] is not None)["fingerprints"]

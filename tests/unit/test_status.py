@@ -182,6 +182,7 @@ def view(**changes: Any) -> View:
         "application": application(starting=1, stats=stats),
         "rate": 1234.5,
         "fixed": None,
+        "members": 2,
         "fingerprints": [Fingerprint("kafka:vectors", "a" * 16, ("b" * 16,))],
     }
     return View(**(given | changes))
@@ -193,7 +194,8 @@ def test_the_page_says_all_that_is_known() -> None:
     assert text.startswith("healthy\n  note: kafka:vectors holds vectors with fingerprint bbbb")
     assert "group embedder: Stable, 1 member; 10 records wait, the oldest for 12 s; 1,234 records/s committed" in head
     assert (
-        "1 reader ready; 1 encoder ready of 3 wanted, 1 starting (backlog, since 60 s); last commit 2.0 s ago" in head
+        "1 reader ready of 2 wanted; 1 encoder ready of 3 wanted, 1 starting (backlog, since 60 s); last commit 2.0 s ago"
+        in head
     )
     (first,) = [line.split() for line in table.splitlines() if line.startswith("documents/0")]
     assert " ".join(first) == "documents/0 90 100 10 12 s 2.0 s ago here.embedder.0 lake at 80"
@@ -253,6 +255,7 @@ def test_json_has_every_figure_and_null_for_what_is_not_known() -> None:
         "last_commit_age_seconds": 2.0,
     }
     assert made["replicas"]["encoders"] == {"wanted": 3, "ready": 1, "starting": 1}
+    assert made["replicas"]["readers"] == {"wanted": 2, "ready": 1, "starting": 0}
     assert made["replicas"]["scaling"] == {"reason": "backlog", "target": 3, "need": 4, "for_seconds": 60.0}
     assert made["group"]["members"][0]["partitions"] == ["documents/0", "documents/1"]
     assert made["fingerprints"] == [
