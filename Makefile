@@ -12,6 +12,7 @@ WORKERS ?= auto
 SEEDS ?=
 LANES ?=
 NAMES ?=
+API_SERVER ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test test-deploy soak mutants lint format lock broker clean
@@ -42,8 +43,8 @@ bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: mak
 test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak and not deploy" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-deploy: $(STAMP) ## what is in deploy/, by helm, promtool and hadolint, which it gets; needs Go
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/deploy
+test-deploy: $(STAMP) ## what is in deploy/, by tools that it gets with Go; on a real API server: make test-deploy API_SERVER=1
+	@HF_HUB_OFFLINE=1 API_SERVER=$(API_SERVER) $(BIN)/python -m pytest tests/deploy
 
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed again: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))

@@ -86,6 +86,12 @@ COMMANDS = {
         "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
         "stream-embedder check -c pipeline.yaml",
     ),
+    "status": Command(
+        "Say how the pipeline is: its group, how far behind each partition is and for how long, replicas and why there are so "
+        "many (with ray.address), whose vectors the outputs hold. Ends with 0 when all is well, with 1 when it is stalled or "
+        "out of reach, and says what to do.",
+        "stream-embedder status -c pipeline.yaml --ray.address auto --watch",
+    ),
     "topics create": Command(
         "Create the topics that the settings name and that are not there, with the sizes and the clean-up that the pipeline "
         "needs. Those that are there stay as they are; check says whether they suit.",
@@ -191,6 +197,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
         from pipelines.search.options import add_options  # noqa: PLC0415
 
         add_options(parser, _positive)
+    if name == "status":
+        from pipelines.status.options import add_status  # noqa: PLC0415
+
+        add_status(parser)
     if name == "topics create":
         parser.add_argument("--partitions", type=_positive, metavar="N", help="of each topic; default: the source's")
         parser.add_argument("--replication", type=_positive, metavar="N", help="copies; default: the broker's")

@@ -177,6 +177,12 @@ def _wanted(call: _Call) -> Wanted:
     )
 
 
+def _status(call: _Call) -> int:
+    from pipelines.status.command import from_line
+
+    return from_line(call.configured.settings, call.arguments)
+
+
 def _show_offsets(call: _Call) -> int:
     call.configured.settings.require_stream()
     from pipelines.offsets import run_show
@@ -260,6 +266,7 @@ _RUN = {
     "report": _report,
     "search": _search,
     "check": _check,
+    "status": _status,
     "topics create": _create_topics,
     "offsets show": _show_offsets,
     "offsets reset": _reset_offsets,

@@ -42,16 +42,18 @@ class Model:
     layout: Layout
 
     @classmethod
-    def open(cls, settings: Settings) -> Model:
+    def open(cls, settings: Settings, *, download: bool = True) -> Model:
         """Find the model and hold the settings against it.
 
         Raises:
-            EnvironmentFault: the model is not there, or not one that we run.
+            EnvironmentFault: the model is not there (without ``download``: on this machine), or not one that we run.
             SettingsError: dim, max_tokens, task or prompt do not suit it.
         """
         chosen = settings.model
         layout = Layout.read(
-            resolve(chosen.name, chosen.revision), task=chosen.task, sliding_window=chosen.sliding_window
+            resolve(chosen.name, chosen.revision, download=download),
+            task=chosen.task,
+            sliding_window=chosen.sliding_window,
         )
         against_model(settings, layout)
         if (advice := prompt_advice(layout, chosen.prompt, chosen.prompt_text)) is not None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.dead_letters import parse_since
+from pipelines.positions import source_partitions, standings
 from pipelines.table import plain
 from workers import kafka_client, kafka_groups, kafka_topics
 from workers.errors import EnvironmentFault, SettingsError
@@ -30,35 +31,18 @@ def run_show(settings: Settings, places: Sequence[str], *, as_json: bool) -> int
         RetryableError: the broker does not answer now.
     """
     with kafka_client.admin(settings.kafka) as client:
-        topics, wanted = _wanted(client, settings, places)
-        committed = kafka_topics.committed_positions(client, settings.source.group)
-        begins, ends = kafka_topics.begin_offsets(client, topics), kafka_topics.end_offsets(client, topics)
+        found = standings(client, settings, places)
         members = kafka_groups.members(client, settings.source.group)
-    rows, lines, total = [], [], 0
-    for tp in wanted:
-        at = committed.get(tp)
-        lag = max(0, ends[tp] - max(begins[tp], begins[tp] if at is None else at.offset))
-        total += lag
-        apart = {} if at is None else {name: own for name, own in at.outputs.items() if own != at.offset}
-        lines.append(
-            {
-                "topic": tp.topic,
-                "partition": tp.partition,
-                "committed": None if at is None else at.offset,
-                "begin": begins[tp],
-                "end": ends[tp],
-                "lag": lag,
-                "outputs": {} if at is None else dict(at.outputs),
-            }
-        )
-        elsewhere = ", ".join(f"{name} at {own:,}" for name, own in sorted(apart.items()))
-        rows.append((str(tp), "none" if at is None else f"{at.offset:,}", f"{ends[tp]:,}", f"{lag:,}", elsewhere))
     if as_json:
-        for line in lines:
-            print(json.dumps(line))
+        for one in found:
+            print(json.dumps(one.as_json()))
         return 0
+    rows = []
+    for one in found:
+        committed = "none" if one.committed is None else f"{one.committed.offset:,}"
+        rows.append((str(one.partition), committed, f"{one.end:,}", f"{one.lag:,}", one.elsewhere))
     print(plain(("partition", "committed", "end", "lag", "outputs elsewhere"), rows))
-    print(f"\ngroup {settings.source.group}: {members} members, lag {total:,}")
+    print(f"\ngroup {settings.source.group}: {members} members, lag {sum(one.lag for one in found):,}")
     return 0
 
 
@@ -75,7 +59,7 @@ def run_reset(settings: Settings, places: Sequence[str], *, to: str, dry_run: bo
     """
     group = settings.source.group
     with kafka_client.admin(settings.kafka) as client:
-        topics, wanted = _wanted(client, settings, places)
+        topics, wanted = source_partitions(client, settings, places)
         if (members := kafka_groups.members(client, group)) and not dry_run:
             raise EnvironmentFault(
                 f"group {group} has {members} members, which would go on from where they are: stop the pipeline first"
@@ -96,28 +80,6 @@ def run_reset(settings: Settings, places: Sequence[str], *, to: str, dry_run: bo
             "whatever is committed; to embed all of it again, choose another uri."
         )
     return 0
-
-
-def _wanted(client: Any, settings: Settings, places: Sequence[str]) -> tuple[dict[str, Topic], list[TopicPartition]]:
-    """The source's topics, and those of their partitions that are meant."""
-    topics = kafka_topics.describe_topics(client, kafka_topics.source_topics(client, settings.source))
-    if missing := [name for name in settings.source.topics if name not in topics]:
-        raise EnvironmentFault(f"topic {', '.join(missing)} does not exist, or this user may not see it")
-    if not topics:
-        raise EnvironmentFault(f"source.pattern {settings.source.pattern} matches no topic that this user may see")
-    every = [TopicPartition(name, n) for name in sorted(topics) for n in range(topics[name].partitions)]
-    if not places:
-        return topics, every
-    meant: list[TopicPartition] = []
-    for place in places:
-        found = [tp for tp in every if place in (tp.topic, str(tp))]
-        if not found:
-            raise SettingsError(
-                f"{place!r} is no topic of the source and no partition of one: write TOPIC or TOPIC/PARTITION, such as "
-                f"{every[0]}"
-            )
-        meant += found
-    return topics, sorted(set(meant))
 
 
 def _targets(

@@ -39,7 +39,9 @@ class EncoderScaler:
         self._app = app
         self._handles: dict[str, Any] = {}
         self._scaler = Autoscaler(
-            functools.partial(self._ask, "Reader"),
+            lambda: self._ask(
+                "Reader", self._scaler.last
+            ),  # nobody can ask a policy: status asks the readers, whom it tells
             Limits(**limits),
             readers=readers,
             meter=metrics.Metrics(RayExporter()),
@@ -58,10 +60,10 @@ class EncoderScaler:
         )
         return target, {}
 
-    def _ask(self, deployment: str) -> list[Mapping[str, float]]:
+    def _ask(self, deployment: str, *told: object) -> list[Mapping[str, float]]:
         if deployment not in self._handles:
             self._handles[deployment] = serve.get_deployment_handle(deployment, self._app)
-        answers = self._handles[deployment].broadcast("stats").results(timeout_s=ASK_S, return_exceptions=True)
+        answers = self._handles[deployment].broadcast("stats", *told).results(timeout_s=ASK_S, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, Mapping)]
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines import configure, guard, heap, identity
-from pipelines.assemble import stream_reader
+from pipelines.assemble import CLIENT, stream_reader
 from pipelines.census import Census, of_serve
 from pipelines.cluster import gpus_per_replica
 from pipelines.exporter import RayExporter
@@ -128,6 +129,8 @@ class Reader:
         outlets = topic_outlets(model)
         wanted = {outlet.topic: model.fingerprint_of(outlet.projection) for outlet in outlets}
         guard.refuse_other_fingerprints(settings, wanted)
+        self._client = f"{CLIENT}-{self._slot()}"
+        self._scaling: Mapping[str, Any] | None = None
         self._reader = self._build(model, outlets)
         self._loop = threading.Thread(target=self._run, name="reader", daemon=True)
         self._ended = threading.Event()
@@ -169,9 +172,17 @@ class Reader:
         """Raise when the loop is of no more use; Serve then replaces the replica."""
         self._reader.check()
 
-    def stats(self) -> dict[str, float]:
-        """The metrics of this reader, and how old its ``backlog_records`` is: infinite before it is known."""
+    def stats(self, scaling: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """The metrics of this reader, and how old its ``backlog_records`` is: infinite before it is known.
+
+        ``scaling``: what the policy decided last, which asks here; it is kept for who wants to know.
+        """
+        self._scaling = scaling or self._scaling
         return self._meter.snapshot() | {"backlog_age_seconds": self._backlog.age_s}
+
+    def report(self) -> dict[str, Any]:
+        """For ``status``: what this reader is called in its group, its metrics, and the last decision of scaling."""
+        return {"client": self._client, "stats": self._meter.snapshot(), "scaling": self._scaling}
 
     async def drain(self) -> tuple[bool, int]:
         """Finish what is in flight, commit, leave the group: whether that fitted the time, and how many records are left."""

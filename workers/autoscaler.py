@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from workers import log, metrics
 from workers.periodic import every
@@ -137,6 +138,9 @@ class Autoscaler:
         self._decided_at = -math.inf
         self._said: tuple[int, Reason] | None = None
         self._said_at = -math.inf
+        self._since = 0.0
+        self.last: dict[str, Any] | None = None
+        """What was decided last, for people: ``target``, ``need``, ``reason``, and ``since`` when (Unix time)."""
         self._asks: threading.Event | None = None
         self._failed = False
 
@@ -241,6 +245,14 @@ class Autoscaler:
             meter.set(metrics.SCALING_ARRIVALS, decision.arrivals)
             meter.set(metrics.SCALING_RATE, decision.rate or 0.0)
         said = (decision.target, decision.reason)
+        if said != self._said:
+            self._since = time.time()
+        self.last = {
+            "target": decision.target,
+            "need": decision.need,
+            "reason": decision.reason.value,
+            "since": self._since,
+        }
         if said == self._said and now - self._said_at < SAY_AGAIN_S:
             return
         self._said, self._said_at = said, now

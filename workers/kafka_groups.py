@@ -7,6 +7,7 @@ Comes in: an admin client. Goes out: facts, or offsets of a group that nobody is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from kafka import KafkaAdminClient, OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
@@ -17,13 +18,60 @@ from workers.offsets import write_position
 from workers.records import Position, TopicPartition
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who is in a group: what it calls itself, its host as the broker sees it, and the partitions that are its own."""
+
+    client: str
+    host: str
+    partitions: tuple[TopicPartition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group; ``state`` in Kafka's words: Stable, PreparingRebalance, CompletingRebalance, Empty; Dead: there is none."""
+
+    name: str
+    state: str
+    members: tuple[Member, ...] = ()
+
+
+def describe(client: KafkaAdminClient, group: str) -> Group:
+    """A group with its members; Dead for one that is not there.
+
+    Raises:
+        EnvironmentFault: we may not see it.
+        RetryableError: its coordinator does not answer now.
+    """
+    try:
+        found = client.describe_groups([group])[group]
+    except kafka_errors.GroupIdNotFoundError:
+        return Group(group, "Dead")
+    refused = found["error"] or ""
+    if kafka_errors.GroupAuthorizationFailedError.__name__ in refused:
+        raise EnvironmentFault(
+            f"Kafka does not show group {group}: grant Read on it (kafka-acls.sh --add --operation Read --group {group})"
+        )
+    if refused and kafka_errors.GroupIdNotFoundError.__name__ not in refused:
+        raise RetryableError(f"group {group} cannot be looked at now: {refused.strip(' :')}")
+    members = (
+        Member(member["client_id"], member["client_host"].lstrip("/"), _assigned(member["member_assignment"]))
+        for member in found["members"]
+    )
+    return Group(group, found["group_state"], tuple(sorted(members, key=lambda member: (member.client, member.host))))
+
+
+def _assigned(assignment: object) -> tuple[TopicPartition, ...]:
+    """The partitions of an assignment; none while the group rebalances, or where another program words it otherwise."""
+    if not isinstance(assignment, dict):
+        return ()
+    places = assignment.get("assigned_partitions") or ()
+    return tuple(sorted(TopicPartition(place["topic"], number) for place in places for number in place["partitions"]))
+
+
 def members(client: KafkaAdminClient, group: str) -> int:
     """How many members a group has; 0 for one that is not there."""
-    try:
-        described = client.describe_groups([group])[group]
-    except kafka_errors.GroupIdNotFoundError:
-        return 0
-    return len(described["members"])
+    return len(describe(client, group).members)
 
 
 def offsets_since(

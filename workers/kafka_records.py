@@ -52,6 +52,48 @@ def latest_records(
         consumer.close()
 
 
+def next_records(
+    kafka: KafkaSettings, starts: Mapping[TopicPartition, int], patience_s: float = 10.0
+) -> dict[TopicPartition, int | None]:
+    """When the next record of each partition is dated, from an offset on: Unix time in milliseconds, -1 where it has no date.
+
+    None: there is none that a read_committed reader would get, only marks of transactions, or what is not decided yet. A
+    partition that did not answer in ``patience_s`` is left out.
+
+    Raises:
+        EnvironmentFault: we may not read a topic.
+        RetryableError: the broker does not answer.
+    """
+    # One record of each will do: small fetches, and a partition that has answered is paused, so the others get their turn.
+    consumer = bare_consumer(
+        kafka, auto_offset_reset="earliest", max_partition_fetch_bytes=64 << 10, fetch_max_bytes=4 << 20
+    )
+    found: dict[TopicPartition, int | None] = {}
+    try:
+        deadline = Deadline(patience_s)
+        waiting = {KafkaTopicPartition(*tp): offset for tp, offset in starts.items()}
+        consumer.assign(list(waiting))
+        ends = consumer.end_offsets(list(waiting), 10_000)  # of what is committed
+        for tp, offset in waiting.items():
+            consumer.seek(tp, offset)
+        while waiting and not deadline.expired:
+            for tp, records in consumer.poll(200).items():
+                if records and tp in waiting:
+                    stamp = records[0].timestamp
+                    found[TopicPartition(*tp)] = -1 if stamp is None else stamp
+            for tp in [tp for tp in waiting if TopicPartition(*tp) in found or consumer.position(tp) >= ends[tp]]:
+                found.setdefault(TopicPartition(*tp), None)
+                del waiting[tp]
+                consumer.pause(tp)
+    except kafka_errors.AuthorizationError as error:
+        raise EnvironmentFault(f"{kafka.who} may not read the source's topics: grant Read on them") from error
+    except kafka_errors.KafkaError as error:
+        raise RetryableError(f"the source's next records cannot be read: {sentence(error)}") from error
+    finally:
+        consumer.close()
+    return found
+
+
 def committed_records(
     kafka: KafkaSettings,
     topic: Topic,

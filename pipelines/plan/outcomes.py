@@ -19,10 +19,11 @@ from pipelines.plan.blocks import Sampled
 from workers.codecs import renderer_for, rows_for
 from workers.codecs.base import Decoder
 from workers.encoder.quantize import Projection
+from workers.gathering import Gathering
 from workers.offsets import Prefix
 from workers.outcomes import TextTokenizer, prepare
 from workers.outlets import DeadLetterOutlet, Outlet, Outlets
-from workers.records import DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone, type_ids
+from workers.records import Chunked, DeadLetter, Embedding, Message, Outcome, Record, Settled, Tombstone, type_ids
 from workers.settings import KafkaOutput, ParquetOutput
 from workers.settings.outputs import Output
 from workers.sinks.kafka_record import record_bytes
@@ -155,11 +156,14 @@ class _Work:
             return counts
         texts, settled = prepare(records, self._decoder, self._tokenizer, reject_overflow=self._reject)
         outcomes: dict[int, Outcome] = {origin.offset: outcome for origin, outcome in settled}
+        gathering = Gathering()
+        gathering.expect(texts)
         vectors = self._random.normal(size=(len(texts), self._dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         for text, vector in zip(texts, vectors, strict=True):
             ids = text.tokens.ids
-            outcomes[text.origin.offset] = Embedding(text.document, vector, len(ids), text.tokens.truncated)
+            found = Embedding(text.document, vector, len(ids), text.tokens.truncated, text.chunk)
+            outcomes |= {origin.offset: outcome for origin, outcome in gathering.whole([(text, found)])}
             counts.texts += 1
             counts.tokens += len(ids)
             counts.truncated += text.tokens.truncated
@@ -168,7 +172,7 @@ class _Work:
             self.found.equal += ids.tobytes() in self._seen
             self._seen.add(ids.tobytes())
         for outcome in self._written(records, outcomes):
-            counts.embedded += isinstance(outcome, Embedding)
+            counts.embedded += isinstance(outcome, Embedding | Chunked)
             counts.tombstones += isinstance(outcome, Tombstone)
             if isinstance(outcome, DeadLetter):
                 counts.refused += 1

