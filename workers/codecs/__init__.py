@@ -167,6 +167,20 @@ def renderer_for(
             from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
 
             return BinaryRenderer(output.topic, dim, output.precision, model, fingerprint)
+        case "qdrant":
+            from workers.codecs.qdrant import QdrantRenderer  # noqa: PLC0415
+
+            assert output.collection is not None  # the settings have seen to that
+            return QdrantRenderer(
+                output.topic,
+                output.collection,
+                dim,
+                output.precision,
+                model,
+                fingerprint,
+                output.include,
+                output.chunk_text,
+            )
         case "avro":
             from workers.codecs.avro_record import AvroRenderer  # noqa: PLC0415
 

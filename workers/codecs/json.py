@@ -170,10 +170,11 @@ def render_embedding(
     except (ValueError, RecursionError):
         message = "the id or an included field holds what JSON cannot: half a surrogate pair, or a number out of range"
         raise PoisonError("output", "not_json", message) from None
-    return b'%b,"embedding":%b,%b' % (head, _numbers(vector), tail)
+    return b'%b,"embedding":%b,%b' % (head, numbers(vector), tail)
 
 
-def _numbers(vector: type_vector) -> bytes:
+def numbers(vector: type_vector) -> bytes:
+    """A finite vector as a list in JSON: of each component the fewest digits that give it back."""
     if vector.dtype == np.float16:
         digits = _float16_digits()
         return b"[%b]" % b",".join([digits[bits] for bits in vector.view(np.uint16).tolist()])

@@ -106,8 +106,10 @@ def _parsed(value: bytes) -> object:
 
 
 def _of_object(record: Record, value: Any) -> Stored | None:
-    """An embedding from a JSON object, or from an Avro record, which has the same fields."""
+    """An embedding from a JSON object, from an Avro record, which has the same fields, or from a point of Qdrant's."""
     match value:
+        case {"collection_name": str(), "vector": list(numbers), "payload": dict(payload)}:
+            return _of_object(record, {**payload, "embedding": numbers})
         case {
             "id": str(name),
             "embedding": list(numbers),

@@ -140,11 +140,13 @@ class KafkaOutput(Vectors):
 
     kind: Literal["kafka"] = Field("kafka", description=Vectors.model_fields["kind"].description)
     topic: str = Field(min_length=1, description="Of `kafka`: the topic that embeddings are written to.")
-    format: Literal["json", "binary", "avro"] = Field(
+    format: Literal["json", "binary", "avro", "qdrant"] = Field(
         "json",
         description="`json`: an object with the vector as a list. `binary`: the vector's bytes, the rest in headers. `avro`: as "
-        "JSON, in Confluent's wire format; its schema goes into `registry`.",
+        "JSON, in Confluent's wire format; its schema goes into `registry`. `qdrant`: a point, as Qdrant's sink for Kafka "
+        "Connect takes it.",
     )
+    collection: str | None = Field(None, min_length=1, description="Of `qdrant`: the collection that points belong to.")
 
     @model_validator(mode="after")
     def _include_fits(self) -> Self:
@@ -154,6 +156,12 @@ class KafkaOutput(Vectors):
         if self.chunk_text and self.format == "binary":
             raise ValueError("chunk_text needs format: json or avro (a binary record has room for the vector alone)")
         self._avro_names_fit(JSON_FIELDS)
+        if (self.format == "qdrant") != (self.collection is not None):
+            raise ValueError("collection and format: qdrant go together: a point says which collection it belongs to")
+        if self.format == "qdrant" and self.precision not in ("float32", "float16"):
+            raise ValueError(
+                f"precision {self.precision} is nothing that Qdrant takes: it quantises by itself, from float32"
+            )
         return self
 
     def require_free_for_chunks(self) -> None:
