@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from workers import log, metrics
-from workers.errors import CommitError, StreamEmbedderError
+from workers.errors import CommitError, EnvironmentFault, StreamEmbedderError
 from workers.offsets import OffsetLedger
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet, Outlets, Rendered
 from workers.records import Chunked, DeadLetter, Embedding, Settled, Tombstone, TopicPartition, Unchanged
@@ -144,6 +144,12 @@ class Checkpoint:
                             )
             except ValueError as error:
                 raise StreamEmbedderError(str(error)) from error
+            for prefix in (rendered.prefix for rendered in self._attempt):
+                at = positions.get(prefix.topic_partition)
+                end = 0 if at is None else self._ledger.skipped_after(prefix, at)
+                if held := [entry for entry in prefix.settled if entry.record.origin.offset < end]:
+                    settled += self._outlets.new_of(prefix.already, held)
+                    ends[prefix.topic_partition] = end
             self._lock.notify_all()
         for rendered in self._attempt:
             if (reached := ends.get(rendered.prefix.topic_partition)) is not None:
@@ -159,7 +165,11 @@ class Checkpoint:
         """Give the state and the outputs of files what is committed of a prefix, its records below ``end``."""
         prefix = rendered.prefix
         if self._known is not None:
-            self._known.released(prefix.topic_partition, prefix.epoch, rendered.changes, end)
+            try:
+                self._known.released(prefix.topic_partition, prefix.epoch, rendered.changes, end)
+            except EnvironmentFault as error:
+                # The ledger has forgotten these records: who goes on without their rows and changes would lose them.
+                raise StreamEmbedderError(str(error)) from error
         for outlet, rows in zip(self._files, rendered.below(end), strict=True):
             outlet.output.append(prefix.topic_partition, prefix.epoch, rows, end)
 

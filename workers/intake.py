@@ -53,7 +53,7 @@ class Intake:
         more. None: as many as there are.
         """
         self.lock = threading.Condition()
-        self.ledger = OffsetLedger(topics, [output.key for output in files])
+        self.ledger = OffsetLedger(topics, [output.key for output in files], [] if known is None else [known.mark])
         self.inbox: deque[Sequence[Record]] = deque()
         self._ended = False
         self._resume_at = 0.0
@@ -76,17 +76,17 @@ class Intake:
             for output in self._files:
                 output.assign(partition, epoch, position.outputs[output.key])
             if self._known is not None:
-                self._known.assign(partition, epoch)
+                self._known.assign(partition, epoch, position.outputs[self._known.mark])
 
     def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
         """A partition goes on further ahead; chains of files stay where they are, their next file reaches over the gap."""
         with self.lock:
             self._drop([partition])
             self.ledger.skip(partition, epoch, offset)
-            for output, position in zip(self._files, self.ledger.chains(partition), strict=True):
-                output.assign(partition, epoch, position)
+            for output in self._files:
+                output.move(partition, epoch)
             if self._known is not None:
-                self._known.move(partition, epoch)
+                self._known.move(partition, epoch, offset)
 
     def parting(self, partitions: Iterable[TopicPartition]) -> None:
         """Put the files of partitions that go: what waits for its file would have to be embedded again."""
@@ -103,6 +103,7 @@ class Intake:
                 output.revoke(partitions)
             if self._known is not None:
                 self._known.revoke(partitions)
+            self._placing.revoke(partitions)
             self.lock.notify_all()
             self.measure()
         if dropped:

@@ -45,10 +45,11 @@ class _Entry:
 
 
 class _Lane:
-    __slots__ = ("already", "entries", "epoch", "files", "index", "next_offset", "released", "start", "told")
+    __slots__ = ("already", "entries", "epoch", "files", "former", "index", "next_offset", "released", "start", "told")
 
     def __init__(self, epoch: int, position: Position, files: Iterable[str]) -> None:
         self.epoch = epoch
+        self.former: frozenset[int] = frozenset()
         self.already = dict(position.outputs)
         self.start = self.next_offset = self.released = position.offset
         self.files = {name: self.already.get(name, position.offset) for name in files}
@@ -64,10 +65,14 @@ class OffsetLedger:
     refused, so that results for a partition that was lost, and perhaps regained, can never be written.
     """
 
-    def __init__(self, topics: Sequence[str] = (), files: Sequence[str] = ()) -> None:
-        """Names of the outputs: ``topics`` move on with a commit, ``files`` each in its own time (:meth:`advance`)."""
+    def __init__(self, topics: Sequence[str] = (), files: Sequence[str] = (), marks: Sequence[str] = ()) -> None:
+        """Names of the outputs: ``topics`` move on with a commit, ``files`` each in its own time (:meth:`advance`).
+
+        ``marks`` are no outputs: they stay as the position has them with which an assignment begins, or where it skips to.
+        """
         self._topics = tuple(topics)
         self._files = tuple(files)
+        self._marks = tuple(marks)
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._records = 0
         self._bytes = 0
@@ -101,8 +106,9 @@ class OffsetLedger:
     def skip(self, partition: TopicPartition, epoch: int, offset: int) -> None:
         """Go on at ``offset``, because what comes before it is gone from the source; outputs stay where they are."""
         lane = self._lanes[partition]
-        outputs = lane.already | lane.files
+        outputs = lane.already | lane.files | {name: max(offset, lane.already.get(name, 0)) for name in self._marks}
         self.assign(partition, epoch, Position(offset, outputs))
+        self._lanes[partition].former = lane.former | {lane.epoch}
 
     def revoke(self, partitions: Iterable[TopicPartition]) -> int:
         """Give partitions up; returns how many records in flight went with them. Unknown partitions are ignored."""
@@ -205,6 +211,7 @@ class OffsetLedger:
             if partition in following or lane.files != lane.told:
                 offset = following.get(partition, lane.released)
                 outputs = {name: max(offset, lane.already.get(name, 0)) for name in self._topics} | lane.files
+                outputs |= {name: lane.already[name] for name in self._marks}
                 found[partition] = Position(min([offset, *lane.files.values()]), outputs)
         return found
 
@@ -239,6 +246,14 @@ class OffsetLedger:
         if reached <= min((lane.already.get(name, lane.start) for name in self._topics), default=lane.start):
             return []  # the topics had this when the assignment began: it says nothing of the commit
         return self._release(partition, epoch, reached)
+
+    def skipped_after(self, prefix: Prefix, position: Position) -> int:
+        """Below which offset a commit in doubt held a prefix of an assignment that has skipped since, by what is committed."""
+        lane = self._lanes.get(prefix.topic_partition)
+        if lane is None or prefix.epoch not in lane.former:
+            return 0
+        reached = min((position.outputs.get(name, position.offset) for name in self._topics), default=position.offset)
+        return min(reached, prefix.next_offset)
 
     def _release(self, partition: TopicPartition, epoch: int, committed: int) -> list[Settled]:
         lane = self._lanes.get(partition)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 from workers import log
 from workers.errors import EnvironmentFault, RetryableError
@@ -18,90 +17,105 @@ from workers.records import Position, TopicPartition
 from workers.sinks.files import FileOutput
 from workers.state import Known
 
-T = TypeVar("T")
-
 LOG = log.get(__name__)
 
-MOST_BACKOFF_S = 5.0
+LEAST_BACKOFF_S, MOST_BACKOFF_S = 0.2, 5.0
+
+
+class _Asked:
+    """One assignment that waits for its place: the answer, once it is asked for, and when to ask again."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.answer: Future[Position | None] | None = None
+        self.not_before = 0.0
+        self.delay_s = LEAST_BACKOFF_S
+
+    def again(self) -> None:
+        self.answer = None
+        self.not_before = time.monotonic() + self.delay_s
+        self.delay_s = min(2 * self.delay_s, MOST_BACKOFF_S)
 
 
 class Placing:
-    """Looks chains up. :meth:`place` is called by one thread, again and again until it answers."""
+    """Looks chains and states up. :meth:`place` is called by one thread, again and again until it answers."""
 
     def __init__(self, topics: Sequence[str], files: Sequence[FileOutput], known: Known | None = None) -> None:
         """Names of the outputs that are topics, the outputs that are files, and the state, where one is kept."""
         self._topics = tuple(topics)
         self._files = tuple(files)
         self._known = known
-        self._asked: dict[TopicPartition, tuple[int, Future[Position]]] = {}
+        self._asked: dict[TopicPartition, _Asked] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="placing")
         self._stop = threading.Event()
 
     def place(self, partition: TopicPartition, epoch: int, committed: Position) -> Position | None:
-        """The position to start an assignment at; None while a store is being asked.
+        """The position to start an assignment at; None while a store or the state is being asked.
 
         Raises:
             OtherChain: an output's chain is another pipeline's.
         """
         if not self._files and self._known is None:
             return committed
+        if self._stop.is_set():
+            return None
+        asked = self._asked.get(partition)
+        if asked is None or asked.epoch != epoch:
+            asked = self._asked[partition] = _Asked(epoch)
         try:
-            if self._asked.get(partition, (None, None))[0] != epoch:
-                self._asked[partition] = epoch, self._threads.submit(self._look_up, partition, epoch, committed)
-            answer = self._asked[partition][1]
-            if not answer.done():
-                return None
-            del self._asked[partition]
-            return answer.result()
-        except Exception:
-            if self._stop.is_set():  # a look-up that was cut short by the end is no failure
-                return None
-            raise
+            return self._answer(partition, asked, committed)
+        except (EnvironmentFault, RetryableError) as error:
+            if not self._stop.is_set():  # a look-up that was cut short by the end is no failure
+                LOG.warning("not placed %s", log.fields(partition=partition, retry_in_s=asked.delay_s, error=error))
+            asked.again()
+            return None
+
+    def _answer(self, partition: TopicPartition, asked: _Asked, committed: Position) -> Position | None:
+        if asked.answer is None:
+            if time.monotonic() >= asked.not_before:
+                asked.answer = self._threads.submit(self._look_up, partition, asked.epoch, committed)
+            return None
+        if not asked.answer.done():
+            return None
+        found = asked.answer.result()
+        if found is None:  # given up, because it was not wanted for a moment
+            asked.again()
+            return None
+        self._asked.pop(partition, None)
+        return found
+
+    def revoke(self, partitions: Iterable[TopicPartition]) -> None:
+        """Look nothing up of partitions that are ours no longer."""
+        for partition in partitions:
+            self._asked.pop(partition, None)
 
     def close(self) -> None:
         """Wait for no answer any longer."""
         self._stop.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _look_up(self, partition: TopicPartition, epoch: int, committed: Position) -> Position:
+    def _look_up(self, partition: TopicPartition, epoch: int, committed: Position) -> Position | None:
         # Where a file's output is behind, its records are read again, and the topics must not take them twice.
         outputs = {name: committed.outputs.get(name, committed.offset) for name in self._topics}
+        reached = max(outputs.values(), default=committed.offset)
         for output in self._files:
-            outputs[output.key] = self._end(output, partition, epoch, committed)
+            end = output.find(partition, committed.outputs.get(output.key))
+            outputs[output.key] = committed.offset if end is None else end
+        start = min(outputs.values())
         if self._known is None:
-            return Position(min(outputs.values()), outputs)
-        # A file may have been put that the group has not been told of; the state has not heard of its records either.
-        known, started = self._known, time.monotonic()
-        keys = self._asking(
-            lambda: known.load(partition, epoch, lambda: self._wanted(partition, epoch)),
-            partition,
-            epoch,
-            "state not read",
-        )
+            return Position(start, outputs)
+        started = time.monotonic()
+        keys = self._known.load(partition, epoch, lambda: self._wanted(partition, epoch))
+        if keys is None:
+            return None
         LOG.info(
-            "state read %s",
-            log.fields(partition=partition, keys=keys, seconds=round(time.monotonic() - started, 1)),
+            "state read %s", log.fields(partition=partition, keys=keys, seconds=round(time.monotonic() - started, 1))
         )
-        return Position(committed.offset, outputs)
-
-    def _end(self, output: FileOutput, partition: TopicPartition, epoch: int, committed: Position) -> int:
-        hint = committed.outputs.get(output.key)
-        end = self._asking(
-            lambda: output.find(partition, hint), partition, epoch, "chain not found", output=output.name
-        )
-        return committed.offset if end is None else end
-
-    def _asking(self, ask: Callable[[], T], partition: TopicPartition, epoch: int, what: str, **fields: object) -> T:
-        """Ask until there is an answer, or the assignment has ended."""
-        delay = 0.2
-        while True:
-            try:
-                return ask()
-            except (EnvironmentFault, RetryableError) as error:
-                LOG.warning("%s %s", what, log.fields(**fields, partition=partition, retry_in_s=delay, error=error))
-                if self._stop.wait(delay) or not self._wanted(partition, epoch):
-                    raise
-            delay = min(2 * delay, MOST_BACKOFF_S)
+        # The state is as of what is committed: a file may have been put that the group has not been told of, and its records
+        # are read again for the state. Where it has not been kept all along, what it says of older records is not believed.
+        outputs[self._known.mark] = committed.outputs.get(self._known.mark, reached)
+        return Position(min(start, committed.offset), outputs)
 
     def _wanted(self, partition: TopicPartition, epoch: int) -> bool:
-        return not self._stop.is_set() and self._asked.get(partition, (None, None))[0] == epoch
+        asked = self._asked.get(partition)
+        return not self._stop.is_set() and asked is not None and asked.epoch == epoch

@@ -15,7 +15,7 @@ from tests.fakes import TOPIC, record
 from workers.errors import EnvironmentFault, PoisonError
 from workers.records import Document, Message, Position, Record, Tombstone, TopicPartition, Unchanged
 from workers.state import Change, Digests, Entry, Known
-from workers.state.entry import check_record, read_entry, state_key, topic_prefix, write_entry
+from workers.state.entry import NOTHING, check_record, read_entry, state_key, topic_prefix, write_entry
 from workers.state.store import Store
 
 P0 = TopicPartition(TOPIC, 0)
@@ -36,7 +36,7 @@ def known(told: Sequence[tuple[bytes, bytes | None]] = (), *, skip: bool = True)
 
     found = Known(STATE, log, DIGESTS, skip=skip)
     assert found.load(P0, 1, lambda: True) is not None
-    found.assign(P0, 1)
+    found.assign(P0, 1, 0)
     return found
 
 
@@ -48,14 +48,14 @@ def told_of(held: Record, document: Document) -> tuple[bytes, bytes]:
 # ---- entries and digests
 
 
-@given(st.binary(min_size=16, max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-def test_an_entry_is_read_as_it_was_written(digest: bytes, tokens: int, chunks: int):
-    value = write_entry(Entry(digest, tokens, chunks))
+@given(st.binary(min_size=16, max_size=16), *[st.integers(0, 2**32 - 1)] * 2, st.integers(0, 2**63))
+def test_an_entry_is_read_as_it_was_written(digest: bytes, tokens: int, chunks: int, offset: int):
+    value = write_entry(Entry(digest, tokens, chunks, offset))
     check_record(b"k" * 20, value)
-    assert read_entry(value) == Entry(digest, tokens, chunks)
+    assert read_entry(value) == Entry(digest, tokens, chunks, offset)
 
 
-@pytest.mark.parametrize("value", [b"", b"\2" + b"x" * 24, b"\1" + b"x" * 23, b"{}"])
+@pytest.mark.parametrize("value", [b"", b"\2" + b"x" * 32, b"\1" + b"x" * 31, b"{}"])
 def test_what_is_no_entry_is_not_taken_for_one(value: bytes):
     with pytest.raises(ValueError, match="a value of"):
         check_record(b"k" * 20, value)
@@ -126,7 +126,7 @@ def test_stores_are_closed_when_their_partitions_go():
     state.load(P0, 2, lambda: True)
     state.load(P0, 3, lambda: True)
     assert files() > before
-    state.assign(P0, 3)
+    state.assign(P0, 3, 0)
     state.revoke([P0])
     state.load(P0, 4, lambda: True)
     state.close()
@@ -173,8 +173,9 @@ def test_records_without_a_key_and_of_past_assignments_have_no_state():
     keyless, stale = record(6, key=None), record(7, epoch=0)
     found = state.recognise([(keyless, document), (stale, document)])
     assert [isinstance(meaning, Document) for _, meaning in found] == [True, True]
-    state.move(P0, 2)
-    assert isinstance(state.recognise([(record(8, epoch=2), document)])[0][1], Unchanged)
+    state.move(P0, 2, 8)
+    moved = state.recognise([(record(8, epoch=2), document)])[0][1]
+    assert isinstance(moved, Document), "what was read before a skip is not believed"
 
 
 # ---- what is told
@@ -184,28 +185,44 @@ def change(offset: int, key: bytes, tokens: int | None) -> Change:
     return Change(offset, key, None if tokens is None else Entry(b"d" * 16, tokens))
 
 
+DOUBT = -1
+
+
 def values(messages: Sequence[Message]) -> dict[bytes, int | None]:
+    """The tokens of each key's entry; None where it goes, :data:`DOUBT` where nobody knows."""
     assert all(message.topic == STATE and message.partition == 0 for message in messages)
-    return {
-        message.key or b"": None if message.value is None else read_entry(message.value).tokens for message in messages
-    }
+    found = {message.key or b"": message.value and read_entry(message.value) for message in messages}
+    return {key: entry and (DOUBT if entry.digest == NOTHING else entry.tokens) for key, entry in found.items()}
 
 
 def test_a_change_is_told_with_the_offset_that_reaches_beyond_it_and_once():
     state = known()
     first = [change(0, b"a", 1), change(1, b"b", 2), change(2, b"a", 3)]
     behind = {P0: Position(1)}
-    assert values(state.due(behind, {P0: first})) == {b"a": 1}
+    assert values(state.due(behind, {P0: first})) == {b"a": DOUBT, b"b": DOUBT}, "others come after, or it is not due"
     state.released(P0, 1, first, 3)
     state.told(behind, {P0: 1})
     assert state.entry(P0, 1, b"a") == Entry(b"d" * 16, 3), "the copy is what the topics have"
     second = [change(3, b"b", None)]
-    assert values(state.due({P0: Position(3)}, {P0: second})) == {b"b": 2, b"a": 3}
+    assert values(state.due({P0: Position(3)}, {P0: second})) == {b"a": 3}, "of the other key there is doubt already"
     assert values(state.due({P0: Position(4)}, {P0: second})) == {b"b": None, b"a": 3}
     state.released(P0, 1, second, 4)
+    state.told({P0: Position(3)}, {P0: 1})
+    assert values(state.due({P0: Position(4)}, {})) == {b"b": None}
     state.told({P0: Position(4)}, {P0: 1})
     assert state.due({P0: Position(9)}, {}) == []
     assert state.entry(P0, 1, b"b") is None
+
+
+def test_what_may_stand_under_more_chunks_is_in_doubt_as_so_many():
+    state, behind = known(), {P0: Position(0)}
+    grown = [Change(0, b"a", Entry(b"d" * 16, 1, 3), 5)]
+    (message,) = state.due(behind, {P0: grown})
+    assert read_entry(message.value or b"") == Entry(NOTHING, 0, 5)
+    state.released(P0, 1, grown, 1)
+    assert state.due(behind, {P0: [Change(1, b"a", None, 3)]}) == [], "there is doubt enough"
+    (message,) = state.due(behind, {P0: [Change(1, b"a", Entry(b"e" * 16, 1, 9), 3)]})
+    assert read_entry(message.value or b"").chunks == 9
 
 
 def test_of_a_commit_in_doubt_that_part_counts_which_happened():
@@ -231,5 +248,34 @@ def test_a_view_sees_its_own_records():
 def test_a_reading_that_is_not_wanted_any_more_ends():
     state = Known(STATE, lambda _: iter([[(b"a", b"b")]] * 3), DIGESTS, skip=True)
     assert state.load(P0, 1, lambda: False) is None
-    with pytest.raises(AssertionError, match="without its state"):
-        state.assign(P0, 1)
+
+
+def test_what_an_older_reading_brings_last_does_not_count():
+    """An assignment's reading hangs at somebody's transaction, and ends when the next assignment has its own."""
+    state = known()
+    assert state.load(P0, 3, lambda: True) is not None
+    assert state.load(P0, 2, lambda: True) is None
+    state.assign(P0, 3, 0)
+
+
+def test_what_is_not_believed_is_written_again_and_deletes_as_many_chunks_as_there_may_be():
+    held, document = record(5), Document("1", "text")
+    state = known()
+    state.load(P0, 2, lambda: True)
+    state.assign(P0, 2, 7)
+    state.released(P0, 2, [Change(5, state_key(TOPIC, b"key"), Entry(DIGESTS.of(held, document), 7, 4, 5))], 6)
+    ((_, found),) = state.recognise([(record(6, epoch=2), document)])
+    assert isinstance(found, Document), "it is from before the state was kept"
+    view = state.view(P0, 2)
+    view.leaves(record(6, epoch=2), Entry(b"d" * 16, 1, 2))
+    assert view.changes[-1].entry == Entry(b"d" * 16, 1, 4, 6), "topics may have none of this record"
+    view.leaves(record(7, epoch=2), Entry(b"d" * 16, 1, 2))
+    assert view.changes[-1].entry == Entry(b"d" * 16, 1, 2, 7)
+
+
+def test_after_the_end_nothing_begins():
+    state = known()
+    state.load(P0, 2, lambda: True)
+    state.close()
+    state.assign(P0, 2, 0)
+    assert state.load(P0, 3, lambda: True) is None

@@ -3,8 +3,8 @@
 Comes in: documents, keys. Goes out: digests, bytes of fixed sizes. Never here: a piece of a key or of a text, so that the topic
 holds nothing of a user's.
 
-A record of the topic: key, 20 bytes (4 of BLAKE2b of the source topic's name, 16 of name and key); value, 25 bytes: a version,
-how many records are there under the key, tokens, and 16 bytes of BLAKE2b of all that decides what is written.
+A record of the topic: key, 20 bytes (4 of BLAKE2b of the source topic's name, 16 of name and key); value, 33 bytes: a version,
+how many chunks are there under the key, tokens, the source's offset, and 16 bytes of BLAKE2b of all that decides what is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import NamedTuple
 from workers.records import Document, Record
 
 VERSION = 1
-_VALUE = struct.Struct(">BII16s")
+_VALUE = struct.Struct(">BIIQ16s")
+# The digest of what is in doubt: no document has it.
+NOTHING = bytes(16)
 PREFIX_BYTES = 4
 KEY_BYTES = 20
 
@@ -29,21 +31,30 @@ class Entry(NamedTuple):
     """What the outputs hold under a key.
 
     ``digest``: of what it was made of; ``tokens``: what that took; ``chunks``: under how many chunks' keys it stands, 0: under
-    the key itself.
+    the key itself; ``offset``: of the source record that left it.
+
+    With the digest :data:`NOTHING` the entry is in doubt: something else may stand there, under no more chunks than that.
     """
 
     digest: bytes
     tokens: int
     chunks: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the source record at ``offset`` leaves under a state ``key``; None: nothing."""
+    """What the source record at ``offset`` leaves under a state ``key``; None: nothing. ``before``: how many chunks were there."""
 
     offset: int
     key: bytes
     entry: Entry | None
+    before: int = 0
+
+    @property
+    def most(self) -> int:
+        """Under how many chunks something may stand while it is not sure whether the record was written."""
+        return max(self.before, 0 if self.entry is None else self.entry.chunks)
 
 
 def topic_prefix(topic: str) -> bytes:
@@ -68,7 +79,7 @@ def _of_topic(topic: str) -> tuple[bytes, hashlib.blake2b]:
 
 def write_entry(entry: Entry) -> bytes:
     """The value of the state topic's record."""
-    return _VALUE.pack(VERSION, entry.chunks, entry.tokens, entry.digest)
+    return _VALUE.pack(VERSION, entry.chunks, entry.tokens, entry.offset, entry.digest)
 
 
 def check_record(key: bytes, value: bytes | None) -> None:
@@ -79,14 +90,16 @@ def check_record(key: bytes, value: bytes | None) -> None:
     """
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key of {len(key)} bytes")
-    if value is not None and (len(value) != _VALUE.size or value[0] != VERSION):
-        raise ValueError(f"a value of {len(value)} bytes, version {value[:1].hex()}")
+    if value is not None and len(value) != _VALUE.size:
+        raise ValueError(f"a value of {len(value)} bytes")
+    if value is not None and value[0] != VERSION:
+        raise ValueError(f"a value of version {value[0]}")
 
 
 def read_entry(value: bytes) -> Entry:
     """The entry of a value that :func:`check_record` has passed."""
-    _, chunks, tokens, digest = _VALUE.unpack(value)
-    return Entry(digest, tokens, chunks)
+    _, chunks, tokens, offset, digest = _VALUE.unpack(value)
+    return Entry(digest, tokens, chunks, offset)
 
 
 class Digests:
@@ -96,6 +109,11 @@ class Digests:
         """``outputs``: what each makes of a document, fingerprint included: with another model, dim or output all is new."""
         self._base = hashlib.blake2b(digest_size=16)
         _add(self._base, *(each.encode() for each in outputs))
+
+    @property
+    def base(self) -> str:
+        """What all digests of these outputs have in common, in 8 hex digits."""
+        return self._base.hexdigest()[:8]
 
     def of(self, record: Record, document: Document) -> bytes:
         """The digest of id, text, prompt, included fields and the record's headers; not of its timestamp."""

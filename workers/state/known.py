@@ -5,7 +5,12 @@ nothing, what stands under a key, and the records of the state topic that a tran
 
 Two positions matter. What the topics have is ahead of what the group has committed while outputs of files lag behind: those
 records will be read again after a crash, and must then meet the state as it was. So the local copy goes with the first, and a
-change is written to the state topic only in the transaction whose committed offset reaches beyond its record.
+change is written to the state topic only in the transaction whose committed offset reaches beyond its record. Until then the
+topic says that the key is in doubt: the source may have lost the record by the time that it would be read again.
+
+Who fences: :meth:`Known.recognise` and :meth:`View.before` see an assignment of their own epoch alone; what was written under an
+epoch counts also after a skip (:meth:`Known.move`), which changes nothing of what the topics have; :meth:`Known.due` is for
+assignments that the caller holds, who looks again before it commits.
 """
 
 from __future__ import annotations
@@ -17,11 +22,10 @@ from dataclasses import dataclass, field, replace
 
 from workers.errors import PoisonError
 from workers.records import Document, Message, Position, Record, Tombstone, TopicPartition, Unchanged
-from workers.state.entry import Change, Digests, Entry, read_entry, state_key, write_entry
+from workers.state.entry import NOTHING, Change, Digests, Entry, read_entry, state_key, write_entry
 from workers.state.store import Store
 
 type_found = Document | Tombstone | PoisonError
-
 # Pieces of a partition's state as it is read: keys and values, None where a key is gone.
 type_log = Callable[[TopicPartition], Iterator[Sequence[tuple[bytes, bytes | None]]]]
 
@@ -30,15 +34,28 @@ type_log = Callable[[TopicPartition], Iterator[Sequence[tuple[bytes, bytes | Non
 class _Lane:
     """One assignment of a partition.
 
+    ``since``: what records before this offset have left is not believed; ``former``: epochs that skips have ended.
     ``underway``: keys of records that may change something and are not committed to the topics, with the last one's offset;
-    ``prepared``: the same in order. ``untold``: changes that are in the copy and not in the state topic.
+    ``prepared``: the same in order. ``untold``: changes that are in the copy and not in the state topic; ``doubts``: how many of
+    them each key has, and under how many chunks something may stand there.
     """
 
     epoch: int
     store: Store
+    since: int
+    former: set[int] = field(default_factory=set)
     underway: dict[bytes, int] = field(default_factory=dict)
     prepared: deque[tuple[int, bytes]] = field(default_factory=deque)
     untold: deque[Change] = field(default_factory=deque)
+    doubts: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+
+    def entry(self, key: bytes) -> Entry | None:
+        (value,) = self.store.get([key])
+        return None if value is None else read_entry(value)
+
+    def was(self, epoch: int | None) -> bool:
+        """Whether what was written under an epoch is this partition's, without a break."""
+        return epoch == self.epoch or epoch in self.former
 
 
 class View:
@@ -48,6 +65,7 @@ class View:
         self._known = known
         self._partition = partition
         self._epoch = epoch
+        self._since = known.since(partition, epoch)
         self._new: dict[bytes, Entry | None] = {}
         self.changes: list[Change] = []
 
@@ -62,17 +80,24 @@ class View:
 
     def same(self, document: Document, entry: Entry | None) -> bool:
         """Whether writing ``document`` over ``entry`` would change nothing, and need not be done."""
-        return self._known.skips and entry is not None and entry.digest == document.digest
+        return self._known.skips and entry is not None and _same(document, entry, self._since)
 
     def leaves(self, record: Record, entry: Entry | None) -> None:
         """What the record leaves under its key."""
         if record.key is None:
             return
-        key = state_key(record.origin.topic, record.key)
-        if entry is None and self.before(record) is None:
+        key, before, offset = state_key(record.origin.topic, record.key), self.before(record), record.origin.offset
+        if entry is None and before is None:
             return
+        chunks = 0 if before is None else before.chunks
+        if offset < self._since:
+            # Read again for files alone: what topics have of it is not known.
+            entry = Entry(NOTHING, 0) if entry is None else entry
+            entry = entry._replace(chunks=max(chunks, entry.chunks))
+        if entry is not None:
+            entry = entry._replace(offset=offset)
         self._new[key] = entry
-        self.changes.append(Change(record.origin.offset, key, entry))
+        self.changes.append(Change(offset, key, entry, chunks))
 
 
 class Known:
@@ -90,14 +115,20 @@ class Known:
             skip: whether records that change nothing are not embedded again.
             store: makes the local copy of one partition.
         """
-        self._topic = topic
+        self.topic = topic
+        self.skips = skip
         self._log = log
         self._digests = digests
-        self.skips = skip
         self._store = store
         self._lock = threading.Lock()
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._loaded: dict[TopicPartition, tuple[int, Store]] = {}
+        self._closed = False
+
+    @property
+    def mark(self) -> str:
+        """What stands in a committed position, with the offset since which this state, for these outputs, has been kept."""
+        return f"state:{self._digests.base}"
 
     # ---- the partitions, as the reader has them
 
@@ -112,46 +143,55 @@ class Known:
         store = self._store()
         try:
             for piece in self._log(partition):
-                store.put(piece)
                 if not wanted():
-                    store.close()
-                    return None
+                    break
+                store.put(piece)
         except BaseException:
             store.close()
             raise
         with self._lock:
-            if (old := self._loaded.pop(partition, None)) is not None:
+            old = self._loaded.get(partition)
+            if self._closed or not wanted() or (old is not None and old[0] > epoch):
+                store.close()
+                return None
+            if old is not None:
                 old[1].close()
             self._loaded[partition] = epoch, store
             return len(store)
 
-    def assign(self, partition: TopicPartition, epoch: int) -> None:
-        """An assignment begins, at the offset that was committed when its state was read."""
+    def assign(self, partition: TopicPartition, epoch: int, since: int) -> None:
+        """An assignment begins, at the offset that was committed when its state was read; ``since`` as its mark says."""
         with self._lock:
+            if self._closed:
+                return
             self._drop(partition)
-            found = self._loaded.pop(partition, None)
-            assert found is not None and found[0] == epoch, f"{partition} begins without its state"
-            self._lanes[partition] = _Lane(epoch, found[1])
+            epoch_loaded, store = self._loaded.pop(partition)
+            assert epoch_loaded == epoch, f"{partition} begins without its state"
+            self._lanes[partition] = _Lane(epoch, store, since)
 
-    def move(self, partition: TopicPartition, epoch: int) -> None:
-        """A partition that is ours goes on further ahead, under a new epoch."""
+    def move(self, partition: TopicPartition, epoch: int, since: int) -> None:
+        """A partition that is ours goes on at ``since``, under a new epoch: what was read before is not believed any more."""
         with self._lock:
             if (lane := self._lanes.get(partition)) is not None:
-                self._lanes[partition] = _Lane(epoch, lane.store, untold=lane.untold)
+                lane.former.add(lane.epoch)
+                lane.epoch, lane.since = epoch, max(lane.since, since)
+                lane.underway.clear()
+                lane.prepared.clear()
 
     def revoke(self, partitions: Iterable[TopicPartition]) -> None:
         """Partitions are ours no longer."""
         with self._lock:
             for partition in partitions:
                 self._drop(partition)
+                if (loaded := self._loaded.pop(partition, None)) is not None:
+                    loaded[1].close()
 
     def close(self) -> None:
         """Give the disk back."""
+        self.revoke([*self._lanes, *self._loaded])
         with self._lock:
-            for partition in [*self._lanes, *self._loaded]:
-                self._drop(partition)
-                if (loaded := self._loaded.pop(partition, None)) is not None:
-                    loaded[1].close()
+            self._closed = True
+        self.revoke([*self._lanes, *self._loaded])
 
     def _drop(self, partition: TopicPartition) -> None:
         if (lane := self._lanes.pop(partition, None)) is not None:
@@ -185,8 +225,8 @@ class Known:
                     out.append((record, now))  # nobody will take its outcome
                     continue
                 if isinstance(now, Document) and self.skips and key not in lane.underway:
-                    entry = _entry(lane, key)
-                    if entry is not None and entry.digest == now.digest:
+                    entry = lane.entry(key)
+                    if entry is not None and _same(now, entry, lane.since):
                         out.append((record, Unchanged(entry.tokens)))
                         continue
                 lane.underway[key] = origin.offset
@@ -200,7 +240,13 @@ class Known:
         """What stands under a state key, by what the topics have; None of an assignment that has ended."""
         with self._lock:
             lane = self._lanes.get(partition)
-            return _entry(lane, key) if lane is not None and lane.epoch == epoch else None
+            return lane.entry(key) if lane is not None and lane.was(epoch) else None
+
+    def since(self, partition: TopicPartition, epoch: int) -> int:
+        """What records before this offset have left is not believed."""
+        with self._lock:
+            lane = self._lanes.get(partition)
+            return lane.since if lane is not None and lane.was(epoch) else 0
 
     def view(self, partition: TopicPartition, epoch: int) -> View:
         """What stands under the keys of an assignment, for one prefix of it."""
@@ -210,27 +256,55 @@ class Known:
         self, positions: Mapping[TopicPartition, Position], fresh: Mapping[TopicPartition, Sequence[Change]]
     ) -> list[Message]:
         """What a transaction that commits ``positions`` writes to the state topic; ``fresh``: of prefixes that it holds."""
-        messages = []
-        for partition, position in positions.items():
-            with self._lock:
-                lane = self._lanes.get(partition)
-                changes = [*(lane.untold if lane is not None else ()), *fresh.get(partition, ())]
-            last = {change.key: change.entry for change in changes if change.offset < position.offset}
-            messages += [
-                Message(self._topic, key, None if entry is None else write_entry(entry), (), -1, partition.partition)
-                for key, entry in last.items()
+        with self._lock:
+            return [
+                Message(self.topic, key, None if entry is None else write_entry(entry), (), -1, partition.partition)
+                for partition, position in positions.items()
+                for key, entry in self._due(partition, position.offset, fresh.get(partition, ())).items()
             ]
-        return messages
+
+    def _due(self, partition: TopicPartition, end: int, fresh: Sequence[Change]) -> dict[bytes, Entry | None]:
+        lane = self._lanes.get(partition)
+        old, doubts = (
+            (lane.untold, lane.doubts) if lane is not None else (deque[Change](), dict[bytes, tuple[int, int]]())
+        )
+        last: dict[bytes, Entry | None] = {}
+        left: dict[bytes, int] = {}  # of each key, the changes that stay untold
+        for change in old:
+            if change.offset >= end:
+                break
+            last[change.key] = change.entry
+            left[change.key] = left.get(change.key, doubts[change.key][0]) - 1
+        most: dict[bytes, int] = {}
+        for change in fresh:
+            if change.offset < end:
+                last[change.key] = change.entry
+            else:
+                left[change.key] = left.get(change.key, doubts.get(change.key, (0, 0))[0]) + 1
+                most[change.key] = max(change.most, most.get(change.key, 0))
+        found = {key: entry for key, entry in last.items() if not left.get(key)}
+        for key, chunks in most.items():
+            count, known = doubts.get(key, (0, -1))
+            if count == 0 or chunks > known:
+                found[key] = Entry(NOTHING, 0, max(chunks, known))
+        return found
 
     def released(self, partition: TopicPartition, epoch: int, changes: Iterable[Change], end: int) -> None:
-        """The topics have a partition's outcomes below ``end``, which made ``changes``."""
+        """The topics have a partition's outcomes below ``end``, which made ``changes``.
+
+        Raises:
+            EnvironmentFault: the disk is full.
+        """
         with self._lock:
             lane = self._lanes.get(partition)
-            if lane is None or lane.epoch != epoch:
+            if lane is None or not lane.was(epoch):
                 return
             done = [change for change in changes if change.offset < end]
             lane.store.put((one.key, None if one.entry is None else write_entry(one.entry)) for one in done)
             lane.untold.extend(done)
+            for one in done:
+                count, most = lane.doubts.get(one.key, (0, 0))
+                lane.doubts[one.key] = count + 1, max(most, one.most)
             while lane.prepared and lane.prepared[0][0] < end:
                 offset, key = lane.prepared.popleft()
                 if lane.underway.get(key) == offset:
@@ -241,12 +315,14 @@ class Known:
         with self._lock:
             for partition, position in positions.items():
                 lane = self._lanes.get(partition)
-                if lane is None or lane.epoch != epochs.get(partition):
+                if lane is None or not lane.was(epochs.get(partition)):
                     continue
                 while lane.untold and lane.untold[0].offset < position.offset:
-                    lane.untold.popleft()
+                    key = lane.untold.popleft().key
+                    count, most = lane.doubts.pop(key)
+                    if count > 1:
+                        lane.doubts[key] = count - 1, most
 
 
-def _entry(lane: _Lane, key: bytes) -> Entry | None:
-    (value,) = lane.store.get([key])
-    return None if value is None else read_entry(value)
+def _same(document: Document, entry: Entry, since: int) -> bool:
+    return entry.digest == document.digest and entry.offset >= since

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from workers.errors import EnvironmentFault
 
 # Address space that is reserved, not memory: the file grows as it fills, and what does not fit into memory stays on disk.
 MOST_BYTES = 64 << 30
+# LMDB knows a file by its inode, which the next file may get before the last one is forgotten.
+_OPENING = threading.Lock()
 
 
 class Store:
@@ -30,15 +33,16 @@ class Store:
             EnvironmentFault: there can be none.
         """
         try:
-            handle, path = tempfile.mkstemp(prefix="stream-embedder-state-", dir=folder)
-            os.close(handle)
-            try:
-                # What a crash leaves of it is worth nothing, so nothing waits for the disk.
-                self._env: Any = lmdb.open(
-                    path, subdir=False, lock=False, sync=False, metasync=False, map_size=MOST_BYTES, readahead=False
-                )
-            finally:
-                os.unlink(path)
+            with _OPENING:
+                handle, path = tempfile.mkstemp(prefix="stream-embedder-state-", dir=folder)
+                os.close(handle)
+                try:
+                    # What a crash leaves of it is worth nothing, so nothing waits for the disk.
+                    self._env: Any = lmdb.open(
+                        path, subdir=False, lock=False, sync=False, metasync=False, map_size=MOST_BYTES, readahead=False
+                    )
+                finally:
+                    os.unlink(path)
         except (OSError, lmdb.Error) as error:
             raise EnvironmentFault(
                 f"no file for the state in {folder or tempfile.gettempdir()}: {error}; TMPDIR says where temporary files go"
@@ -75,4 +79,5 @@ class Store:
 
     def close(self) -> None:
         """Give the disk back."""
-        self._env.close()
+        with _OPENING:
+            self._env.close()

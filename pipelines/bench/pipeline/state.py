@@ -41,7 +41,7 @@ def measure(stage: Stage, *, keys: int) -> Part:
         raise EnvironmentFault(f"the state topic does not hold {keys:,} keys")
     read_s = time.monotonic() - started
     after = _memory()
-    known.assign(SOURCE, 1)
+    known.assign(SOURCE, 1, 0)
     picks = random.Random(0).sample(range(keys), min(keys, ASKED))  # noqa: S311
     found = [(_record(number), Document(str(number), "text")) for number in picks]
     started = time.monotonic()
