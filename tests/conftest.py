@@ -39,6 +39,7 @@ def _log_as_it_begins() -> None:
     """Undo what a test before has configured: pytest listens at a logger that does not propagate, and would hear it twice."""
     logger = logging.getLogger("stream_embedder")
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
     for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:
         logger.removeHandler(handler)
 

@@ -52,6 +52,7 @@ def test_long_documents_in_chunks(
     }
     wanted["outputs"].append(lake)
     wanted["dead_letter"] = {"topic": dead}
+    wanted["state"] = {"topic": make_topic(3, cleanup_policy="compact")}
     wanted["kafka"] = {"bootstrap_servers": broker.bootstrap_servers}
     wanted |= {"readers": {"cpus": 0.25}, "pool": {"cpus_per_replica": 0.5, "gpus_per_replica": 0}}
     wanted["delivery"] = {"commit_interval_s": 0.3}

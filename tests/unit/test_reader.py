@@ -604,7 +604,7 @@ def test_a_defect_in_the_pool_ends_the_reader_and_is_not_swallowed(
 ):
     """Its texts would otherwise stay in flight for ever, and their partition with them."""
     running = stream(texts(1))
-    monkeypatch.setattr(running.pool, "_encode", lambda _batch: 1 / 0)
+    monkeypatch.setattr(running.pool, "_encode", lambda *_: 1 / 0)
     running.start()
     assert running.ended()
     assert isinstance(running.error, ZeroDivisionError)

@@ -20,7 +20,8 @@ from workers.errors import EnvironmentFault
 # Address space that is reserved, not memory: the file grows as it fills, and what does not fit into memory stays on disk.
 MOST_BYTES = 64 << 30
 # LMDB knows a file by its inode, which the next file may get before the last one is forgotten.
-_OPENING = threading.Lock()
+# Reentrant: a store that nobody has closed is closed by the collector, which may come while another one opens.
+_OPENING = threading.RLock()
 
 
 class Store:
@@ -71,6 +72,10 @@ class Store:
 
     def __len__(self) -> int:
         return int(self._env.stat()["entries"])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_env"):
+            self.close()
 
     @property
     def bytes(self) -> int:
