@@ -204,7 +204,7 @@ def test_a_change_is_told_with_the_offset_that_reaches_beyond_it_and_once():
     state.told(behind, {P0: 1})
     assert state.entry(P0, 1, b"a") == Entry(b"d" * 16, 3), "the copy is what the topics have"
     second = [change(3, b"b", None)]
-    assert values(state.due({P0: Position(3)}, {P0: second})) == {b"a": 3}, "of the other key there is doubt already"
+    assert values(state.due({P0: Position(3)}, {P0: second})) == {b"a": 3, b"b": DOUBT}
     assert values(state.due({P0: Position(4)}, {P0: second})) == {b"b": None, b"a": 3}
     state.released(P0, 1, second, 4)
     state.told({P0: Position(3)}, {P0: 1})
@@ -218,9 +218,10 @@ def test_what_may_stand_under_more_chunks_is_in_doubt_as_so_many():
     state, behind = known(), {P0: Position(0)}
     grown = [Change(0, b"a", Entry(b"d" * 16, 1, 3), 5)]
     (message,) = state.due(behind, {P0: grown})
-    assert read_entry(message.value or b"") == Entry(NOTHING, 0, 5)
+    assert read_entry(message.value or b"") == Entry(NOTHING, 0, 5, 0)
     state.released(P0, 1, grown, 1)
-    assert state.due(behind, {P0: [Change(1, b"a", None, 3)]}) == [], "there is doubt enough"
+    (message,) = state.due(behind, {P0: [Change(1, b"a", None, 3)]})
+    assert read_entry(message.value or b"") == Entry(NOTHING, 0, 5, 1), "and up to which record"
     (message,) = state.due(behind, {P0: [Change(1, b"a", Entry(b"e" * 16, 1, 9), 3)]})
     assert read_entry(message.value or b"").chunks == 9
 

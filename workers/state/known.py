@@ -34,7 +34,9 @@ type_log = Callable[[TopicPartition], Iterator[Sequence[tuple[bytes, bytes | Non
 class _Lane:
     """One assignment of a partition.
 
-    ``since``: what records before this offset have left is not believed; ``former``: epochs that skips have ended.
+    ``since``: what records before this offset have left is not believed; ``kept``: keys that were in doubt when it began, by the
+    offset of the last record that may have been written: until it is read again they stay so; ``former``: epochs that skips have
+    ended.
     ``underway``: keys of records that may change something and are not committed to the topics, with the last one's offset;
     ``prepared``: the same in order. ``untold``: changes that are in the copy and not in the state topic; ``doubts``: how many of
     them each key has, and under how many chunks something may stand there.
@@ -43,6 +45,7 @@ class _Lane:
     epoch: int
     store: Store
     since: int
+    kept: dict[bytes, int]
     former: set[int] = field(default_factory=set)
     underway: dict[bytes, int] = field(default_factory=dict)
     prepared: deque[tuple[int, bytes]] = field(default_factory=deque)
@@ -122,7 +125,7 @@ class Known:
         self._store = store
         self._lock = threading.Lock()
         self._lanes: dict[TopicPartition, _Lane] = {}
-        self._loaded: dict[TopicPartition, tuple[int, Store]] = {}
+        self._loaded: dict[TopicPartition, tuple[int, Store, dict[bytes, int]]] = {}
         self._closed = False
 
     @property
@@ -140,12 +143,16 @@ class Known:
         Raises:
             EnvironmentFault, RetryableError: it cannot be read.
         """
-        store = self._store()
+        store, doubts = self._store(), dict[bytes, int]()
         try:
             for piece in self._log(partition):
                 if not wanted():
                     break
                 store.put(piece)
+                for key, value in piece:
+                    doubts.pop(key, None)
+                    if value is not None and value.endswith(NOTHING):
+                        doubts[key] = read_entry(value).offset
         except BaseException:
             store.close()
             raise
@@ -156,7 +163,7 @@ class Known:
                 return None
             if old is not None:
                 old[1].close()
-            self._loaded[partition] = epoch, store
+            self._loaded[partition] = epoch, store, doubts
             return len(store)
 
     def assign(self, partition: TopicPartition, epoch: int, since: int) -> None:
@@ -165,9 +172,9 @@ class Known:
             if self._closed:
                 return
             self._drop(partition)
-            epoch_loaded, store = self._loaded.pop(partition)
+            epoch_loaded, store, doubts = self._loaded.pop(partition)
             assert epoch_loaded == epoch, f"{partition} begins without its state"
-            self._lanes[partition] = _Lane(epoch, store, since)
+            self._lanes[partition] = _Lane(epoch, store, since, doubts)
 
     def move(self, partition: TopicPartition, epoch: int, since: int) -> None:
         """A partition that is ours goes on at ``since``, under a new epoch: what was read before is not believed any more."""
@@ -264,30 +271,26 @@ class Known:
             ]
 
     def _due(self, partition: TopicPartition, end: int, fresh: Sequence[Change]) -> dict[bytes, Entry | None]:
-        lane = self._lanes.get(partition)
-        old, doubts = (
-            (lane.untold, lane.doubts) if lane is not None else (deque[Change](), dict[bytes, tuple[int, int]]())
-        )
+        if (lane := self._lanes.get(partition)) is None:
+            return {}  # the commit will find that out
         last: dict[bytes, Entry | None] = {}
         left: dict[bytes, int] = {}  # of each key, the changes that stay untold
-        for change in old:
+        for change in lane.untold:
             if change.offset >= end:
                 break
             last[change.key] = change.entry
-            left[change.key] = left.get(change.key, doubts[change.key][0]) - 1
-        most: dict[bytes, int] = {}
+            left[change.key] = left.get(change.key, lane.doubts[change.key][0]) - 1
+        doubts: dict[bytes, Entry | None] = {}
         for change in fresh:
             if change.offset < end:
                 last[change.key] = change.entry
-            else:
-                left[change.key] = left.get(change.key, doubts.get(change.key, (0, 0))[0]) + 1
-                most[change.key] = max(change.most, most.get(change.key, 0))
-        found = {key: entry for key, entry in last.items() if not left.get(key)}
-        for key, chunks in most.items():
-            count, known = doubts.get(key, (0, -1))
-            if count == 0 or chunks > known:
-                found[key] = Entry(NOTHING, 0, max(chunks, known))
-        return found
+                continue
+            count, most = lane.doubts.get(change.key, (0, 0))
+            left[change.key] = left.get(change.key, count) + 1
+            doubt = doubts.get(change.key)
+            most = max(change.most, most if doubt is None else doubt.chunks)
+            doubts[change.key] = Entry(NOTHING, 0, most, max(change.offset, lane.kept.get(change.key, 0)))
+        return {key: one for key, one in last.items() if not left.get(key) and lane.kept.get(key, -1) < end} | doubts
 
     def released(self, partition: TopicPartition, epoch: int, changes: Iterable[Change], end: int) -> None:
         """The topics have a partition's outcomes below ``end``, which made ``changes``.
