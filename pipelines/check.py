@@ -201,10 +201,25 @@ def _state(settings: Settings, sources: list[str], topics: dict[str, Topic]) -> 
     state = None if settings.state.topic is None else topics.get(settings.state.topic)
     if state is None:
         return
-    if not state.compacted or state.retention_ms >= 0:
+    if state.configs_known and (not state.compacted or state.retention_ms >= 0):
         yield Finding(
             state.name,
             f"state topic {state.name} loses what it is given: set its cleanup.policy to compact, and to nothing else",
+        )
+    for name in settings.output_topics:
+        if name in topics and topics[name].retention_ms >= 0 and settings.state.unchanged == "skip":
+            yield Finding(
+                name,
+                f"topic {name} deletes by age (retention.ms), and records that did not change are not written to it again: set its "
+                "cleanup.policy to compact alone, or state.unchanged: embed",
+                may_never_happen=True,
+            )
+    if len(sources) > 1:
+        yield Finding(
+            state.name,
+            f"the state knows the keys of {sources[0]} and {len(sources) - 1} more topics apart, and the outputs do not: no two of "
+            "them may use the same key",
+            may_never_happen=True,
         )
     largest = max(
         (topics[name] for name in sources if name in topics), key=lambda topic: topic.partitions, default=None

@@ -40,7 +40,7 @@ class Standing:
     def apart(self) -> dict[str, int]:
         """The outputs that are elsewhere than the committed offset, and where."""
         at = self.committed
-        return {} if at is None else {name: own for name, own in sorted(at.outputs.items()) if own != at.offset}
+        return {} if at is None else {name: own for name, own in sorted(at.own.items()) if own != at.offset}
 
     @property
     def elsewhere(self) -> str:
@@ -57,7 +57,7 @@ class Standing:
             "begin": self.begin,
             "end": self.end,
             "lag": self.lag,
-            "outputs": {} if at is None else dict(at.outputs),
+            "outputs": {} if at is None else at.own,
         }
 
 

@@ -244,8 +244,8 @@ class OffsetLedger:
             return []
         reached = min((position.outputs.get(name, position.offset) for name in self._topics), default=position.offset)
         if reached <= min((lane.already.get(name, lane.start) for name in self._topics), default=lane.start):
-            return []  # the topics had this when the assignment began: it says nothing of the commit
-        return self._release(partition, epoch, reached)
+            reached = position.offset  # the topics had this when the assignment began: it says nothing of the commit
+        return self._release(partition, epoch, reached) if reached > lane.released else []
 
     def skipped_after(self, prefix: Prefix, position: Position) -> int:
         """Below which offset a commit in doubt held a prefix of an assignment that has skipped since, by what is committed."""

@@ -248,9 +248,18 @@ class Message:
         return total
 
 
+# What begins so in a position's outputs is none: it says since which offset the state has been kept.
+STATE_MARK = "state:"
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a partition is done: the ``offset`` to read next, and each output's own next offset by output name."""
 
     offset: int
     outputs: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def own(self) -> dict[str, int]:
+        """The outputs alone."""
+        return {name: at for name, at in self.outputs.items() if not name.startswith(STATE_MARK)}

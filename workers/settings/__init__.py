@@ -139,7 +139,8 @@ class Settings(BaseSettings):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two outputs write to {', '.join(sorted(twice))}; give each a place of its own")
         # Kafka keeps 4,096 bytes beside a group's offset: each output's name, an offset, and for files a fingerprint.
-        if sum(len(name.encode()) + 44 for name in [*names, f"kafka:{self.dead_letter.topic}"]) > 4_000:
+        noted = [*names, f"kafka:{self.dead_letter.topic}", *(["state"] if self.state.topic else [])]
+        if sum(len(name.encode()) + 44 for name in noted) > 4_000:
             raise ValueError(
                 "outputs have more and longer names than fit beside the group's offsets (about 4,000 characters in all): "
                 "use fewer, or shorter topics and uris"

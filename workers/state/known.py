@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from workers.errors import PoisonError
-from workers.records import Document, Message, Position, Record, Tombstone, TopicPartition, Unchanged
+from workers.records import STATE_MARK, Document, Message, Position, Record, Tombstone, TopicPartition, Unchanged
 from workers.state.entry import NOTHING, Change, Digests, Entry, read_entry, state_key, write_entry
 from workers.state.store import Store
 
@@ -131,7 +131,7 @@ class Known:
     @property
     def mark(self) -> str:
         """What stands in a committed position, with the offset since which this state, for these outputs, has been kept."""
-        return f"state:{self._digests.base}"
+        return f"{STATE_MARK}{self._digests.base}"
 
     # ---- the partitions, as the reader has them
 
