@@ -123,7 +123,8 @@ def main(address: str) -> int:
                 except Exception as error:  # noqa: BLE001 - Serve's controller may be dead or starting
                     answer(error=f"Ray Serve at {address} does not answer ({type(error).__name__})")
     except StreamEmbedderError as error:
-        answer(error=str(error))
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        answer(error=f"{error}{hint}")
         return error.exit_code
     return 0
 

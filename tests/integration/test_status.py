@@ -41,7 +41,10 @@ def produce(broker: RunningBroker, topic: str, ids: range) -> None:
 def watching(config: Path, *words: str) -> Iterator[Callable[[Callable[[dict[str, Any]], bool]], dict[str, Any]]]:
     """``status --watch --json``; gives a way to read its lines until one is as a test wants it."""
     command = [sys.executable, "-m", "pipelines", "status", "-c", str(config), "--watch", "--json", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as running:
+    environ = os.environ | {
+        "RAY_AUTH_MODE": "token"
+    }  # Ray sends its token to an address that is given only if it is told to
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, start_new_session=True) as running:
         assert running.stdout is not None
         lines = map(json.loads, running.stdout)
         try:
