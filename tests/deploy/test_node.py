@@ -106,6 +106,21 @@ def shared(folder: Path) -> Iterator[dict[str, str]]:
         psutil.wait_procs(left, timeout=5)
 
 
+@pytest.fixture
+def start(folder: Path, shared: dict[str, str]) -> Iterator[Callable[..., Node]]:
+    """``start(part, pod, …)`` → a node that runs until the test ends."""
+    started: list[Node] = []
+
+    def node(part: str, pod: dict[str, Any], *arguments: str) -> Node:
+        started.append(Node(folder, part, pod, shared, *arguments))
+        return started[-1]
+
+    yield node
+    for each in started:
+        each.process.kill()
+        each.process.wait(30)
+
+
 def pipeline(
     broker: RunningBroker, make_topic: Callable[..., str], unique_name: Callable[[], str]
 ) -> tuple[Rendered, dict[str, str]]:
@@ -128,6 +143,7 @@ def test_the_chart_on_two_real_nodes(
     unique_name: Callable[[], str],
     folder: Path,
     shared: dict[str, str],
+    start: Callable[..., Node],
 ) -> None:
     rendered, names = pipeline(broker, make_topic, unique_name)
     (folder / "pipeline.yaml").write_text(rendered.pipeline)
@@ -150,13 +166,13 @@ def test_the_chart_on_two_real_nodes(
             return "success" in str(ask(port, path))
         return False
 
-    head = Node(
-        folder, "head", rendered.pods["head"], shared, "--head", f"--port={gcs}", "--num-cpus=0",
+    head = start(
+        "head", rendered.pods["head"], "--head", f"--port={gcs}", "--num-cpus=0",
         f"--dashboard-port={dashboard}", "--dashboard-host=0.0.0.0", f"--ray-client-server-port={free_port()}",
         f"--temp-dir={folder / 'r'}",
     )  # fmt: skip
     wait_until(lambda: answers(head.agent, "/api/healthz"), 90, head.tail)
-    node = Node(folder, "workers", rendered.pods["workers"], shared, f"--address={ip}:{gcs}", "--num-cpus=2")
+    node = start("workers", rendered.pods["workers"], f"--address={ip}:{gcs}", "--num-cpus=2")
     wait_until(lambda: answers(node.agent, "/api/healthz"), 90, node.tail)
 
     probe = [

@@ -130,7 +130,7 @@ def module(path: str, version: str) -> Path:
 
 @cache
 def etcd() -> Path:
-    """etcd, from the PATH, the cache, or built by Go (80 s). It cannot be installed, because it replaces modules."""
+    """etcd, from the PATH, the cache, or built by Go (100 s). It cannot be installed, because it replaces modules."""
     if (found := shutil.which("etcd")) is not None:
         return Path(found)
     path, version = ETCD
@@ -144,7 +144,7 @@ def etcd() -> Path:
 
 @cache
 def api_server() -> Path:
-    """kube-apiserver, from the PATH, the cache, or built by Go (7 minutes).
+    """kube-apiserver, from the PATH, the cache, or built by Go (4 minutes).
 
     Its own module cannot be installed, because it replaces others: so a module is made that requires what it does.
     """
