@@ -55,6 +55,7 @@ class Intake:
         self.lock = threading.Condition()
         self.ledger = OffsetLedger(topics, [output.key for output in files], [] if known is None else [known.mark])
         self.inbox: deque[Sequence[Record]] = deque()
+        self._reached: dict[TopicPartition, tuple[int, int]] = {}
         self._ended = False
         self._resume_at = 0.0
         self._wait_s = SHORTEST_WAIT_S
@@ -99,6 +100,8 @@ class Intake:
         with self.lock:
             self._drop(partitions)
             dropped = self.ledger.revoke(partitions)
+            for partition in partitions:
+                self._reached.pop(partition, None)
             for output in self._files:
                 output.revoke(partitions)
             if self._known is not None:
@@ -116,6 +119,11 @@ class Intake:
             self.inbox.extend(_portions(taken, self._most_bytes))
             self.lock.notify_all()
             self.measure()
+
+    def reached(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        """What a partition has below ``offset`` beside the records that were received is marks of transactions, and gaps."""
+        with self.lock:
+            self._reached[partition] = epoch, offset
 
     @property
     def ready(self) -> bool:
@@ -175,7 +183,11 @@ class Intake:
     def progress(self) -> tuple[dict[TopicPartition, int], int]:
         """Where each partition goes on, and how many records are held."""
         with self.lock:
-            return self.ledger.following, self.ledger.records
+            epochs, following = self.ledger.epochs, self.ledger.following
+            for partition, (epoch, offset) in self._reached.items():
+                if epochs.get(partition) == epoch:
+                    following[partition] = max(following[partition], offset)
+            return following, self.ledger.records
 
     def close(self) -> None:
         """Look nothing more up."""

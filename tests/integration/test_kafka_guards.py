@@ -86,6 +86,7 @@ class Member:
         self.owned: dict[TopicPartition, int] = {}
         self.placed: dict[TopicPartition, list[Position]] = defaultdict(list)
         self.records: list[Record] = []
+        self.places: dict[TopicPartition, int] = {}
         self.lost = 0
         self.hold = threading.Event()
         self.held = threading.Event()
@@ -125,6 +126,10 @@ class Member:
         assert all(self.owned.get(r.origin.topic_partition) == r.origin.epoch for r in records)
         self.records += records
         self.polls.append(len(records))
+
+    def reached(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        assert self.owned.get(partition) == epoch
+        self.places[partition] = offset
 
     def room(self) -> int:
         """``hold`` stalls the poll thread, as nothing of ours ever may."""
@@ -208,6 +213,27 @@ def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition
         client.alter_group_offsets(
             group, {KafkaTopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
         )
+
+
+def test_marks_of_transactions_are_read_past_and_said(
+    broker: RunningBroker, make_topic: type_make_topic, join: type_join, unique_name: type_name
+) -> None:
+    """Else a source that is written in transactions always seems to have something left."""
+    topic = make_topic(1)
+    producer = kafka_client.connect(KafkaProducer, broker.settings, transactional_id=unique_name())
+    try:
+        producer.init_transactions()
+        for end in (producer.commit_transaction, producer.abort_transaction):
+            producer.begin_transaction()
+            producer.send(topic, b"v", partition=0)
+            producer.flush(10)
+            end()
+    finally:
+        producer.close(timeout=5)
+    member = join(broker.settings, unique_name(), [topic])
+    partition = TopicPartition(topic, 0)
+    wait_for(lambda: member.places.get(partition) == 4, "past a record, what was aborted, and a mark behind either")
+    assert member.offsets(partition) == [0]
 
 
 # ---- sinks

@@ -6,17 +6,20 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.fakes import record
 from tests.integration.pipeline import wait_until
 from workers import metrics
 from workers.backlog import Backlog
 from workers.errors import RetryableError
 from workers.flow import Flow
-from workers.records import TopicPartition
-from workers.settings import KafkaSettings
+from workers.intake import Intake
+from workers.records import Origin, Position, TopicPartition
+from workers.settings import KafkaSettings, LimitSettings
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -121,3 +124,19 @@ def test_only_many_records_at_once_show_a_readers_speed() -> None:
     flow.prepared(100, 990, 0.5)
     assert (meter.value(metrics.RECORDS_PREPARED), meter.value(metrics.TOKENS_PREPARED)) == (103, 1010)
     assert (meter.value(metrics.PREPARED_AT_SPEED), meter.value(metrics.PREPARING_SECONDS)) == (990, 0.5)
+
+
+def test_what_holds_no_record_is_not_left_to_do():
+    meter = metrics.Metrics()
+    intake = Intake(["t"], [], LimitSettings(), meter)
+    intake.assigned(A, 1, Position(0, {"t": 0}))
+    intake.received([replace(record(n), origin=Origin(*A, n, 1)) for n in range(3)])
+    assert intake.progress() == ({A: 3}, 3)
+    intake.reached(A, 1, 5)
+    assert intake.progress() == ({A: 5}, 3)
+    intake.reached(A, 0, 9)
+    assert intake.progress() == ({A: 3}, 3), "an assignment that has ended says nothing of this one"
+    intake.revoked([A], lost=False)
+    intake.assigned(A, 1, Position(0, {"t": 0}))
+    assert intake.progress() == ({A: 0}, 0)
+    intake.close()

@@ -32,6 +32,9 @@ class SourceListener(Protocol):
     def received(self, records: Sequence[Record]) -> None:
         """Records of one partition, in order."""
 
+    def reached(self, partition: TopicPartition, epoch: int, offset: int) -> None:
+        """There is no record of a partition below ``offset`` but those that were received: what is left holds none."""
+
     def room(self) -> int:
         """How many records may be read now; 0: reading should pause."""
 

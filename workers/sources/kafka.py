@@ -134,7 +134,19 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             self._meter.add(metrics.RECORDS_READ, len(found), topic=partition.topic)
             self._listener.received([_record(raw, epoch) for raw in found])
+        if not polled and room:
+            self._say_where()
         return self._member.delivers(polled, room)
+
+    def _say_where(self) -> None:
+        """Nothing came, so what is between the last record and where the client stands is none."""
+        assert self._listener is not None
+        places = self._member.reached()
+        with self._lock:
+            known = {partition: epoch for partition, epoch in self._epochs.items() if partition not in self._unplaced}
+        for partition, epoch in known.items():
+            if (offset := places.get(partition)) is not None:
+                self._listener.reached(partition, epoch, offset)
 
     def _owned(self) -> set[TopicPartition]:
         with self._lock:

@@ -117,6 +117,12 @@ class GroupMember:
         polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))
         return polled
 
+    def reached(self) -> dict[TopicPartition, int]:
+        """Where each partition goes on: past the last record, and past marks of transactions and gaps behind it."""
+        states = self.consumer._subscription.assignment
+        places = {TopicPartition(*tp): state.position for tp, state in list(states.items())}
+        return {partition: at.offset for partition, at in places.items() if at is not None}
+
     def delivers(self, polled: Mapping[Any, object], room: int) -> bool:
         """Whether the client is to be trusted still, after a poll for ``room`` records that brought ``polled``."""
         if not room or not self.consumer._coordinator.stable():
