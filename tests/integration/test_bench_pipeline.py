@@ -51,6 +51,7 @@ def test_the_way_is_measured_beside_the_client_alone_and_over_ten_times_the_reco
     assert "| loop | records/s |" in page and page.startswith("```\nstream-embedder bench pipeline")
 
 
+@pytest.mark.soak
 def test_replicas_scale_through_serve_and_as_plain_actors(tmp_path: Path):
     words = ["--parts", "replicas", "--replicas", "2", "--seconds", "6", "--call-ms", "100"]
     _, found, page = bench(tmp_path, *words)
@@ -63,6 +64,7 @@ def test_replicas_scale_through_serve_and_as_plain_actors(tmp_path: Path):
     assert "Simulated GPUs, 100 ms a call" in page
 
 
+@pytest.mark.soak
 def test_the_whole_pipeline_and_a_hot_partition(tmp_path: Path):
     words = ["--parts", "whole,hot", "--texts", "60", "--records", "2000", "--rounds", "1"]
     _, found, page = bench(tmp_path, *words)

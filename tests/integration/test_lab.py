@@ -29,6 +29,7 @@ PLAN = Plan(
 )
 
 
+@pytest.mark.soak
 def test_readers_encoders_broker_and_store_die_and_each_record_comes_once(s3: S3Server, tmp_path: Path) -> None:
     """``s3`` says why there is no S3 server, where there is none; the lab starts one of its own."""
     with stage(tmp_path) as servers:

@@ -222,6 +222,7 @@ def ray_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray cluster that somebody else runs: its address, and the environment to reach it in."""
     port = free_port()
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", MARK: "cluster"}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"  # nothing runs there any more when it ends
     head = [
         str(RAY), "start", "--head", "--block", f"--port={port}", "--include-dashboard=false", "--num-cpus=2",
         "--min-worker-port=0", "--max-worker-port=0",
