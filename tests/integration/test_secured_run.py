@@ -107,6 +107,7 @@ def cluster(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """A Ray cluster with its dashboard: the addresses of both."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "1")  # nothing runs there any more when it ends
     port, dashboard = free_port(), free_port()
     head = [
         str(RAY), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=true",
