@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.arguments import PROGRAM
-from pipelines.embedder import Embedder, embeddings_of
+from pipelines.embedder import Embedder
 from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import Text, texts_of, windows
@@ -25,7 +25,7 @@ from workers.codecs import text_template
 from workers.encoder.quantize import project
 from workers.encoder.ranges import Ranges
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
-from workers.records import type_vectors
+from workers.records import embeddings_of, type_vectors
 from workers.settings import KafkaOutput, Settings
 
 # Of n texts, one in n + 1 has a dimension's greatest value, and one its least. So 2 / (n + 1) of the values of texts to

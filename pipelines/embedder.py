@@ -62,11 +62,6 @@ class Embedder:
         return [outcomes[row] for row in range(len(window))]
 
 
-def embeddings_of(outcome: Embedding | Chunked) -> Sequence[Embedding]:
-    """The chunks of a text; one that is not in chunks is one."""
-    return outcome.parts if isinstance(outcome, Chunked) else (outcome,)
-
-
 def _outcome(
     document: Document,
     parts: Sequence[tuple[Chunk | None, Tokens]],

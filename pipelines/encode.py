@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from pipelines.embedder import Embedder, embeddings_of
+from pipelines.embedder import Embedder
 from pipelines.fit import output_against_model
 from pipelines.model import Model
 from pipelines.texts import texts_of, windows
@@ -22,7 +22,7 @@ from workers.codecs import renderer_for, text_template
 from workers.codecs.base import Renderer
 from workers.encoder.quantize import Projection
 from workers.errors import PoisonError, SettingsError
-from workers.records import Chunked, Embedding, Origin, Record
+from workers.records import Chunked, Embedding, Origin, Record, embeddings_of
 from workers.settings import KafkaOutput, Settings
 
 

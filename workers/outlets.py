@@ -29,9 +29,10 @@ from workers.records import (
     Settled,
     Tombstone,
     Unchanged,
+    embeddings_of,
 )
 from workers.sinks.files import FileOutput
-from workers.standing import embeddings_of, gone_keys, if_it_changes, remember
+from workers.standing import gone_keys, if_it_changes, remember
 from workers.state import Change, Entry, Known
 
 T = TypeVar("T")

@@ -64,9 +64,12 @@ class Placing:
             asked = self._asked[partition] = _Asked(epoch)
         try:
             return self._answer(partition, asked, committed)
-        except (EnvironmentFault, RetryableError) as error:
-            if not self._stop.is_set():  # a look-up that was cut short by the end is no failure
-                LOG.warning("not placed %s", log.fields(partition=partition, retry_in_s=asked.delay_s, error=error))
+        except Exception as error:
+            if self._stop.is_set():  # a look-up that was cut short by the end is no failure
+                return None
+            if not isinstance(error, EnvironmentFault | RetryableError):
+                raise
+            LOG.warning("not placed %s", log.fields(partition=partition, retry_in_s=asked.delay_s, error=error))
             asked.again()
             return None
 

@@ -14,7 +14,7 @@ from workers.codecs.base import type_vector
 from workers.encoder.quantize import Projection, has_direction
 from workers.errors import PoisonError
 from workers.offsets import Prefix
-from workers.standing import embeddings_of
+from workers.records import embeddings_of
 
 # Of each of a row's embeddings its vector and scale, None where it has none.
 type_vectors_of_row = list[tuple[type_vector, np.float32 | None] | None]

@@ -220,6 +220,13 @@ class Unchanged:
 Outcome = Embedding | Chunked | DeadLetter | Tombstone | Unchanged
 
 
+def embeddings_of(outcome: Outcome) -> tuple[Embedding, ...]:
+    """What has a vector in an outcome: the chunks of one in chunks."""
+    if isinstance(outcome, Chunked):
+        return outcome.parts
+    return (outcome,) if isinstance(outcome, Embedding) else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """A record with its outcome, ready to leave."""

@@ -6,15 +6,8 @@ message or a row, or where the state is kept.
 
 from __future__ import annotations
 
-from workers.records import Chunked, Embedding, Outcome, Record, Settled, Tombstone, Unchanged, chunk_key
+from workers.records import Outcome, Record, Settled, Tombstone, Unchanged, chunk_key, embeddings_of
 from workers.state import Entry, View
-
-
-def embeddings_of(outcome: Outcome) -> tuple[Embedding, ...]:
-    """What has a vector in an outcome: the chunks of one in chunks."""
-    if isinstance(outcome, Chunked):
-        return outcome.parts
-    return (outcome,) if isinstance(outcome, Embedding) else ()
 
 
 def if_it_changes(entry: Settled, view: View, before: Entry | None) -> Settled:

@@ -17,12 +17,11 @@ from pipelines.batch.finished import PieceName, Tally
 from pipelines.batch.outlets import batch_outlets, dead_letter_folder, dead_letter_location
 from pipelines.batch.place import Place
 from pipelines.batch.rows import FileRow, Part, decoder_of
-from pipelines.embedder import embeddings_of
 from pipelines.model import Model
 from workers.codecs.parquet import Row
 from workers.outcomes import TextTokenizer
 from workers.pool import EncoderPool
-from workers.records import Chunked, DeadLetter, Embedding, Settled, Tombstone
+from workers.records import Chunked, DeadLetter, Embedding, Settled, Tombstone, embeddings_of
 
 
 @dataclass(frozen=True, slots=True)

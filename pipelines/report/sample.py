@@ -18,14 +18,14 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
-from pipelines.embedder import Embedder, embeddings_of
+from pipelines.embedder import Embedder
 from pipelines.model import Model
 from pipelines.texts import Text, texts_of, windows
 from workers.codecs import text_template
 from workers.codecs.plain import plain
 from workers.codecs.template import Template
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
-from workers.records import type_vectors
+from workers.records import embeddings_of, type_vectors
 
 LINES, PARQUET = frozenset({".jsonl", ".ndjson", ".json"}), ".parquet"
 SEED = 0

@@ -111,12 +111,6 @@ class JsonRenderer:
         self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None = None
     ) -> Message:
         """See :class:`workers.codecs.base.Renderer`."""
-        fields = {name: embedding.document.fields.get(name) for name in self.include}
-        if (chunk := embedding.chunk) is not None:
-            about: dict[str, object] = {"chunk": chunk_fields(chunk)}
-            if self.chunk_text:
-                about["chunk_text"] = embedding.text
-            fields = about | fields
         value = render_embedding(
             embedding.id,
             vector,
@@ -127,9 +121,19 @@ class JsonRenderer:
             fingerprint=self.fingerprint,
             tokens=embedding.tokens,
             truncated=embedding.truncated,
-            fields=fields,
+            fields=own_fields(embedding, self.include, chunk_text=self.chunk_text),
         )
         return Message(self.topic, key_of(record, embedding), value, kept_headers(record), record.timestamp_ms)
+
+
+def own_fields(embedding: Embedding, include: tuple[str, ...], *, chunk_text: bool) -> dict[str, object]:
+    """What only some outputs say of an embedding: which chunk it is, the chunk's text, and the included fields."""
+    fields: dict[str, object] = {}
+    if (chunk := embedding.chunk) is not None:
+        fields["chunk"] = chunk_fields(chunk)
+        if chunk_text:
+            fields["chunk_text"] = embedding.text
+    return fields | {name: embedding.document.fields.get(name) for name in include}
 
 
 def chunk_fields(chunk: Chunk) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from workers.codecs.base import kept_headers, key_of, type_vector
 from workers.codecs.binary import FINGERPRINT_HEADER
-from workers.codecs.json import as_json, chunk_fields, numbers
+from workers.codecs.json import as_json, numbers, own_fields
 from workers.errors import PoisonError
 from workers.records import Embedding, Message, Record
 
@@ -54,12 +54,8 @@ class QdrantRenderer:
             "fingerprint": self.fingerprint,
             "tokens": embedding.tokens,
             "truncated": embedding.truncated,
+            **own_fields(embedding, self.include, chunk_text=self.chunk_text),
         }
-        if (chunk := embedding.chunk) is not None:
-            payload["chunk"] = chunk_fields(chunk)
-            if self.chunk_text:
-                payload["chunk_text"] = embedding.text
-        payload |= {name: embedding.document.fields.get(name) for name in self.include}
         try:
             name = point_id(embedding.id.encode() if key is None else key)
             head = as_json({"collection_name": self.collection, "id": name})[:-1].encode()

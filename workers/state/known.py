@@ -195,10 +195,10 @@ class Known:
 
     def close(self) -> None:
         """Give the disk back."""
-        self.revoke([*self._lanes, *self._loaded])
         with self._lock:
-            self._closed = True
-        self.revoke([*self._lanes, *self._loaded])
+            self._closed = True  # from here on nothing is added
+            every = [*self._lanes, *self._loaded]
+        self.revoke(every)
 
     def _drop(self, partition: TopicPartition) -> None:
         if (lane := self._lanes.pop(partition, None)) is not None:
