@@ -144,12 +144,6 @@ class Checkpoint:
                             )
             except ValueError as error:
                 raise StreamEmbedderError(str(error)) from error
-            for prefix in (rendered.prefix for rendered in self._attempt):
-                at = positions.get(prefix.topic_partition)
-                end = 0 if at is None else self._ledger.skipped_after(prefix, at)
-                if held := [entry for entry in prefix.settled if entry.record.origin.offset < end]:
-                    settled += self._outlets.new_of(prefix.already, held)
-                    ends[prefix.topic_partition] = end
             self._lock.notify_all()
         for rendered in self._attempt:
             if (reached := ends.get(rendered.prefix.topic_partition)) is not None:

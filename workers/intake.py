@@ -79,15 +79,12 @@ class Intake:
             if self._known is not None:
                 self._known.assign(partition, epoch, position.outputs[self._known.mark])
 
-    def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
-        """A partition goes on further ahead; chains of files stay where they are, their next file reaches over the gap."""
+    def skipped(self, partition: TopicPartition, offset: int) -> None:
+        """A partition goes on further ahead. What is held of it stays, and an output's next file reaches over the gap."""
         with self.lock:
-            self._drop([partition])
-            self.ledger.skip(partition, epoch, offset)
-            for output in self._files:
-                output.move(partition, epoch)
+            self.ledger.skip(partition, offset)
             if self._known is not None:
-                self._known.move(partition, epoch, offset)
+                self._known.skip(partition, offset)
 
     def parting(self, partitions: Iterable[TopicPartition]) -> None:
         """Put the files of partitions that go: what waits for its file would have to be embedded again."""
@@ -104,9 +101,9 @@ class Intake:
                 self._reached.pop(partition, None)
             for output in self._files:
                 output.revoke(partitions)
+            self._placing.revoke(partitions)  # first: who reads a state asks there whether it is wanted still
             if self._known is not None:
                 self._known.revoke(partitions)
-            self._placing.revoke(partitions)
             self.lock.notify_all()
             self.measure()
         if dropped:

@@ -113,6 +113,11 @@ REBALANCES = Metric("rebalances_total", "counter", "Assignments and revocations,
 OFFSETS_SKIPPED = Metric(
     "offsets_skipped_total", "counter", "Offsets that the source no longer had when their turn came (retention)."
 )
+LOGS_CUT = Metric(
+    "logs_cut_total",
+    "counter",
+    "Times a partition's log ended before what was read of it, or was another from there on (unclean leader election).",
+)
 BATCHES_UNREADABLE = Metric(
     "batches_unreadable_total",
     "counter",

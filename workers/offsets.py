@@ -45,11 +45,22 @@ class _Entry:
 
 
 class _Lane:
-    __slots__ = ("already", "entries", "epoch", "files", "former", "index", "next_offset", "released", "start", "told")
+    __slots__ = (
+        "already",
+        "entries",
+        "epoch",
+        "files",
+        "index",
+        "next_offset",
+        "released",
+        "start",
+        "told",
+        "topic_id",
+    )
 
     def __init__(self, epoch: int, position: Position, files: Iterable[str]) -> None:
         self.epoch = epoch
-        self.former: frozenset[int] = frozenset()
+        self.topic_id = position.topic_id
         self.already = dict(position.outputs)
         self.start = self.next_offset = self.released = position.offset
         self.files = {name: self.already.get(name, position.offset) for name in files}
@@ -103,12 +114,12 @@ class OffsetLedger:
         self.revoke([partition])
         self._lanes[partition] = _Lane(epoch, position, self._files)
 
-    def skip(self, partition: TopicPartition, epoch: int, offset: int) -> None:
-        """Go on at ``offset``, because what comes before it is gone from the source; outputs stay where they are."""
+    def skip(self, partition: TopicPartition, offset: int) -> None:
+        """The source has nothing any more from where the partition goes on up to ``offset``. What is in flight stays."""
         lane = self._lanes[partition]
-        outputs = lane.already | lane.files | {name: max(offset, lane.already.get(name, 0)) for name in self._marks}
-        self.assign(partition, epoch, Position(offset, outputs))
-        self._lanes[partition].former = lane.former | {lane.epoch}
+        lane.next_offset = max(lane.next_offset, offset)
+        for name in self._marks:
+            lane.already[name] = max(lane.already[name], offset)
 
     def revoke(self, partitions: Iterable[TopicPartition]) -> int:
         """Give partitions up; returns how many records in flight went with them. Unknown partitions are ignored."""
@@ -212,7 +223,7 @@ class OffsetLedger:
                 offset = following.get(partition, lane.released)
                 outputs = {name: max(offset, lane.already.get(name, 0)) for name in self._topics} | lane.files
                 outputs |= {name: lane.already[name] for name in self._marks}
-                found[partition] = Position(min([offset, *lane.files.values()]), outputs)
+                found[partition] = Position(min([offset, *lane.files.values()]), outputs, lane.topic_id)
         return found
 
     def told(self, positions: Mapping[TopicPartition, Position]) -> None:
@@ -240,20 +251,12 @@ class OffsetLedger:
                 partition; the caller must give it up and read it again.
         """
         lane = self._lanes.get(partition)
-        if lane is None or lane.epoch != epoch:
+        if lane is None or lane.epoch != epoch or not position.of(lane.topic_id):
             return []
         reached = min((position.outputs.get(name, position.offset) for name in self._topics), default=position.offset)
         if reached <= min((lane.already.get(name, lane.start) for name in self._topics), default=lane.start):
             reached = position.offset  # the topics had this when the assignment began: it says nothing of the commit
         return self._release(partition, epoch, reached) if reached > lane.released else []
-
-    def skipped_after(self, prefix: Prefix, position: Position) -> int:
-        """Below which offset a commit in doubt held a prefix of an assignment that has skipped since, by what is committed."""
-        lane = self._lanes.get(prefix.topic_partition)
-        if lane is None or prefix.epoch not in lane.former:
-            return 0
-        reached = min((position.outputs.get(name, position.offset) for name in self._topics), default=position.offset)
-        return min(reached, prefix.next_offset)
 
     def _release(self, partition: TopicPartition, epoch: int, committed: int) -> list[Settled]:
         lane = self._lanes.get(partition)
@@ -291,13 +294,15 @@ def _weight(outcome: Outcome) -> int:
 
 def write_position(position: Position) -> str:
     """The positions of the outputs as the metadata string that travels with an offset commit (4,096 bytes at most)."""
-    return json.dumps({"v": 1, "outputs": dict(position.outputs)}, separators=(",", ":"))
+    said = {"v": 1, "outputs": dict(position.outputs)} | ({"topic": position.topic_id} if position.topic_id else {})
+    return json.dumps(said, separators=(",", ":"))
 
 
 def read_position(offset: int, metadata: str) -> Position:
     """A committed position; metadata that another program wrote counts as none."""
     try:
-        outputs = json.loads(metadata)["outputs"]
-        return Position(offset, {str(name): int(value) for name, value in outputs.items()})
+        said = json.loads(metadata)
+        outputs = {str(name): int(value) for name, value in said["outputs"].items()}
+        return Position(offset, outputs, str(said.get("topic", "")))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return Position(offset)

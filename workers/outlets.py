@@ -42,6 +42,9 @@ _GOOD = (Embedding, Chunked, Tombstone)
 # Refused for what did not travel because it did not change: the vector that is there is still right for it.
 STILL_RIGHT = ("unavailable_value",)
 
+# Refused for what does not lie in the record alone: read again, it may end in another way than the first time.
+CIRCUMSTANTIAL = frozenset({"encoder_died", "encoder_timeout", "encoder_raised", "unknown_schema"})
+
 
 class RowRenderer(Protocol):
     """Writes outcomes down as rows."""
@@ -178,7 +181,7 @@ class Outlets:
         The dead-letter topic's position in ``already`` moves with every commit, whatever other outputs there are.
         """
         done = already.get(self._dead_letters.name, 0)
-        return [entry for entry in settled if entry.record.origin.offset >= done]
+        return [entry for entry in settled if entry.record.origin.offset >= done or _circumstantial(entry.outcome)]
 
     def _render_one(
         self, entry: Settled, number: int, vectors: type_projected, prefix: Prefix, before: Entry | None
@@ -204,7 +207,8 @@ class Outlets:
             except PoisonError as error:
                 outcome = DeadLetter(error.stage, error.reason, error.message)
         out = []
-        if offset >= prefix.already.get(self._dead_letters.name, 0):
+        # Read again for files alone, it may have been embedded the first time, and would now be missing there without a word.
+        if offset >= prefix.already.get(self._dead_letters.name, 0) or _circumstantial(outcome):
             dead = render_dead_letter(record, outcome, self._dead_letters.topic, self._dead_letters.fingerprint)
             if (reason := self._refuses(dead)) is not None and not (
                 reason == "too_large" and self._takes_compressed(dead)
@@ -265,7 +269,9 @@ class Outlets:
     ) -> list[Message]:
         record = entry.record
         if isinstance(entry.outcome, Tombstone) and gone == [record.key]:
-            return [self._checked(render_tombstone(record, outlet.topic))]
+            deletion = render_tombstone(record, outlet.topic)
+            # A delete goes through without its headers where they do not fit.
+            return [deletion if self._refuses(deletion) is None else self._checked(replace(deletion, headers=()))]
         messages = []
         for embedding, vector in zip(embeddings_of(entry.outcome), projected or (), strict=True):
             message = outlet.renderer.render(record, embedding, *required(vector, outlet.projection))
@@ -283,6 +289,10 @@ class Outlets:
                 "output", reason, f"topic {message.topic} is compacted, and takes no record without a key"
             )
         return message
+
+
+def _circumstantial(outcome: Outcome) -> bool:
+    return isinstance(outcome, DeadLetter) and outcome.reason in CIRCUMSTANTIAL
 
 
 def _deletions(record: Record, outlet: RowOutlet, gone: Sequence[bytes]) -> list[object]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from workers import log
 from workers.errors import EnvironmentFault, RetryableError
@@ -106,7 +107,7 @@ class Placing:
             outputs[output.key] = committed.offset if end is None else end
         start = min(outputs.values())
         if self._known is None:
-            return Position(start, outputs)
+            return replace(committed, offset=start, outputs=outputs)
         started = time.monotonic()
         keys = self._known.load(partition, epoch, lambda: self._wanted(partition, epoch))
         if keys is None:
@@ -117,7 +118,7 @@ class Placing:
         # The state is as of what is committed: a file may have been put that the group has not been told of, and its records
         # are read again for the state. Where it has not been kept all along, what it says of older records is not believed.
         outputs[self._known.mark] = committed.outputs.get(self._known.mark, reached)
-        return Position(min(start, committed.offset), outputs)
+        return replace(committed, offset=min(start, committed.offset), outputs=outputs)
 
     def _wanted(self, partition: TopicPartition, epoch: int) -> bool:
         asked = self._asked.get(partition)

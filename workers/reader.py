@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -174,8 +175,14 @@ class StreamReader:
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
+            if isinstance(error, Exception) and not isinstance(error, StreamEmbedderError):
+                # A library's message may quote the record that it failed at.
+                where = "; ".join(
+                    f"{at.filename}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)
+                )
+                error = StreamEmbedderError(f"a defect of this program: {type(error).__name__} at {where}")
             self._failure = error
-            LOG.error("reader failed %s", log.fields(error=error), exc_info=not isinstance(error, StreamEmbedderError))
+            LOG.error("reader failed %s", log.fields(error=error))
         self.stop()
 
     def _wake(self) -> None:

@@ -261,10 +261,19 @@ STATE_MARK = "state:"
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a partition is done: the ``offset`` to read next, and each output's own next offset by output name."""
+    """How far a partition is done: the ``offset`` to read next, and each output's own next offset by output name.
+
+    ``topic_id``: Kafka's own, in hex, of the topic whose offsets these are: one that is made anew under its name has another.
+    Empty: not known.
+    """
 
     offset: int
     outputs: Mapping[str, int] = field(default_factory=dict)
+    topic_id: str = ""
+
+    def of(self, topic_id: str) -> bool:
+        """Whether these may be offsets of the topic with this id."""
+        return not self.topic_id or not topic_id or self.topic_id == topic_id
 
     @property
     def own(self) -> dict[str, int]:

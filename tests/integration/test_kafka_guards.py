@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from workers import kafka_client, kafka_headers, kafka_records, kafka_topics, me
 from workers.codecs.dead_letter import render_dead_letter
 from workers.codecs.tombstone import render_tombstone
 from workers.errors import CommitError, EnvironmentFault, RetryableError
+from workers.offsets import write_position
 from workers.records import DeadLetter, Message, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sinks import kafka as sink_room
@@ -87,6 +89,7 @@ class Member:
         self.placed: dict[TopicPartition, list[Position]] = defaultdict(list)
         self.records: list[Record] = []
         self.places: dict[TopicPartition, int] = {}
+        self.skips: list[tuple[TopicPartition, int]] = []
         self.lost = 0
         self.hold = threading.Event()
         self.held = threading.Event()
@@ -109,13 +112,13 @@ class Member:
     def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
         """``look_ups`` is how often it has to be asked; then it starts ``back`` offsets earlier."""
         self.look_ups -= 1
-        return None if self.look_ups >= 0 else Position(position.offset - self.back, position.outputs)
+        return None if self.look_ups >= 0 else replace(position, offset=position.offset - self.back)
 
     def parting(self, partitions: Iterable[TopicPartition]) -> None:
         assert all(partition in self.owned for partition in partitions)
 
-    def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
-        self.assigned(partition, epoch, Position(offset))
+    def skipped(self, partition: TopicPartition, offset: int) -> None:
+        self.skips.append((partition, offset))
 
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         for partition in partitions:
@@ -207,11 +210,11 @@ def group_members(kafka: KafkaSettings, group: str) -> list[Any]:
         return list(client.describe_groups([group])[group]["members"])
 
 
-def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition, int]) -> None:
+def set_committed(kafka: KafkaSettings, group: str, offsets: dict[TopicPartition, int], metadata: str = "") -> None:
     with kafka_client.admin(kafka) as client:
         kafka_topics.committed_offsets(client, group)  # waits until a fresh broker has its offsets topic
         client.alter_group_offsets(
-            group, {KafkaTopicPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
+            group, {KafkaTopicPartition(*tp): OffsetAndMetadata(offset, metadata, -1) for tp, offset in offsets.items()}
         )
 
 
@@ -592,6 +595,7 @@ def test_what_retention_took_is_counted_and_reading_goes_on_behind_it(
     member = join(broker.settings, group, [topic])
     wait_for(lambda: len(member.records) == 4, "the records that are left")
     assert member.offsets(partition) == [6, 7, 8, 9]
+    assert member.skips == [(partition, 6)] and not member.lost
     assert member.meter.value(metrics.OFFSETS_SKIPPED) == 4
     member.stop()
     assert member.error is None
@@ -704,6 +708,78 @@ def test_a_topic_that_is_made_anew_is_read_whole(
     member.source._consumer._cluster.request_update()
     wait_for(lambda: len(member.records) == 13, "all of the new topic's records")
     assert [(r.origin.offset, r.value) for r in member.records[9:]] == [(n, b"v%d" % (100 + n)) for n in range(4)]
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_commit_that_outlives_its_topic_says_nothing_of_the_new_one(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join, start: str
+):
+    """A transaction that ends after the deletion commits the old topic's offset, and the broker takes it."""
+    topic, group = make_topic(), unique_name()
+    partition = TopicPartition(topic, 0)
+    produce(broker.settings, topic, 9)
+    stale = write_position(Position(5, {"kafka:out": 5}, "0f" * 16))
+    set_committed(broker.settings, group, {partition: 5}, stale)
+    member = join(broker.settings, group, [topic], start=start)
+    wait_for(lambda: len(member.records) == 9, "all of the new topic's records")
+    (position,) = member.placed[partition]
+    assert position.offset == 0 and not position.outputs
+    again = write_position(replace(position, offset=9))
+    member.stop()
+    set_committed(broker.settings, group, {partition: 9}, again)
+    produce(broker.settings, topic, 1, start=9)
+    successor = join(broker.settings, group, [topic], start=start)
+    wait_for(lambda: successor.offsets(partition) == [9], "what came after its own commit")
+
+
+def test_a_log_that_ends_before_what_is_committed_is_read_from_its_end_on(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """Positions of outputs go back with it: they would take nothing of what comes."""
+    topic, group = make_topic(), unique_name()
+    partition = TopicPartition(topic, 0)
+    produce(broker.settings, topic, 5)
+    set_committed(broker.settings, group, {partition: 900}, write_position(Position(900, {"a": 1000, "b": 3})))
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: len(member.placed[partition]) == 2, "the second place")
+    assert [(at.offset, at.outputs) for at in member.placed[partition]] == [
+        (900, {"a": 1000, "b": 3}),
+        (5, {"a": 5, "b": 3}),
+    ]
+    assert committed(broker.settings, group) == {partition: 5}
+    produce(broker.settings, topic, 2, start=5)
+    wait_for(lambda: member.offsets(partition) == [5, 6], "what came then")
+    assert member.meter.value(metrics.LOGS_CUT) == 1 and member.lost == 1
+
+
+def test_a_log_that_was_truncated_is_read_again_from_where_it_differs(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The client says so once, and goes on at its old place."""
+    topic, group = make_topic(), unique_name()
+    partition = TopicPartition(topic, 0)
+    produce(broker.settings, topic, 5)
+    member = join(broker.settings, group, [topic])
+    wait_for(lambda: len(member.records) == 5, "the records")
+    member.source.commit({partition: Position(5, {"a": 5})})
+    wait_for(lambda: committed(broker.settings, group) == {partition: 5}, "the commit")
+    poll, said = member.source._member.poll, threading.Event()
+
+    def truncated(most: int) -> Any:
+        if not said.is_set():
+            said.set()
+            raise kafka_errors.LogTruncationError({KafkaTopicPartition(*partition): OffsetAndMetadata(3, "", 0)})
+        return poll(most)
+
+    monkeypatch.setattr(member.source._member, "poll", truncated)
+    wait_for(lambda: member.offsets(partition) == [0, 1, 2, 3, 4, 3, 4], "what differs")
+    assert member.placed[partition][1].outputs == {"a": 3}
+    assert committed(broker.settings, group) == {partition: 3}
+    assert member.meter.value(metrics.LOGS_CUT) == 1 and member.lost == 1
 
 
 # ---- batches that the client cannot read

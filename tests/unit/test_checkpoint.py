@@ -423,6 +423,34 @@ def test_what_an_output_refused_the_first_time_is_refused_again_though_it_is_ahe
     assert bench.values(OUT) == bench.values(WIDE) == bench.values(DEAD) == []
 
 
+@pytest.mark.parametrize(("reason", "again"), [("encoder_died", True), ("invalid", False)])
+def test_a_record_that_is_read_again_for_files_and_ends_otherwise_is_a_dead_letter(reason: str, again: bool):
+    """Its row would be missing without a word."""
+    bench = opened(positions={f"kafka:{OUT}": 1, f"kafka:{DEAD}": 1})
+    bench.settle(0, DeadLetter("encode", reason, "the encoder failed on this text", 3))
+    bench.checkpoint.commit()
+    assert len(bench.values(DEAD)) == again
+    assert bench.meter.value(metrics.DEAD_LETTERS, stage="encode", reason=reason) == again
+
+
+def test_what_was_read_before_the_log_lost_it_is_written(bench: Bench):
+    for offset in range(3):
+        bench.settle(offset, embedding(str(offset)))
+    bench.ledger.skip(P0, 100)
+    bench.settle(100, embedding("100"))
+    assert bench.checkpoint.commit() == 4
+    assert bench.values(OUT) == [b"0", b"1", b"2", b"100"]
+
+
+def test_a_delete_goes_through_without_headers_that_do_not_fit():
+    bench = opened(sink=lambda group: FakeSink(group, max_bytes={OUT: 200}))
+    held = replace(record(0, None, key=b"gone"), headers=(("h", b"x" * 300),))
+    assert bench.ledger.add(held) and bench.ledger.settle(held.origin, Tombstone())
+    assert bench.checkpoint.commit() == 1
+    (((message,), _),) = bench.sink.transactions
+    assert (message.topic, message.key, message.value, message.headers) == (OUT, b"gone", None, ())
+
+
 def test_positions_are_never_set_back():
     bench = opened(positions={f"kafka:{OUT}": 9})
     bench.settle(0, embedding("a"))

@@ -55,6 +55,7 @@ SIBLINGS = ROWS[2]
 SCHEMA_CODECS = ("schemas", "wire", "avro", "avro_record", "json_schema", "protobuf_schema")
 EXCEPTIONS = {
     "workers.sources.kafka_commits": {"offsets"},  # the form of an offset's metadata
+    "workers.sources.kafka_places": {"offsets"},  # the same
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
     "workers.sources.kafka_holds": {"kafka_client"},  # how it words an error
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
@@ -98,6 +99,7 @@ HEAVY = {
         "workers.kafka_ranges",
         "workers.sources.kafka",
         "workers.sources.kafka_commits",
+        "workers.sources.kafka_places",
         "workers.sources.kafka_holds",
         "workers.sources.kafka_member",
         "workers.sources.kafka_start",

@@ -319,17 +319,35 @@ def test_a_new_topic_beside_one_that_is_ahead_resolves_by_its_own_position():
 def test_a_gap_in_the_source_leaves_chains_where_they_are():
     ledger = with_files(Position(3, {"kafka:a": 3, "lake": 3}))
     assert ledger.add(record(3))
-    ledger.skip(P0, 2, 100)
+    ledger.skip(P0, 100)
     assert ledger.chains(P0) == [3], "the next file reaches over the gap"
-    assert ledger.records == 0 and not ledger.add(record(50, epoch=2)) and ledger.add(record(100, epoch=2))
-    ledger.settle(Origin("documents", 0, 100, 2), REFUSED)
+    assert ledger.records == 1, "what was read is there, and nowhere else any more"
+    assert not ledger.add(record(50)) and ledger.add(record(100))
+    for offset in (100, 3):
+        assert ledger.settle(Origin("documents", 0, offset, 1), REFUSED)
     (prefix,) = ledger.drain(10)
+    assert [settled.record.origin.offset for settled in prefix.settled] == [3, 100]
     assert ledger.positions([prefix]) == {P0: Position(3, {"kafka:a": 101, "lake": 3})}
 
 
-@given(st.integers(0, 2**63 - 1), st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 2**63 - 1)))
-def test_a_position_survives_the_round_trip(offset: int, outputs: dict[str, int]):
-    position = Position(offset, outputs)
+def test_the_topic_of_a_position_stays_with_it_and_a_commit_of_another_topic_resolves_nothing():
+    ledger = OffsetLedger(topics=("kafka:a",))
+    ledger.assign(P0, 1, Position(0, {}, "new"))
+    assert ledger.add(record(0))
+    settle(ledger, 0)
+    (prefix,) = ledger.drain(10)
+    assert ledger.positions([prefix]) == {P0: Position(1, {"kafka:a": 1}, "new")}
+    assert ledger.resolve(P0, 1, Position(9, {"kafka:a": 9}, "old")) == []
+    assert len(ledger.resolve(P0, 1, Position(1, {"kafka:a": 1}, "new"))) == 1
+
+
+@given(
+    st.integers(0, 2**63 - 1),
+    st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 2**63 - 1)),
+    st.sampled_from(["", "0f" * 16]),
+)
+def test_a_position_survives_the_round_trip(offset: int, outputs: dict[str, int], topic_id: str):
+    position = Position(offset, outputs, topic_id)
     assert read_position(offset, write_position(position)) == position
 
 

@@ -53,8 +53,7 @@ class History(StatefulMachine):
     def skips(self, offset: int) -> None:
         """The source no longer has what comes next."""
         reader = self.readers[0]
-        reader.epoch += 1
-        reader.intake.skipped(P0, reader.epoch, offset)
+        reader.intake.skipped(P0, offset)
         reader.next[P0] = offset
 
     def offsets(self, output: str) -> list[int]:
@@ -63,7 +62,7 @@ class History(StatefulMachine):
     def standing(self) -> bytes:
         reader = self.readers[0]
         assert reader.known is not None
-        entry = reader.known.entry(P0, reader.epoch, KEY)
+        entry = reader.known.entry(P0, reader.intake.ledger.epochs[P0], KEY)
         assert entry is not None
         return entry.digest
 

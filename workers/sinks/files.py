@@ -45,10 +45,7 @@ class RowFormat(Protocol):
 
 @dataclass(slots=True)
 class _Lane:
-    """One assignment of a partition: its chain reaches up to ``position``, its rows up to ``taken``.
-
-    ``former``: epochs that skips have ended; what was committed under them is written still.
-    """
+    """One assignment of a partition: its chain reaches up to ``position``, its rows up to ``taken``."""
 
     partition: TopicPartition
     epoch: int
@@ -56,7 +53,6 @@ class _Lane:
     position: int
     taken: int
     since: float | None = None
-    former: set[int] = field(default_factory=set)
     batches: list[Any] = field(default_factory=list)
 
     @property
@@ -143,13 +139,6 @@ class FileOutput:
             self._lanes[partition] = _Lane(partition, epoch, self._folders[partition], position, position)
             self._measure()
 
-    def move(self, partition: TopicPartition, epoch: int) -> None:
-        """A partition that is ours goes on further ahead, under a new epoch; the rows that wait are written all the same."""
-        with self._lock:
-            if (lane := self._lanes.get(partition)) is not None:
-                lane.former.add(lane.epoch)
-                lane.epoch = epoch
-
     def revoke(self, partitions: Iterable[TopicPartition]) -> None:
         """Give partitions up, and the rows that wait for their files."""
         with self._lock:
@@ -164,7 +153,7 @@ class FileOutput:
         batch = self._format.batch(rows) if rows else None
         with self._lock:
             lane = self._lanes.get(partition)
-            if lane is None or (lane.epoch != epoch and epoch not in lane.former) or next_offset <= lane.taken:
+            if lane is None or lane.epoch != epoch or next_offset <= lane.taken:
                 return
             if batch is not None:
                 kept = self._format.after(batch, lane.taken)

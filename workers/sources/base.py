@@ -20,8 +20,8 @@ class SourceListener(Protocol):
     def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
         """Where to start a partition of which ``position`` is committed; None: not known yet, ask again soon."""
 
-    def skipped(self, partition: TopicPartition, epoch: int, offset: int) -> None:
-        """A partition goes on at ``offset``, under a new epoch: what comes before it is gone from the source."""
+    def skipped(self, partition: TopicPartition, offset: int) -> None:
+        """A partition goes on at ``offset``: what was not read before it is gone from the source. The assignment goes on."""
 
     def parting(self, partitions: Iterable[TopicPartition]) -> None:
         """Partitions will be revoked next: what is nearly done may be finished, in a few seconds at most."""

@@ -12,23 +12,26 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from kafka import OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 
 from workers import log, metrics
+from workers.deadline import Deadline
 from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.records import Origin, Position, Record, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sources.base import SourceListener
 from workers.sources.kafka_commits import OffsetCommits
 from workers.sources.kafka_member import GroupMember
+from workers.sources.kafka_places import Places
 
 LOG = log.get(__name__)
+
+METADATA_WAIT_S = 5.0
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -56,7 +59,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epoch = 0
         self._epochs: dict[TopicPartition, int] = {}
         self._unplaced: dict[TopicPartition, int] = {}
-        self._committed: dict[tuple[TopicPartition, int], Position] = {}
+        self._places = Places(source)
         self._commits = OffsetCommits()
         self._quiet = threading.Event()
         self._stop = threading.Event()
@@ -114,6 +117,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         except kafka_errors.OffsetOutOfRangeError as error:
             with contextlib.suppress(kafka_errors.KafkaError, ValueError):  # the next poll finds it again
                 self._out_of_range(error)
+            return True
+        except kafka_errors.LogTruncationError as error:
+            self._truncated(error)
             return True
         except kafka_errors.AuthorizationError as error:
             raise EnvironmentFault(
@@ -198,6 +204,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             for partition in partitions:
                 self._epochs.pop(partition, None)
                 self._unplaced.pop(partition, None)
+            self._places.forget(partitions)
             self._commits.drop(partitions)
             count = len(self._epochs)
             assert self._listener is not None
@@ -212,12 +219,18 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         with self._lock:
             partitions = [partition for tp in anew if (partition := TopicPartition(*tp)) in self._epochs]
-            for partition in partitions:
-                self._epoch += 1
-                self._epochs[partition] = self._unplaced[partition] = self._epoch
-            self._commits.drop(partitions)
-            self._listener.revoked(partitions, lost=True)
+            self._begin_again(partitions)
         LOG.warning("topic made anew %s", log.fields(partitions=",".join(map(str, partitions))))
+
+    def _begin_again(self, partitions: Sequence[TopicPartition]) -> None:
+        """End the assignments of partitions that stay ours, and have them placed anew; under the lock."""
+        assert self._listener is not None
+        for partition in partitions:
+            self._epoch += 1
+            self._epochs[partition] = self._unplaced[partition] = self._epoch
+        self._places.forget(partitions)
+        self._commits.drop(partitions)
+        self._listener.revoked(partitions, lost=True)
 
     def _place(self) -> None:
         """Give every newly assigned partition its position: what is committed, else what the start policy says."""
@@ -225,11 +238,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             unplaced = dict(self._unplaced)
         if not unplaced:
             return
-        self._look_up(unplaced)
+        self._places.look_up(unplaced, self.committed, self._member.starts, self._consumer)
         early = self._member.starts.unfinished({partition.topic for partition in unplaced})
         for partition, epoch in unplaced.items():
             assert self._listener is not None
-            committed = self._committed[partition, epoch]
+            committed = self._places.of(partition, epoch)
             position = None if partition.topic in early else self._listener.place(partition, epoch, committed)
             self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)
             if position is None:
@@ -238,33 +251,14 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 if self._unplaced.get(partition) != epoch:
                     continue
                 del self._unplaced[partition]
+                self._places.forget([partition])
                 count = len(self._epochs)
                 self._listener.assigned(partition, epoch, position)
             self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
             LOG.info("assigned %s", log.fields(partition=partition, offset=position.offset))
 
-    def _look_up(self, unplaced: Mapping[TopicPartition, int]) -> None:
-        """Know of each of these assignments what is committed, else where the start policy puts it, and commit that."""
-        self._committed = {key: at for key, at in self._committed.items() if unplaced.get(key[0]) == key[1]}
-        asked = {partition: epoch for partition, epoch in unplaced.items() if (partition, epoch) not in self._committed}
-        if not asked:
-            return
-        found = self.committed(asked)
-        missing = [partition for partition in asked if partition not in found]
-        started = self._member.starts.positions(missing) if missing else {}
-        if started and self._settings.start != "earliest":
-            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
-            # move it to the moment of the restart, and lose what came between. A commit that fails is tried again, because
-            # nothing is placed before it.
-            self._consumer.commit(
-                {KafkaTopicPartition(*p): OffsetAndMetadata(at.offset, note, -1) for p, (at, note) in started.items()},
-                5_000,
-            )
-        for partition, epoch in asked.items():
-            self._committed[partition, epoch] = found.get(partition) or started[partition][0]
-
     def _out_of_range(self, error: BaseException) -> None:
-        """The log no longer has what comes next: go on with the oldest record, and say what is gone."""
+        """The log no longer has what comes next, or ends before it: go on where it has something, and say what is gone."""
         assert self._listener is not None
         self._renew()
         asked: Mapping[Any, int] = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
@@ -277,21 +271,49 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue  # a fetch that was out before the seek fails a second time
             begin = self._consumer.beginning_offsets([tp])[tp]
             end = self._consumer.end_offsets([tp])[tp]
-            target = begin if offset < begin else end
-            LOG.error(
-                "offset out of range %s",
-                log.fields(
-                    partition=partition, wanted=offset, continues_at=target, records_gone=max(0, begin - offset)
-                ),
-            )
-            self._consumer.seek(tp, target)
-            self._meter.add(metrics.OFFSETS_SKIPPED, max(0, target - offset))
-            with self._lock:
-                if partition not in self._epochs:
-                    continue  # revoked meanwhile
-                self._epoch += 1
-                self._epochs[partition] = epoch = self._epoch
-                self._listener.skipped(partition, epoch, target)
+            if offset > end:
+                self._go_back(partition, offset, end)
+            elif offset < begin:
+                LOG.error(
+                    "offset out of range %s",
+                    log.fields(partition=partition, wanted=offset, continues_at=begin, records_gone=begin - offset),
+                )
+                self._consumer.seek(tp, begin)
+                self._meter.add(metrics.OFFSETS_SKIPPED, begin - offset)
+                with self._lock:
+                    if partition in self._epochs and partition not in self._unplaced:
+                        self._listener.skipped(partition, begin)
+
+    def _truncated(self, error: Any) -> None:
+        """The client was told that the log is another one from some offset on than the one it has read. It says so once."""
+        for tp, divergent in error.divergent_offsets.items():
+            partition = TopicPartition(*tp)
+            with contextlib.suppress(kafka_errors.KafkaError, ValueError):  # not ours any more
+                offset = self._consumer.position(tp)
+                end = self._consumer.end_offsets([tp])[tp] if divergent is None else divergent.offset
+                self._go_back(partition, offset, min(offset, end))
+
+    def _go_back(self, partition: TopicPartition, offset: int, target: int) -> None:
+        """The log has lost its end, by an unclean election of a leader: what it has from ``target`` on was never read.
+
+        The outputs keep what they have of the lost records; those that are read from there on have offsets that were seen before,
+        so positions go back with the source, all but those of files, whose names are offsets.
+        """
+        self._await_metadata()
+        self._renew()
+        with self._lock:
+            if partition not in self._epochs or partition in self._unplaced:
+                return  # not ours any more; or its topic was made anew
+            self._begin_again([partition])
+            self._places.cut(partition, target)
+        self._meter.add(metrics.LOGS_CUT)
+        LOG.error("the log lost its end %s", log.fields(partition=partition, read_up_to=offset, continues_at=target))
+
+    def _await_metadata(self) -> None:
+        """Hear of topics that were made anew, for some seconds at most."""
+        answer, deadline = self._consumer._cluster.request_update(), Deadline(METADATA_WAIT_S)
+        while not answer.is_done and not deadline.expired and not self._stop.is_set():
+            self._stop.wait(0.05)
 
     # ---- other threads
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from kafka import TopicPartition as KafkaTopicPartition
@@ -40,8 +41,13 @@ class Starts:
         self._begun: set[str] = set()
         self._waiting: dict[str, float] = {}
 
-    def positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[Position, str]]:
-        """Where the policy puts each, and the metadata to commit beside it."""
+    def positions(
+        self, partitions: Iterable[TopicPartition], anew: Container[TopicPartition] = ()
+    ) -> dict[TopicPartition, tuple[Position, str]]:
+        """Where the policy puts each, and the metadata to commit beside it.
+
+        ``anew``: those of topics that were made anew, of which what is committed says nothing.
+        """
         wanted = [KafkaTopicPartition(*partition) for partition in partitions]
         consumer, moment, notes = self._consumer, self._source.start_timestamp_ms, dict[Any, str]()
         if moment is not None:
@@ -50,7 +56,7 @@ class Starts:
             offsets = {tp: at[tp].offset if at.get(tp) is not None else ends[tp] for tp in wanted}
         elif self._source.start == "latest":
             known = {topic: self._siblings(topic) for topic in {tp.topic for tp in wanted}}
-            first = [tp for tp in wanted if self._is_first(tp, known[tp.topic])]
+            first = [tp for tp in wanted if TopicPartition(*tp) not in anew and self._is_first(tp, known[tp.topic])]
             added = [tp for tp in wanted if tp not in first]
             offsets = (consumer.end_offsets(first) if first else {}) | (
                 consumer.beginning_offsets(added) if added else {}
@@ -78,6 +84,11 @@ class Starts:
             else:
                 LOG.warning("started without some partitions %s", log.fields(topic=topic, partitions=first))
         return found
+
+    def topic_id(self, topic: str) -> str:
+        """Kafka's own id of a topic that is ours, in hex, as :meth:`made_anew` last saw it; empty where brokers say none."""
+        found = self._ids.get(topic)
+        return "" if found is None else uuid.UUID(str(found)).hex
 
     def made_anew(self) -> list[Any]:
         """Our partitions of topics that are not what they were: deleted, and made again under their name."""

@@ -8,9 +8,8 @@ records will be read again after a crash, and must then meet the state as it was
 change is written to the state topic only in the transaction whose committed offset reaches beyond its record. Until then the
 topic says that the key is in doubt: the source may have lost the record by the time that it would be read again.
 
-Who fences: :meth:`Known.recognise` and :meth:`View.before` see an assignment of their own epoch alone; what was written under an
-epoch counts also after a skip (:meth:`Known.move`), which changes nothing of what the topics have; :meth:`Known.due` is for
-assignments that the caller holds, who looks again before it commits.
+Who fences: what carries another epoch than the current one is refused, as in the ledger; :meth:`Known.due` is for assignments
+that the caller holds, who looks again before it commits.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class _Lane:
     """One assignment of a partition.
 
     ``since``: what records before this offset have left is not believed; ``kept``: keys that were in doubt when it began, by the
-    offset of the last record that may have been written: until it is read again they stay so; ``former``: epochs that skips have
-    ended.
+    offset of the last record that may have been written: until it is read again they stay so.
     ``underway``: keys of records that may change something and are not committed to the topics, with the last one's offset;
     ``prepared``: the same in order. ``untold``: changes that are in the copy and not in the state topic; ``doubts``: how many of
     them each key has, and under how many chunks something may stand there.
@@ -46,7 +44,6 @@ class _Lane:
     store: Store
     since: int
     kept: dict[bytes, int]
-    former: set[int] = field(default_factory=set)
     underway: dict[bytes, int] = field(default_factory=dict)
     prepared: deque[tuple[int, bytes]] = field(default_factory=deque)
     untold: deque[Change] = field(default_factory=deque)
@@ -55,10 +52,6 @@ class _Lane:
     def entry(self, key: bytes) -> Entry | None:
         (value,) = self.store.get([key])
         return None if value is None else read_entry(value)
-
-    def was(self, epoch: int | None) -> bool:
-        """Whether what was written under an epoch is this partition's, without a break."""
-        return epoch == self.epoch or epoch in self.former
 
 
 class View:
@@ -176,14 +169,14 @@ class Known:
             assert epoch_loaded == epoch, f"{partition} begins without its state"
             self._lanes[partition] = _Lane(epoch, store, since, doubts)
 
-    def move(self, partition: TopicPartition, epoch: int, since: int) -> None:
-        """A partition that is ours goes on at ``since``, under a new epoch: what was read before is not believed any more."""
+    def skip(self, partition: TopicPartition, offset: int) -> None:
+        """The source has nothing any more before ``offset``: what those records have left is not believed.
+
+        An output of files may lack some of them that the topics have, and nobody can read them again for it.
+        """
         with self._lock:
             if (lane := self._lanes.get(partition)) is not None:
-                lane.former.add(lane.epoch)
-                lane.epoch, lane.since = epoch, max(lane.since, since)
-                lane.underway.clear()
-                lane.prepared.clear()
+                lane.since = max(lane.since, offset)
 
     def revoke(self, partitions: Iterable[TopicPartition]) -> None:
         """Partitions are ours no longer."""
@@ -247,13 +240,13 @@ class Known:
         """What stands under a state key, by what the topics have; None of an assignment that has ended."""
         with self._lock:
             lane = self._lanes.get(partition)
-            return lane.entry(key) if lane is not None and lane.was(epoch) else None
+            return lane.entry(key) if lane is not None and lane.epoch == epoch else None
 
     def since(self, partition: TopicPartition, epoch: int) -> int:
         """What records before this offset have left is not believed."""
         with self._lock:
             lane = self._lanes.get(partition)
-            return lane.since if lane is not None and lane.was(epoch) else 0
+            return lane.since if lane is not None and lane.epoch == epoch else 0
 
     def view(self, partition: TopicPartition, epoch: int) -> View:
         """What stands under the keys of an assignment, for one prefix of it."""
@@ -300,7 +293,7 @@ class Known:
         """
         with self._lock:
             lane = self._lanes.get(partition)
-            if lane is None or not lane.was(epoch):
+            if lane is None or lane.epoch != epoch:
                 return
             done = [change for change in changes if change.offset < end]
             lane.store.put((one.key, None if one.entry is None else write_entry(one.entry)) for one in done)
@@ -318,7 +311,7 @@ class Known:
         with self._lock:
             for partition, position in positions.items():
                 lane = self._lanes.get(partition)
-                if lane is None or not lane.was(epochs.get(partition)):
+                if lane is None or lane.epoch != epochs.get(partition):
                     continue
                 while lane.untold and lane.untold[0].offset < position.offset:
                     key = lane.untold.popleft().key

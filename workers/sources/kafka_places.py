@@ -1,0 +1,94 @@
+"""What a new assignment begins with: what the group has committed, else what the start policy says.
+
+Comes in: assignments, and partitions whose logs have lost their end. Goes out: a position for each. Never here: the outputs' own
+places (``workers.placing``), or seeking.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kafka import OffsetAndMetadata
+from kafka import TopicPartition as KafkaTopicPartition
+
+from workers.offsets import write_position
+from workers.records import Position, TopicPartition
+from workers.settings import SourceSettings
+from workers.sources.kafka_start import Starts
+
+COMMIT_MS = 5_000
+
+
+class Places:
+    """Positions by assignment. :meth:`look_up` belongs to the thread that polls; the others are quick, and any thread's."""
+
+    def __init__(self, source: SourceSettings) -> None:
+        """Asks nothing yet."""
+        self._source = source
+        self._lock = threading.Lock()
+        self._found: dict[tuple[TopicPartition, int], Position] = {}
+        self._cut: dict[TopicPartition, int] = {}
+
+    def of(self, partition: TopicPartition, epoch: int) -> Position:
+        """The position of an assignment that was looked up."""
+        return self._found[partition, epoch]
+
+    def cut(self, partition: TopicPartition, offset: int) -> None:
+        """The partition's next assignment begins at ``offset`` at the latest: nothing behind it was read."""
+        with self._lock:
+            self._cut[partition] = offset
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """Assignments have begun or ended."""
+        with self._lock:
+            for partition in partitions:
+                self._cut.pop(partition, None)
+
+    def look_up(
+        self,
+        unplaced: Mapping[TopicPartition, int],
+        committed: Callable[[Iterable[TopicPartition]], Mapping[TopicPartition, Position]],
+        starts: Starts,
+        consumer: Any,
+    ) -> None:
+        """Know the position of each of these assignments, by its epoch; those that are known are not asked about again.
+
+        Raises:
+            KafkaError, RetryableError: not to be known now.
+        """
+        self._found = {key: at for key, at in self._found.items() if unplaced.get(key[0]) == key[1]}
+        asked = {partition: epoch for partition, epoch in unplaced.items() if (partition, epoch) not in self._found}
+        if not asked:
+            return
+        ids = {partition: starts.topic_id(partition.topic) for partition in asked}
+        found = committed(asked)
+        # A commit that was on its way when its topic was deleted outlives it, and says nothing of the one that is made anew.
+        past = {partition for partition, at in found.items() if not at.of(ids[partition])}
+        found = {partition: at for partition, at in found.items() if partition not in past}
+        with self._lock:
+            cut = {p: _before(found.get(p), self._cut[p]) for p in asked if p in self._cut}
+        found |= cut
+        missing = [partition for partition in asked if partition not in found]
+        started = starts.positions(missing, past) if missing else {}
+        fixed = {partition: (at.offset, write_position(at)) for partition, at in cut.items()}
+        if self._source.start != "earliest":
+            # "latest" must mean the moment of the first start: without a commit, a crash before the first record would
+            # move it to the moment of the restart, and lose what came between.
+            fixed |= {partition: (at.offset, note) for partition, (at, note) in started.items()}
+        if fixed:
+            # One that fails is tried again, because nothing is placed before it.
+            consumer.commit({KafkaTopicPartition(*p): OffsetAndMetadata(*at, -1) for p, at in fixed.items()}, COMMIT_MS)
+        for partition, epoch in asked.items():
+            at = found[partition] if partition in found else started[partition][0]
+            self._found[partition, epoch] = replace(at, topic_id=ids[partition])
+
+
+def _before(position: Position | None, offset: int) -> Position:
+    """A position with nothing in it that lies behind ``offset``."""
+    if position is None:
+        return Position(offset)
+    outputs = {name: min(at, offset) for name, at in position.outputs.items()}
+    return replace(position, offset=min(position.offset, offset), outputs=outputs)
