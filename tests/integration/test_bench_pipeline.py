@@ -33,6 +33,7 @@ def bench(folder: Path, *words: str) -> tuple[str, dict, str]:
     return done.stdout, found, (folder / "out/pipeline.md").read_text()
 
 
+@pytest.mark.soak
 def test_the_way_is_measured_beside_the_client_alone_and_over_ten_times_the_records(tmp_path: Path):
     out, found, page = bench(tmp_path, "--parts", "plumbing,growth", "--records", "2000", "--rounds", "1")
     plumbing = found["parts"]["plumbing"]
