@@ -16,7 +16,7 @@ from pipelines.cutover.command import run_cutover
 from pipelines.cutover.documents import Held, Mark, Verdict, Version, compare, later
 from pipelines.cutover.places import held
 from pipelines.model import Model
-from pipelines.search.places import TopicRecords
+from pipelines.search.places import Files, TopicRecords
 from workers.codecs import renderer_for, rows_for
 from workers.codecs.tombstone import render_tombstone
 from workers.errors import EnvironmentFault, SettingsError
@@ -258,6 +258,31 @@ def test_a_topic_says_the_same_of_its_records(format: str, monkeypatch: pytest.M
     }
     assert stamps == {"k1": 1, "k2": 2, "k3": 4}
     assert found["k2"].version.offset == (2 if format == "binary" else -1)
+
+
+def test_files_say_the_same_of_documents_in_chunks(tmp_path: Path):
+    """Of two, of three chunks each; the later version of one has two, so its third was deleted."""
+    output = ParquetOutput(kind="parquet", uri=f"file://{tmp_path}")
+    renderer = rows_for(output, dim=384, model="m", fingerprint=OURS, chunked=True)
+
+    def rows(record: Record, count: int) -> list[Any]:
+        name = (record.key or b"").decode()
+        cut = [Embedding(Document(name, "", {}), vector(), 3, False, Chunk(n, count, n, n + 1)) for n in range(count)]
+        return [renderer.row(record, each, each.vector, None) for each in cut]
+
+    written = [
+        *rows(source(1), 3),
+        *rows(source(2), 3),
+        *rows(source(3, b"k1"), 2),
+        renderer.deletion(source(3, b"k1#2")),
+    ]
+    (tmp_path / "0.parquet").write_bytes(renderer.file([renderer.batch(written)], {}))
+    found = held(Settings(), Files(str(tmp_path))).documents()
+    assert {name: (one.vectors, one.count, one.version.offset) for name, one in found.items()} == {
+        "k1": (2, 2, 3),
+        "k2": (3, 3, 2),
+    }
+    assert found["k1"].version.timestamp_ms == 1_700_000_000_003
 
 
 def test_what_does_not_go_together_is_said(tmp_path: Path, places):
