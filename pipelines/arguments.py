@@ -82,6 +82,11 @@ COMMANDS = {
         "stream-embedder search --in vectors/ 'how do I reset it?'",
         "QUESTION",
     ),
+    "cutover": Command(
+        "Say whether the outputs of these settings may take the place of an old one: every document that has a vector there has "
+        "one here, of these settings and of no older record, and there are no others. Ends with 0 when it is so, else with 1.",
+        "stream-embedder cutover -c new.yaml --old-topic vectors --until 5m",
+    ),
     "check": Command(
         "Look at the broker, the topics, the model and the sizes, and say what would fail before it does.",
         "stream-embedder check -c pipeline.yaml",
@@ -103,8 +108,8 @@ COMMANDS = {
         "PLACE",
     ),
     "offsets reset": Command(
-        "Have a pipeline that is not running go on from elsewhere: earliest, latest, an offset, or the first record since a "
-        "time. All partitions, or the PLACEs that are named, TOPIC or TOPIC/PARTITION.",
+        "Have a pipeline that is not running go on from elsewhere: earliest, latest, an offset, the first record since a time, "
+        "or where its batch over the topics ends. All partitions, or the PLACEs that are named, TOPIC or TOPIC/PARTITION.",
         "stream-embedder offsets reset -c pipeline.yaml --to 2h --dry-run",
         "PLACE",
     ),
@@ -197,6 +202,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
         from pipelines.search.options import add_options  # noqa: PLC0415
 
         add_options(parser, _positive)
+    if name == "cutover":
+        from pipelines.cutover.options import add_options as add_cutover  # noqa: PLC0415
+
+        add_cutover(parser)
     if name == "status":
         from pipelines.status.options import add_status  # noqa: PLC0415
 
@@ -209,7 +218,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name == "offsets show":
         parser.add_argument("--json", action="store_true", help="a JSON object per partition, and no table")
     if name == "offsets reset":
-        parser.add_argument("--to", required=True, metavar="WHERE", help="earliest, latest, OFFSET, or a time")
+        parser.add_argument("--to", required=True, metavar="WHERE", help="earliest, latest, batch, OFFSET, or a time")
         parser.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     if name in ("dead-letters list", "dead-letters replay"):
         _add_filter(parser)

@@ -122,6 +122,12 @@ def _search(call: _Call) -> int:
     return from_line(call.configured.settings, call.arguments)
 
 
+def _cutover(call: _Call) -> int:
+    from pipelines.cutover.command import from_line
+
+    return from_line(call.configured.settings, call.arguments)
+
+
 def _plan(call: _Call) -> int:
     from pipelines.plan.command import job_of, run_plan
 
@@ -265,6 +271,7 @@ _RUN = {
     "calibrate": _calibrate,
     "report": _report,
     "search": _search,
+    "cutover": _cutover,
     "check": _check,
     "status": _status,
     "topics create": _create_topics,

@@ -47,7 +47,9 @@ def run_show(settings: Settings, places: Sequence[str], *, as_json: bool) -> int
 
 
 def run_reset(settings: Settings, places: Sequence[str], *, to: str, dry_run: bool) -> int:
-    """Commit other offsets for a group that is empty: earliest, latest, an offset, or the first record since a moment.
+    """Commit other offsets for a group that is empty: earliest, latest, an offset, the first record since a moment, or ``batch``.
+
+    ``batch``: where the batch of these settings over the source's topics ends, so that the stream goes on from there.
 
     Outputs that are topics go on from there, so records that are read again are embedded again. Outputs that are files go by
     their own chains, whatever is committed.
@@ -64,7 +66,7 @@ def run_reset(settings: Settings, places: Sequence[str], *, to: str, dry_run: bo
             raise EnvironmentFault(
                 f"group {group} has {members} members, which would go on from where they are: stop the pipeline first"
             )
-        targets = _targets(client, topics, wanted, to)
+        targets = _after_batch(settings, wanted) if to == "batch" else _targets(client, topics, wanted, to)
         committed = kafka_topics.committed_positions(client, group)
         if not dry_run:
             kafka_groups.commit_for(client, group, targets)
@@ -80,6 +82,18 @@ def run_reset(settings: Settings, places: Sequence[str], *, to: str, dry_run: bo
             "whatever is committed; to embed all of it again, choose another uri."
         )
     return 0
+
+
+def _after_batch(settings: Settings, wanted: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    from pipelines.batch.topic import batch_ends  # noqa: PLC0415 - brings Parquet along
+
+    ends = batch_ends(settings)
+    if absent := [tp for tp in wanted if tp not in ends]:
+        raise EnvironmentFault(
+            f"the batch did not read {absent[0]}: say where that begins (--to earliest {absent[0]}), and name the others beside "
+            "--to batch"
+        )
+    return {tp: ends[tp] for tp in wanted}
 
 
 def _targets(
@@ -103,8 +117,8 @@ def _targets(
         since_ms = parse_since(to, datetime.datetime.now(datetime.UTC))
     except SettingsError:
         raise SettingsError(
-            f"--to {to}: write earliest, latest, an offset, a timestamp such as 2026-05-01T00:00:00Z, or how long ago: 90m, "
-            "2h, 7d"
+            f"--to {to}: write earliest, latest, batch, an offset, a timestamp such as 2026-05-01T00:00:00Z, or how long ago: "
+            "90m, 2h, 7d"
         ) from None
     found = kafka_groups.offsets_since(client, wanted, since_ms)
     # No record since then: what comes next is the first one.

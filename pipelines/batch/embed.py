@@ -43,12 +43,15 @@ class RowEmbedder:
         outlets: Sequence[RowOutlet],
         pool: EncoderPool,
         max_batch_tokens: int,
+        *,
+        passes: int = PASSES_A_CALL,
     ) -> None:
-        """``max_batch_tokens``: the budget of one forward pass, by which texts are sorted into calls as into passes."""
+        """``max_batch_tokens``: the budget of one forward pass, by which texts are sorted into ``passes`` a call as into passes."""
         self._reject = settings.model.overflow == "reject"
         self._decoder = decoder
         self._pool = pool
         self._budget = max_batch_tokens
+        self._most = passes * max_batch_tokens
         self._count = len(outlets)
         # What it would send to a topic of dead letters is left; what became of each row says as much.
         dead = DeadLetterOutlet("dead letters", "", tombstone=settings.delivery.on_dead_letter == "tombstone")
@@ -95,7 +98,7 @@ class RowEmbedder:
         gathering.expect(texts)
         lengths = [len(text.tokens.ids) for text in texts]
         total, done = max(1, sum(lengths)), 0
-        for numbers in plan(lengths, self._budget, PASSES_A_CALL * self._budget):
+        for numbers in plan(lengths, self._budget, self._most):
             call = [texts[number] for number in numbers]
             batch = Batch.of([text.tokens.ids for text in call])
             answer = self._pool.submit(batch).result()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from pipelines.batch.pace import Pace
 from pipelines.model import Model
 from workers import log, metrics
 from workers.errors import DeviceLost
@@ -29,12 +30,21 @@ MOST_FAILURES = 20
 class LocalEncoder:
     """An encoder, loaded once, and the one thread that works it: what torch is told counts for the thread that tells it."""
 
-    def __init__(self, model: Model, dim: int, *, cuda: bool | None, threads: int | None) -> None:
-        """Nothing is loaded here. ``dim``: of the vectors; ``cuda``, ``threads`` as :meth:`pipelines.model.Model.encoder`."""
+    def __init__(self, model: Model, dim: int, *, cuda: bool | None, threads: int | None, share: float = 1.0) -> None:
+        """Nothing is loaded here.
+
+        Args:
+            model: whose encoder it is.
+            dim: of the vectors.
+            cuda: as :meth:`pipelines.model.Model.encoder`.
+            threads: likewise.
+            share: of the time, in which it computes at most.
+        """
         self._model = model
         self._dim = dim
         self._cuda = cuda
         self._cpus = threads
+        self._pace = Pace(share)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._lock = threading.Lock()
         self._busy_s = 0.0
@@ -70,9 +80,8 @@ class LocalEncoder:
         """The encoder as a pool; ``lost`` hears that it fails at everything: then nothing more comes of this process."""
 
         def call(batch: Batch) -> type_vectors:
-            started = time.monotonic()
             try:
-                vectors: type_vectors = self._thread.submit(self._encoder.encode, batch, self._dim).result()
+                vectors: type_vectors = self._thread.submit(self._encode, batch).result()
             except Exception as error:
                 self._failures += 1
                 if isinstance(error, DeviceLost) or self._failures >= MOST_FAILURES:
@@ -80,11 +89,17 @@ class LocalEncoder:
                     lost(error)
                 raise
             self._failures = 0
-            with self._lock:
-                self._busy_s += time.monotonic() - started
             return vectors
 
         return local_pool(call, dim=self._dim, canary=Batch.of([canary]), meter=metrics.Metrics())
+
+    def _encode(self, batch: Batch) -> type_vectors:
+        with self._pace.working():
+            started = time.monotonic()
+            vectors = self._encoder.encode(batch, self._dim)
+            with self._lock:
+                self._busy_s += time.monotonic() - started
+        return vectors
 
     def _load(self) -> Encoder:
         encoder = self._model.encoder(cuda=self._cuda, threads=self._cpus)

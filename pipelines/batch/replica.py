@@ -14,8 +14,10 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipelines.batch.embed import PASSES_A_CALL
 from pipelines.batch.encoding import LocalEncoder
 from pipelines.batch.finished import PieceName, Tally
+from pipelines.batch.pace import give_way
 from pipelines.batch.pieces import Fields, Piece, Stores, parts_of
 from pipelines.batch.rows import Part
 from pipelines.batch.topic import TopicPiece, topic_parts
@@ -74,15 +76,20 @@ class Replica:
             EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
         """
         log.configure()
+        share = self._settings.batch.share
+        if share < 1:
+            give_way()  # before the encoder has a thread of its own, and that one the threads of torch
         self._model = Model.open(self._settings)
         threads = max(1, math.ceil(self._settings.pool.cpus_per_replica))
-        self._encoder = LocalEncoder(self._model, self._model.widest, cuda=self._cuda, threads=threads)
+        self._encoder = LocalEncoder(self._model, self._model.widest, cuda=self._cuda, threads=threads, share=share)
         self._encoder.load()
         self._columns = Fields(self._settings).names
         self._stores = Stores()
         with self._tokenizer() as tokenizer:
             pool = self._encoder.pool(tokenizer.canary(), _end)
-        self._worker = Worker(self._model, pool, self._settings.pool.batch_tokens(cuda=self._cuda))
+        # One that rests does so after each pass: between two of them others have the device.
+        passes = PASSES_A_CALL if share == 1 else 1
+        self._worker = Worker(self._model, pool, self._settings.pool.batch_tokens(cuda=self._cuda), passes=passes)
         return Loaded(self._worker.folders)
 
     def work(self, piece: Piece | TopicPiece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
@@ -97,6 +104,8 @@ class Replica:
             EnvironmentFault: the piece cannot be read, or its files cannot be put.
             RetryableError: a broker or the schema registry does not answer now.
         """
+        if self._settings.batch.share < 1:
+            give_way()
         tally, reasons = Tally(), dict[str, int]()
         with closing(self._parts(piece, there)) as parts:
             for part in parts:

@@ -18,16 +18,17 @@ from typing import Any
 
 import orjson
 
-from pipelines.batch.outlets import BatchOutlet
+from pipelines.batch.outlets import BatchOutlet, batch_outlets
 from pipelines.batch.rows import Part
+from pipelines.model import Model
 from pipelines.topic_ranges import PartitionRange, Ranges, batch_ranges, named_topics
 from pipelines.windows import Windows
-from workers.errors import EnvironmentFault
+from workers.errors import EnvironmentFault, SettingsError
 from workers.kafka_ranges import RangeReader
 from workers.kafka_topics import TopicIds
 from workers.object_store import ObjectStore
 from workers.records import Record, TopicPartition
-from workers.settings import BatchSettings, KafkaSettings, Settings
+from workers.settings import BatchSettings, KafkaSettings, ParquetOutput, Settings
 
 # Read one after another without a seek in between; few enough that the last pieces of a job end together.
 PIECE_PARTS = 4
@@ -90,6 +91,32 @@ def topic_pieces(settings: Settings, outlets: Sequence[BatchOutlet]) -> list[Top
         _keep(outlets, name, stored)
         pieces += _cut(name, found, hashlib.sha256(stored).hexdigest()[:8])
     return pieces
+
+
+def batch_ends(settings: Settings) -> dict[TopicPartition, int]:
+    """Where the job of these settings ends in each partition that it reads: the first offset that is not its own.
+
+    Raises:
+        SettingsError: no output is of files.
+        EnvironmentFault: no such job has been started, or a topic was made anew since; or the store does not answer.
+        RetryableError: the broker does not answer now.
+    """
+    files = tuple(output for output in settings.outputs if isinstance(output, ParquetOutput))
+    if not files:
+        raise SettingsError("a batch has outputs of kind parquet, and these settings have none")
+    (outlet, *_) = batch_outlets(Model.open(settings.model_copy(update={"outputs": files})))
+    store, ids = ObjectStore(outlet.location), TopicIds(settings.kafka)
+    ends: dict[TopicPartition, int] = {}
+    for name in named_topics(settings):
+        stored = _read(store, _path(outlet, name))
+        if stored is None:
+            raise EnvironmentFault(
+                f"{outlet.location} holds nothing of a batch of these settings over topic {name}: run stream-embedder batch first"
+            )
+        found = _understood(stored, outlet, name)
+        _require_same(settings, found, ids(name), outlet, name)
+        ends.update((TopicPartition(name, int(number)), stop) for number, (_, stop) in found["offsets"].items())
+    return ends
 
 
 def topic_parts(piece: TopicPiece, reader: RangeReader, wanted: Callable[[int], bool]) -> Iterator[Part]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from pipelines.batch.dead_letters import dead_letters_file, dead_records_file, digest
-from pipelines.batch.embed import RowEmbedder, type_progress
+from pipelines.batch.embed import PASSES_A_CALL, RowEmbedder, type_progress
 from pipelines.batch.finished import PieceName, Tally
 from pipelines.batch.outlets import batch_outlets, dead_letter_folder, dead_letter_location
 from pipelines.batch.place import Place
@@ -35,14 +35,14 @@ class Done:
 class Worker:
     """A model's outputs, and how rows become their files. For any number of threads, each with a tokenizer of its own."""
 
-    def __init__(self, model: Model, pool: EncoderPool, max_batch_tokens: int) -> None:
-        """``pool``: takes batches; ``max_batch_tokens``: the budget of one forward pass."""
+    def __init__(self, model: Model, pool: EncoderPool, max_batch_tokens: int, *, passes: int = PASSES_A_CALL) -> None:
+        """``pool``: takes batches; ``max_batch_tokens``: the budget of one forward pass; ``passes``: in a batch."""
         self._outlets = batch_outlets(model)
         self._places = [Place(outlet.location) for outlet in self._outlets]
         self._dead = Place(dead_letter_location(model.settings))
         self._dead_folder = dead_letter_folder(model)
         decoder = decoder_of(model.settings, of_files=not model.settings.batch_reads_topics)
-        self._embedder = RowEmbedder(model.settings, decoder, self._outlets, pool, max_batch_tokens)
+        self._embedder = RowEmbedder(model.settings, decoder, self._outlets, pool, max_batch_tokens, passes=passes)
 
     @property
     def folders(self) -> tuple[str, ...]:

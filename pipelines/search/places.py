@@ -14,6 +14,7 @@ from workers import kafka_client, kafka_records, kafka_topics
 from workers.codecs.stored import Stored, StoredReader
 from workers.errors import EnvironmentFault, SettingsError
 from workers.object_store import Location, ObjectStore, is_uri
+from workers.records import Record
 from workers.settings import Settings
 
 MOST_FILES = 100_000
@@ -23,8 +24,8 @@ SUFFIX = ".parquet"
 class Files:
     """Parquet files below a folder or a URI, or one of them."""
 
-    def __init__(self, where: str) -> None:
-        """Nothing is read yet.
+    def __init__(self, where: str, flag: str = "--in") -> None:
+        """Nothing is read yet. ``flag``: what names the place on the command line.
 
         Raises:
             SettingsError: it is no place that files can lie at.
@@ -36,14 +37,14 @@ class Files:
             try:
                 self._location = Location.parse(where)
             except ValueError as error:
-                raise SettingsError(f"--in {where.partition('?')[0]}: {error}") from None
+                raise SettingsError(f"{flag} {where.partition('?')[0]}: {error}") from None
             return
         try:
             path = Path(where).expanduser().resolve()
         except (RuntimeError, OSError):
-            raise SettingsError(f"--in {where}: there is no such folder") from None
+            raise SettingsError(f"{flag} {where}: there is no such folder") from None
         if not path.exists():
-            raise EnvironmentFault(f"--in {where}: there is no such file or folder")
+            raise EnvironmentFault(f"{flag} {where}: there is no such file or folder")
         self._location = Location("file", "", str(path))
 
     def __iter__(self) -> Iterator[list[Stored]]:
@@ -54,14 +55,18 @@ class Files:
         """
         from workers.codecs.parquet_rows import stored_rows  # noqa: PLC0415 - heavy
 
-        for name, content in self._files():
+        for name, content in self.contents():
             try:
                 yield from stored_rows(content)
             except ValueError as error:
                 raise EnvironmentFault(f"{self.name}: {name} cannot be searched: {error}") from None
 
-    def _files(self) -> Iterator[tuple[str, bytes | memoryview]]:
-        """The files' names and contents."""
+    def contents(self) -> Iterator[tuple[str, bytes | memoryview]]:
+        """The files' names and contents, by the names.
+
+        Raises:
+            EnvironmentFault: the store does not answer.
+        """
         here = self._location
         if here.scheme != "file" or not Path(here.prefix).is_file():
             store = ObjectStore(here)
@@ -99,13 +104,18 @@ class TopicRecords:
             EnvironmentFault: there is no such topic, we may not read it, or no broker answers.
             RetryableError: the broker or the schema registry does not answer now.
         """
-        kafka, reader = self._settings.kafka, StoredReader(self._settings)
-        with kafka_client.admin(kafka) as client:
-            topics = kafka_topics.describe_topics(client, [self._topic])
-        require_topic(kafka, topics, self._topic, "READ", "read")
+        reader = StoredReader(self._settings)
         self.others = 0
-        for records in kafka_records.committed_records(kafka, topics[self._topic]):
+        for records in self.records():
             found = [reader.read(record) for record in records]
             rows = [row for row in found if row is not None]
             self.others += len(found) - len(rows)
             yield rows
+
+    def records(self) -> Iterator[list[Record]]:
+        """All that is committed, a partition's share at a time and in its order. Errors as above, but for the registry's."""
+        kafka = self._settings.kafka
+        with kafka_client.admin(kafka) as client:
+            topics = kafka_topics.describe_topics(client, [self._topic])
+        require_topic(kafka, topics, self._topic, "READ", "read")
+        yield from kafka_records.committed_records(kafka, topics[self._topic])

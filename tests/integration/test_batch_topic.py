@@ -297,3 +297,11 @@ def test_a_job_over_a_topic_is_stopped_and_goes_on_with_the_same_offsets(
     )
     assert main(["batch", "-c", str(tmp_path / "job.yaml"), "--batch.end", f"{topic}/0=5"]) == 1
     assert "read with batch.end latest, and it is" in capsys.readouterr().err
+
+    # A stream of the same settings goes on where the job ends, whatever has come since.
+    reset = ["offsets", "reset", "-c", str(tmp_path / "job.yaml"), "--to", "batch", "--source.group", topic]
+    assert main(reset) == 0
+    with kafka_client.admin(broker.settings) as client:
+        assert kafka_topics.committed_offsets(client, topic) == {(topic, 0): 73, (topic, 1): 45}
+    assert main([*reset, "--outputs.0.dim", "128"]) == 1
+    assert "holds nothing of a batch of these settings over topic" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_offsets_are_shown_and_reset(
     ("words", "code", "sentence"),
     [
         (["--to", "99"], 1, "has the offsets 0 to 4, and 99 is none of them"),
-        (["--to", "soon"], 2, "--to soon: write earliest, latest, an offset"),
+        (["--to", "soon"], 2, "--to soon: write earliest, latest, batch, an offset"),
         (["--to", "latest", "elsewhere/0"], 2, "'elsewhere/0' is no topic of the source"),
         (["--to", "latest", "--source.topics", "nowhere"], 1, "topic nowhere does not exist"),
     ],

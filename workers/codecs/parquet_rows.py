@@ -127,24 +127,24 @@ def _vectors(column: Any, precision: str) -> list[type_vector | None]:
     return [next(matrix) if each else None for each in there]
 
 
-def column_names(path: Path) -> list[str]:
-    """The columns of any Parquet file.
+def column_names(file: Path | bytes | memoryview) -> list[str]:
+    """The columns of any Parquet file, by its path or its content.
 
     Raises:
         ValueError: it is none.
         OSError: it cannot be read.
     """
-    return [str(name) for name in _opened(path).schema_arrow.names]
+    return [str(name) for name in _opened(file).schema_arrow.names]
 
 
-def plain_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object] | None]:
+def plain_rows(file: Path | bytes | memoryview, columns: Sequence[str]) -> Iterator[dict[str, object] | None]:
     """The rows of any Parquet file, with these columns; values as Python has them, None for a row that it cannot have.
 
     Errors as above.
     """
-    file = _opened(path)
+    opened = _opened(file)
     try:
-        for batch in file.iter_batches(ROWS, columns=list(columns)):
+        for batch in opened.iter_batches(ROWS, columns=list(columns)):
             yield from _values(batch)
     except pa.ArrowException as error:
         raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None
@@ -177,8 +177,8 @@ def _microseconds(column: Any) -> Any:
     return column
 
 
-def _opened(path: Path) -> Any:
+def _opened(file: Path | bytes | memoryview) -> Any:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(file if isinstance(file, Path) else pa.BufferReader(pa.py_buffer(file)))
     except pa.ArrowException as error:
         raise ValueError(f"it is no Parquet file, or is broken ({type(error).__name__})") from None

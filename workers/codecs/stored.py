@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from workers.codecs.base import id_of, type_vector
-from workers.codecs.binary import DTYPES, FINGERPRINT_HEADER, SCALE_HEADER
+from workers.codecs.binary import CHUNK_HEADERS, DTYPES, FINGERPRINT_HEADER, SCALE_HEADER
 from workers.errors import PoisonError
 from workers.records import Record
 from workers.settings import Settings
@@ -51,6 +51,7 @@ class Stored(NamedTuple):
     """One embedding, or where ``values`` is None the deletion of what had its ``key``.
 
     ``key`` is the source record's, else the id: the latest of a key counts. ``values``: [space.width] in the precision's type.
+    ``chunk``: which of its document's it is, and how many those are; then key and id end in ``#`` and the number.
     """
 
     key: bytes | str
@@ -59,6 +60,7 @@ class Stored(NamedTuple):
     values: type_vector | None = None
     scale: np.float32 | None = None
     fields: Mapping[str, object] = {}
+    chunk: tuple[int, int] | None = None
 
 
 class StoredReader:
@@ -120,9 +122,11 @@ def _of_object(record: Record, value: Any) -> Stored | None:
         }:
             scale = value.get("scale")
             fields = {name: field for name, field in value.items() if name not in JSON_FIELDS}
+            number: tuple[object, object] | None = None
             if isinstance(fields.get("chunk"), dict) and fields["chunk"].keys() == _CHUNK:
-                del fields["chunk"]  # ours too; a chunk's text is shown as what is included
-            return _stored(record, name, Space(model, fingerprint, dim, precision), numbers, scale, fields)
+                chunk = fields.pop("chunk")  # ours too; a chunk's text is shown as what is included
+                number = (chunk["index"], chunk["count"])
+            return _stored(record, name, Space(model, fingerprint, dim, precision), numbers, scale, fields, number)
     return None
 
 
@@ -136,13 +140,21 @@ def _of_headers(record: Record, headers: Mapping[str, bytes | None]) -> Stored |
     try:
         values = np.frombuffer(record.value, DTYPES[precision])
         scale = float(said[SCALE_HEADER]) if SCALE_HEADER in said else None
+        index, count = (said.get(name) for name in CHUNK_HEADERS[:2])
+        number = None if index is None or count is None else (int(index), int(count))
     except ValueError:
         return None
-    return _stored(record, said.get("embedding-id") or id_of(record), space, values, scale, {})
+    return _stored(record, said.get("embedding-id") or id_of(record), space, values, scale, {}, number)
 
 
 def _stored(
-    record: Record, name: str, space: Space, numbers: object, scale: object, fields: Mapping[str, object]
+    record: Record,
+    name: str,
+    space: Space,
+    numbers: object,
+    scale: object,
+    fields: Mapping[str, object],
+    chunk: tuple[object, object] | None,
 ) -> Stored | None:
     if space.precision not in DTYPES:
         return None
@@ -153,4 +165,8 @@ def _stored(
     if space.dim < 1 or values.shape != (space.width,):
         return None
     found = np.float32(scale) if isinstance(scale, int | float) else None
-    return Stored(name if record.key is None else record.key, name, space, values, found, fields)
+    number: tuple[int, int] | None = None
+    match chunk:
+        case (int(index), int(count)):
+            number = (index, count)
+    return Stored(name if record.key is None else record.key, name, space, values, found, fields, number)

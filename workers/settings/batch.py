@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,6 +45,12 @@ class BatchSettings(Section):
     )
     bytes: type_count = Field(
         64 << 20, description="Bytes of its rows as they were read (`64MiB`); whatever comes first."
+    )
+
+    share: Annotated[float, Field(ge=0.01, le=1)] = Field(
+        1.0,
+        description="Share of the time in which a replica's encoder computes. Below 1 it rests after each forward pass, and "
+        "all that the replica does gives way to whatever else wants its cores: for a job beside live traffic.",
     )
 
     @field_validator("inputs", mode="before")
