@@ -26,6 +26,7 @@ from workers.settings.outputs import ColumnType
 _MAGIC = b"PAR1"
 NOTES = "stream-embedder."
 _CHUNK = ("index", "count", "start", "end")
+_COMPONENT = "embedding.list.element"  # the column that vectors are to Parquet
 TYPES = {
     "float32": pa.float32(),
     "float16": pa.float16(),
@@ -92,6 +93,11 @@ class ParquetRenderer:
     def _converters(self) -> tuple[tuple[str, Callable[[object], Any]], ...]:
         """Each included field, and what makes its values those of its column."""
         return tuple((name, converter(name, column)) for name, column in self.include.items())
+
+    @property
+    def _in_bytes(self) -> bool:
+        """Whether a component, or eight of them packed, is a whole number of 8 bits."""
+        return TYPES[self.precision] in (pa.int8(), pa.uint8())
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -191,8 +197,9 @@ class ParquetRenderer:
             table,
             sink,
             compression=self.compression,
-            # Vectors do not repeat; what does, repeats in every row.
-            use_dictionary=["fingerprint", "topic", "partition"],
+            # Vectors do not repeat, and what does, repeats in every row. But Parquet has no integers below 32 bits: of a byte it
+            # writes four, and of 256 different ones their number, which compresses to two thirds of that.
+            use_dictionary=["fingerprint", "topic", "partition", *([_COMPONENT] if self._in_bytes else [])],
             store_schema=True,
         )
         return sink.getvalue()
