@@ -88,7 +88,7 @@ def stream_reader(
     )
     return StreamReader(
         source,
-        decoder_for(settings),
+        decoder_for(settings, prompts=model.layout.prompts),
         tokenizer,
         pool,
         ReaderOptions(

@@ -113,7 +113,7 @@ class Encode:
         self._pool = self._encoder.pool(self._tokenizer.canary(), self._lost)
         self._embedder = RowEmbedder(
             settings,
-            decoder_of(settings, of_files=True),
+            decoder_of(settings, opened.layout.prompts, of_files=True),
             self._columns,
             self._pool,
             settings.pool.batch_tokens(cuda=cuda),

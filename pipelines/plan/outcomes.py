@@ -104,7 +104,7 @@ def profile(
     Raises:
         RetryableError, EnvironmentFault: see :func:`workers.outcomes.prepare`, and :meth:`pipelines.model.Model.projection`.
     """
-    work = _Work(model, decoder_of(model.settings, of_files=of_files), model.tokenizer(), refuses)
+    work = _Work(model, decoder_of(model.settings, model.layout.prompts, of_files=of_files), model.tokenizer(), refuses)
     for each in sampled:
         weight = each.stratum.weight
         work.found.counts.append([work.block(block.records, weight) for block in each.blocks])

@@ -40,6 +40,7 @@ REASONS = {
     "not_an_object",
     "missing_field",
     "missing_id",
+    "unknown_prompt",
     "wrong_type",
     "lone_surrogate",
     "empty",

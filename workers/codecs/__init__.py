@@ -5,7 +5,8 @@ Comes in: the settings' choice of format. Goes out: the codec for it. Never here
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from workers.codecs.base import Decoder, Renderer
@@ -25,6 +26,7 @@ __all__ = [
     "fields_decoder",
     "fingerprint_of",
     "id_template",
+    "mapped_prompt",
     "prompt_template",
     "registering",
     "renderer_for",
@@ -33,10 +35,16 @@ __all__ = [
 ]
 
 
-def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder:
+_NO_PROMPTS: Mapping[str, str] = MappingProxyType({})
+
+
+def decoder_for(
+    settings: Settings, registry: Registry | None = None, prompts: Mapping[str, str] = _NO_PROMPTS
+) -> Decoder:
     """The decoder of ``source.format``, or where topics have mappings, of each; documents carry all that outputs include.
 
     ``registry``: who knows the schemas of values in Confluent's wire format; by default the one that the settings name.
+    ``prompts``: the model's own by their names, for settings that choose among them.
 
     Raises:
         SettingsError: ``source.text``, ``source.id`` or a prompt is not a template, or names no field of a ``schema_file``;
@@ -45,7 +53,7 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
     """
     source = settings.source
     if not source.mappings:
-        return _decoder(settings, prompt_template(settings.model), registry)
+        return _decoder(settings, prompt_template(settings.model, prompts), registry)
     from workers.codecs.by_topic import TopicDecoder  # noqa: PLC0415 - only what is used
     from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
 
@@ -59,11 +67,7 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
         own = settings.of(number)
         where = "" if number is None else f"source.mappings.{number}: "
         try:
-            prompt = prompt_template(own.model)
-            if number is not None and source.mappings[number].prompt_text is not None:
-                # Also one without fields: the tokenizer knows the prompt of the others alone.
-                prompt = _template("model.prompt_text", source.mappings[number].prompt_text or "", parse_text)
-            decoders[number] = _decoder(own, prompt, known)
+            decoders[number] = _decoder(own, mapped_prompt(settings, number, prompts), known)
         except SettingsError as error:
             mistakes += [f"{where}{line}" for line in str(error).splitlines()]
     if mistakes:
@@ -79,12 +83,11 @@ def _decoder(settings: Settings, prompt: Template | None, registry: Registry | N
         from workers.codecs.text import TextDecoder  # noqa: PLC0415 - only what is used
 
         if prompt is not None and not prompt.has_defaults:
-            name = prompt.fields[0]
-            default = (
-                f"{{{{ {name} | default('none') }}}}" if "{{" in str(settings.model.prompt_text) else f"{{{name}|none}}"
-            )
+            name, setting = prompt.fields[0], "prompt" if settings.model.prompt_by_record else "prompt_text"
+            jinja = "{{" in str(getattr(settings.model, setting))
+            default = f"{{{{ {name} | default('none') }}}}" if jinja else f"{{{name}|none}}"
             raise SettingsError(
-                f"model.prompt_text has the field {name}, and source.format text has no fields: give it a default "
+                f"model.{setting} has the field {name}, and source.format text has no fields: give it a default "
                 f"({default}), or read json"
             )
         return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
@@ -129,16 +132,41 @@ def _envelope(name: str) -> Envelope | None:
     return ConnectEnvelope() if name == "connect" else DebeziumEnvelope()
 
 
-def prompt_template(model: ModelSettings) -> Template | None:
-    """``model.prompt_text`` as a template over a record's fields; None when there is none, or it has no fields.
+def prompt_template(model: ModelSettings, prompts: Mapping[str, str] = _NO_PROMPTS) -> Template | None:
+    """What makes each text's prompt of its record's fields, by ``model.prompt_text`` or ``model.prompt``; None: all have one.
+
+    ``prompts``: those of the model, by their names.
 
     Raises:
         SettingsError: a brace in it is not closed, not opened, or holds no name.
     """
+    if model.prompt is not None and model.prompt_by_record:
+        return _named_prompt(model.prompt, prompts, parse_template)
     if model.prompt_text is None:
         return None
     template = _template("model.prompt_text", model.prompt_text, parse_text)
     return template if template.fields else None
+
+
+def mapped_prompt(settings: Settings, mapping: int | None, prompts: Mapping[str, str]) -> Template | None:
+    """What makes the prompts of a mapping's topics, by its number, also one without fields; None: the prompt of all does.
+
+    Arguments and errors as :func:`prompt_template`.
+    """
+    own = settings.of(mapping).model
+    if (template := prompt_template(own, prompts)) is not None or mapping is None:
+        return template
+    # The tokenizer knows the prompt of the others alone.
+    chosen = settings.source.mappings[mapping]
+    if chosen.prompt_text is not None:
+        return _template("model.prompt_text", chosen.prompt_text, parse_text)
+    return None if chosen.prompt is None else _named_prompt(chosen.prompt, prompts, parse_text)
+
+
+def _named_prompt(name: str, prompts: Mapping[str, str], parse: Callable[[str], Template]) -> Template:
+    from workers.codecs.named_prompt import NamedPrompt  # noqa: PLC0415 - only what is used
+
+    return NamedPrompt(_template("model.prompt", name, parse), prompts)
 
 
 def renderer_for(

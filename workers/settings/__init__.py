@@ -193,8 +193,9 @@ class Settings(BaseSettings):
             return self.model_copy(update={"source": self.source.model_copy(update={"mappings": ()})})
         chosen = self.source.mappings[mapping]
         update: dict[str, Section] = {"source": self.source.mapped(chosen)}
-        if chosen.prompt_text is not None:
-            update["model"] = self.model.model_copy(update={"prompt": None, "prompt_text": chosen.prompt_text})
+        if chosen.own_prompt:
+            prompts = {"prompt": chosen.prompt, "prompt_text": chosen.prompt_text}
+            update["model"] = self.model.model_copy(update=prompts)
         return self.model_copy(update=update)
 
     @property
