@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "decoder_for",
+    "envelope_of",
     "fields_decoder",
     "fingerprint_of",
     "id_template",
@@ -110,7 +111,7 @@ def fields_decoder(settings: Settings, values: Values, prompt: Template | None) 
         {name: source.include.get(name, name) for output in settings.outputs for name in output.include},
         refuse_empty=source.empty == "reject",
         prompt=prompt,
-        envelope=_envelope(source.envelope),
+        envelope=envelope_of(source.envelope),
     )
 
 
@@ -124,7 +125,8 @@ def _values(settings: Settings, registry: Registry | None) -> Values:
     return values_of(settings, registry)
 
 
-def _envelope(name: str) -> Envelope | None:
+def envelope_of(name: str) -> Envelope | None:
+    """What takes values out of ``source.envelope``; None: they are in none."""
     if name == "none":
         return None
     from workers.codecs.envelope import ConnectEnvelope, DebeziumEnvelope  # noqa: PLC0415
