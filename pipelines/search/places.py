@@ -106,6 +106,5 @@ class TopicRecords:
         self.others = 0
         for records in kafka_records.committed_records(kafka, topics[self._topic]):
             found = [reader.read(record) for record in records]
-            rows = [row for row in found if row is not None]
-            self.others += len(found) - len(rows)
-            yield rows
+            self.others += sum(not rows for rows in found)
+            yield [row for rows in found for row in rows]

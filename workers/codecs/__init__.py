@@ -9,17 +9,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from workers.codecs.base import Decoder, Renderer
+from workers.codecs.base import Decoder
 from workers.codecs.fingerprint import fingerprint_of
+from workers.codecs.renderers import registering, renderer_for, rows_for, whole_for
 from workers.codecs.template import Template, parse_template, parse_text
 from workers.errors import SettingsError
-from workers.settings import KafkaOutput, ModelSettings, ParquetOutput, Settings
+from workers.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from workers.codecs.fields import Envelope, Values
-    from workers.codecs.parquet import ParquetRenderer
     from workers.codecs.wire import Registry
-    from workers.schema_registry import Schema
 
 __all__ = [
     "decoder_for",
@@ -33,6 +32,7 @@ __all__ = [
     "renderer_for",
     "rows_for",
     "text_template",
+    "whole_for",
 ]
 
 
@@ -169,81 +169,6 @@ def _named_prompt(name: str, prompts: Mapping[str, str], parse: Callable[[str], 
     from workers.codecs.named_prompt import NamedPrompt  # noqa: PLC0415 - only what is used
 
     return NamedPrompt(_template("model.prompt", name, parse), prompts)
-
-
-def renderer_for(
-    output: KafkaOutput,
-    *,
-    dim: int,
-    model: str,
-    fingerprint: str,
-    chunked: bool = False,
-    schema_id: Callable[[Schema], int] = lambda _: 0,
-) -> Renderer:
-    """The renderer of an output's ``format``; ``dim``, ``model`` and ``fingerprint`` are written on every record.
-
-    ``chunked``: whether the embeddings are of chunks.
-
-    ``schema_id`` as in :class:`workers.codecs.avro_record.AvroRenderer`; without it records are good for their size alone.
-    """
-    match output.format:
-        case "json":
-            from workers.codecs.json import JsonRenderer  # noqa: PLC0415
-
-            return JsonRenderer(
-                output.topic, dim, output.precision, model, fingerprint, output.include, output.chunk_text
-            )
-        case "binary":
-            from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
-
-            return BinaryRenderer(output.topic, dim, output.precision, model, fingerprint)
-        case "qdrant":
-            from workers.codecs.qdrant import QdrantRenderer  # noqa: PLC0415
-
-            assert output.collection is not None  # the settings have seen to that
-            return QdrantRenderer(
-                output.topic,
-                output.collection,
-                dim,
-                output.precision,
-                model,
-                fingerprint,
-                output.include,
-                output.chunk_text,
-            )
-        case "avro":
-            from workers.codecs.avro_record import AvroRenderer  # noqa: PLC0415
-
-            return AvroRenderer(
-                output.topic,
-                dim,
-                output.precision,
-                model,
-                fingerprint,
-                output.include,
-                schema_id,
-                chunked,
-                output.chunk_text,
-            )
-
-
-def registering(settings: Settings, output: KafkaOutput) -> Callable[[Schema], int]:
-    """What registers an output's schema when the first record needs its id, and remembers the id."""
-    from workers.codecs.schemas import Registration  # noqa: PLC0415
-    from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
-
-    return Registration(SchemaRegistry(settings.registry), output.topic, settings.registry.subject_strategy)
-
-
-def rows_for(
-    output: ParquetOutput, *, dim: int, model: str, fingerprint: str, chunked: bool = False
-) -> ParquetRenderer:
-    """What writes an output's rows and files; ``dim``, ``model``, ``fingerprint`` and ``chunked`` as above."""
-    from workers.codecs.parquet import ParquetRenderer  # noqa: PLC0415 - only who writes files pays for pyarrow
-
-    return ParquetRenderer(
-        dim, output.precision, model, fingerprint, output.columns, output.compression, chunked, output.chunk_text
-    )
 
 
 def text_template(settings: Settings) -> Template:

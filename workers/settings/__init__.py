@@ -170,6 +170,11 @@ class Settings(BaseSettings):
         for number, output in enumerate(self.outputs):
             if self.model.chunked:
                 output.require_free_for_chunks()
+            elif output.together:
+                raise ValueError(
+                    f"outputs.{number}.chunks says how chunks are written, and model.overflow is {self.model.overflow}: set that "
+                    "to chunk, or leave chunks out"
+                )
             elif output.chunk_text:
                 raise ValueError(
                     f"outputs.{number}.chunk_text writes a chunk's text, and model.overflow is {self.model.overflow}: set that "
@@ -209,6 +214,11 @@ class Settings(BaseSettings):
         return [*self.output_topics, self.dead_letter.topic, *([] if self.state.topic is None else [self.state.topic])]
 
     @property
+    def has_chunk_keys(self) -> bool:
+        """Whether an output has a key for each chunk of a document, which may go while the document stays."""
+        return self.model.chunked and not all(output.together for output in self.outputs)
+
+    @property
     def batch_reads_topics(self) -> bool:
         """Whether ``batch`` reads what the source names, and no files."""
         return not self.batch.inputs
@@ -225,10 +235,10 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: kafka, topic: vectors}]"
             )
-        if self.model.chunked and self.state.topic is None:
+        if self.has_chunk_keys and self.state.topic is None:
             raise SettingsError(
                 "model.overflow chunk needs state.topic, such as documents.state: only who knows how many chunks a document had "
-                "can delete those that are gone"
+                "can delete those that are gone; or chunks: together in each output, where a document's are one record"
             )
 
     def require_batch(self) -> None:
@@ -254,10 +264,10 @@ class Settings(BaseSettings):
                     f"outputs.{number} is a topic, and batch writes files alone: kind: parquet, and uri"
                 )
         if self.batch_reads_topics:
-            if self.model.chunked:
+            if self.has_chunk_keys:
                 raise SettingsError(
                     "batch over topics writes every version of a document, and cannot say which chunks of an older one are gone: "
-                    "leave model.overflow chunk out, or use run with a state.topic"
+                    "set chunks: together in each output, leave model.overflow chunk out, or use run with a state.topic"
                 )
             return
         if self.source.has_schema or self.source.envelope != "none" or self.source.mappings:
