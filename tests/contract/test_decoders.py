@@ -37,6 +37,7 @@ REASONS = {
     "unknown_schema",
     "other_format",
     "schema_mismatch",
+    "too_many_steps",
     "not_an_object",
     "missing_field",
     "missing_id",

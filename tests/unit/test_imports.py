@@ -123,8 +123,8 @@ HEAVY = {
     "grpc_tools": ("workers.codecs.protobuf_schema",),
     "attrs": ("workers.codecs.json_schema_bounds",),
     "re2": ("workers.codecs.json_schema_bounds",),
-    "jsonschema": ("workers.codecs.json_schema", "workers.codecs.json_schema_bounds"),
-    "referencing": ("workers.codecs.json_schema",),
+    "jsonschema": tuple(f"workers.codecs.json_schema{part}" for part in ("", "_bounds", "_unevaluated")),
+    "referencing": ("workers.codecs.json_schema", "workers.codecs.json_schema_unevaluated"),
     "urllib3": ("workers.schema_registry.http",),
     "pyarrow": (
         *(f"workers.codecs.{name}" for name in ("columns", "parquet", "parquet_rows", "parquet_vectors")),
