@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn, get_args
 
+from pipelines.of_topic import OfTopic
 from workers.errors import SettingsError
 
 PROGRAM = "stream-embedder"
@@ -58,8 +59,8 @@ COMMANDS = {
         "stream-embedder plan -c batch.yaml --measure --price-per-hour 2.5",
     ),
     "encode": Command(
-        "Print the vectors of a few texts, as one JSON line each. Texts are arguments, or JSON lines with "
-        '"text" (and "id") on standard input.',
+        "Print the vectors of a few texts, as one JSON line each. Texts are arguments, or JSON lines on standard input with the "
+        'fields of source.text ("text" by default), and "id" if they like.',
         "stream-embedder encode --dim 256 'first text' 'second text'",
         "TEXT",
     ),
@@ -187,6 +188,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
         parser.add_argument("--precision", choices=get_args(type_precision), default="float32")
         parser.add_argument("--ranges", type=Path, metavar="FILE", help="for int8_ranges and uint8_ranges")
+    if name in ("encode", "calibrate"):
+        OfTopic.add_options(parser)
     if name == "calibrate":
         parser.add_argument("--dim", type=_positive, metavar="N", help="dimensions of the output; default: the model's")
         parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the ranges file, an .npz")

@@ -18,6 +18,7 @@ from workers.outlets import DeadLetterOutlet, Outlet
 from workers.pool import EncoderPool
 from workers.reader import ReaderOptions, StreamReader
 from workers.settings import Settings
+from workers.settings.outputs import Output
 from workers.sinks.base import Sink
 from workers.sinks.kafka import IdempotentSink, TransactionalSink
 from workers.sources.kafka import KafkaSource
@@ -25,6 +26,11 @@ from workers.state import Digests, Known
 from workers.state.kafka_log import state_log
 
 CLIENT = "stream-embedder"
+
+
+def _unwritten(output: Output) -> set[str]:
+    """Settings of an output that change nothing of what is written there."""
+    return {"rotate", "compression", *(() if output.together else ("chunks",))}
 
 
 def stream_reader(
@@ -67,7 +73,7 @@ def stream_reader(
     if settings.state.topic is not None:
         topics.append(settings.state.topic)
         digests = Digests(
-            f"{model.fingerprint_of(model.projection(output))} {output.model_dump_json(exclude={'rotate', 'compression'})}"
+            f"{model.fingerprint_of(model.projection(output))} {output.model_dump_json(exclude=_unwritten(output))}"
             for output in settings.outputs
         )
         known = Known(
@@ -88,7 +94,7 @@ def stream_reader(
     )
     return StreamReader(
         source,
-        decoder_for(settings),
+        decoder_for(settings, prompts=model.layout.prompts),
         tokenizer,
         pool,
         ReaderOptions(

@@ -20,8 +20,9 @@ from pipelines.arguments import PROGRAM
 from pipelines.embedder import Embedder
 from pipelines.fit import output_against_model
 from pipelines.model import Model
+from pipelines.of_topic import UNSAID, OfTopic
+from pipelines.reading import Reading
 from pipelines.texts import Text, texts_of, windows
-from workers.codecs import text_template
 from workers.encoder.quantize import project
 from workers.encoder.ranges import Ranges
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
@@ -36,7 +37,13 @@ NOISE = 0.01
 
 
 def run_calibrate(
-    settings: Settings, *, dim: int | None, path: Path, texts: Sequence[str], lines: BinaryIO | None
+    settings: Settings,
+    *,
+    dim: int | None,
+    path: Path,
+    texts: Sequence[str],
+    lines: BinaryIO | None,
+    of: OfTopic = UNSAID,
 ) -> int:
     """Embed ``texts``, or else the JSON ``lines``, and write the ranges of their vectors' first ``dim`` dimensions.
 
@@ -47,20 +54,13 @@ def run_calibrate(
     if path.suffix != ".npz":
         raise SettingsError(f"--out {path}: the file is an .npz, and its name should end so")
     output = KafkaOutput(topic="calibrate", dim=dim)
-    template = text_template(settings)
     model = Model.open(settings)
+    found = texts_of(texts, lines, Reading(settings, model.layout.prompts, of))
     for mistake in output_against_model(output, model.layout, settings.model.name, "--"):
         raise SettingsError(mistake)
     part = _made(path)
     try:
         sample = _Sample(Embedder(model), model.dim(output))
-        found = texts_of(
-            texts,
-            lines,
-            template=template,
-            prompt=model.prompt_template,
-            refuse_empty=settings.source.empty == "reject",
-        )
         ranges = _ranges(sample, found)
         space = model.fingerprint(sample.dim, "float32")
         _write(replace(ranges, space=space, model=model.name, texts=sample.count), part, path)

@@ -19,7 +19,7 @@ from pipelines.finding import Finding
 from pipelines.model import Model
 from pipelines.outputs import chain, position_key
 from workers import kafka_client, kafka_rights, kafka_topics, log
-from workers.codecs import decoder_for, renderer_for
+from workers.codecs import decoder_for, renderer_for, whole_for
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.kafka_security import tls
 from workers.kafka_topics import Topic
@@ -240,11 +240,18 @@ def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[st
             continue
         size, most = record_size(model, output), topics[output.topic].max_message_bytes
         what = f"a vector of {model.dim(output)} dimensions as {output.format} takes about {size:,} bytes"
+        if output.together:
+            what = f"a document of one chunk: {what}"
         if size + OTHER_BYTES > most:
             yield Finding(
                 output.topic,
                 f"{what}, and topic {output.topic} takes records up to {most:,} (max.message.bytes): raise it, or choose "
                 "format: binary, a smaller dim or precision",
+            )
+        elif output.together:
+            room = 1 + (most - OTHER_BYTES - size) // (record_size(model, output, chunks=2) - size)
+            yield Finding(
+                f"{what}; topic {output.topic} takes {most:,}: about {room:,} chunks, and one with more is a dead letter"
             )
         else:
             yield Finding(f"{what}; topic {output.topic} takes {most:,}")
@@ -267,15 +274,14 @@ def _aging(topic: Topic) -> str:
     return f"; it deletes records {days:g} days after the timestamp of their source (retention.ms)"
 
 
-def record_size(model: Model, output: KafkaOutput) -> int:
-    """Bytes of an output record without key, headers and included fields."""
+def record_size(model: Model, output: KafkaOutput, *, chunks: int = 1) -> int:
+    """Bytes of an output record without key, headers and included fields; ``chunks``: that it has together."""
     dim = model.dim(output)
     # A made-up vector, its components as long as they come: with a sign, or where there is none, above the middle.
     sign = 1 if output.precision.startswith("u") else -1
     sample = sign * np.abs(np.random.default_rng(0).normal(size=(1, dim))).astype(np.float32)
     vector, scale = next(model.projection(output)(sample).rows())
     chunked = model.settings.model.chunked
-    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16, chunked=chunked)
     record = Record(Origin("check", 0, 0, 0), b"", b"", 0)
     chunk, text = None, ""
     if chunked:
@@ -283,6 +289,9 @@ def record_size(model: Model, output: KafkaOutput) -> int:
         text = "x" * (4 * model.text_tokens)
         chunk = Chunk(0, 1, 0, len(text))
     embedding = Embedding(Document("check", text), sample[0], model.text_tokens, False, chunk)
+    if (whole := whole_for(output, dim=dim, model=model.name, fingerprint="0" * 16)) is not None:
+        return whole.render_whole(record, [embedding] * chunks, [(vector, scale)] * chunks).size
+    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16, chunked=chunked)
     return renderer.render(record, embedding, vector, scale).size
 
 

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.finding import Finding
 from workers.kafka_topics import Topic
-from workers.settings import Settings
+from workers.settings import KafkaOutput, Settings
 
 
 def examine_chunks(settings: Settings, sources: Sequence[str], topics: Mapping[str, Topic]) -> Iterator[Finding]:
     """Whether outputs have a partition for each of the source's, which a document's chunks go to, all to the same."""
-    if not settings.model.chunked:
+    if not settings.has_chunk_keys:
         return
     there = [topics[name] for name in sources if name in topics]
     largest = max(there, key=lambda topic: topic.partitions, default=None)
-    for output in dict.fromkeys(settings.output_topics):
+    spread = [each.topic for each in settings.outputs if isinstance(each, KafkaOutput) and not each.together]
+    for output in dict.fromkeys(spread):
         if largest is not None and output in topics and topics[output].partitions < largest.partitions:
             yield Finding(
                 output,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pipelines.finding import Finding
 from pipelines.model import Model
-from workers.codecs import renderer_for
+from workers.codecs import renderer_for, whole_for
 from workers.errors import EnvironmentFault, RetryableError
 from workers.schema_registry import Forbidden, SchemaRegistry
 from workers.settings import KafkaOutput, Settings
@@ -107,15 +107,16 @@ def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
 
 def _output(registry: SchemaRegistry, settings: Settings, model: Model, output: KafkaOutput) -> Finding:
     from workers.codecs.avro_record import AvroRenderer  # noqa: PLC0415 - only who writes Avro pays for it
+    from workers.codecs.avro_together import AvroTogether  # noqa: PLC0415
     from workers.codecs.schemas import subject_of  # noqa: PLC0415
 
     projection = model.projection(output)
     fingerprint = model.fingerprint_of(projection)
-    renderer = renderer_for(
+    renderer = whole_for(output, dim=projection.dim, model=model.name, fingerprint=fingerprint) or renderer_for(
         output, dim=projection.dim, model=model.name, fingerprint=fingerprint, chunked=settings.model.chunked
     )
-    assert isinstance(renderer, AvroRenderer)
-    subject = subject_of(output.topic, settings.registry.subject_strategy)
+    assert isinstance(renderer, AvroRenderer | AvroTogether)
+    subject = subject_of(output, settings.registry.subject_strategy)
     id = registry.registered(subject, renderer.schema)
     if id is not None:
         return Finding(f"subject {subject} has the schema of {output.name}, with id {id}")

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.arguments import PROGRAM, STANDALONE, Arguments, helped, overview, parse
+from pipelines.of_topic import OfTopic
 from workers.errors import EnvironmentFault, SettingsError, StreamEmbedderError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _encode(call: _Call) -> int:
         texts=call.arguments.words,
         lines=None if call.arguments.words else sys.stdin.buffer,
         out=sys.stdout.buffer,
+        of=OfTopic.of(call.arguments.options),
     )
 
 
@@ -100,6 +102,7 @@ def _calibrate(call: _Call) -> int:
         path=call.arguments.options.out,
         texts=call.arguments.words,
         lines=None if call.arguments.words else sys.stdin.buffer,
+        of=OfTopic.of(call.arguments.options),
     )
 
 

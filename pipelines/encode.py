@@ -17,8 +17,10 @@ from pydantic import ValidationError
 from pipelines.embedder import Embedder
 from pipelines.fit import output_against_model
 from pipelines.model import Model
+from pipelines.of_topic import UNSAID, OfTopic
+from pipelines.reading import Reading
 from pipelines.texts import texts_of, windows
-from workers.codecs import renderer_for, text_template
+from workers.codecs import renderer_for
 from workers.codecs.base import Renderer
 from workers.encoder.quantize import Projection
 from workers.errors import PoisonError, SettingsError
@@ -35,8 +37,9 @@ def run_encode(
     texts: Sequence[str],
     lines: BinaryIO | None,
     out: BinaryIO,
+    of: OfTopic = UNSAID,
 ) -> int:
-    """Embed ``texts``, or else what ``source.text`` makes of the JSON ``lines``, and write a line for each to ``out``.
+    """Embed ``texts``, or else what the source makes of the JSON ``lines``, and write a line for each to ``out``.
 
     Where texts are cut into chunks, there is a line for each of those.
 
@@ -45,22 +48,15 @@ def run_encode(
         SettingsError: the settings, ``dim``, ``precision`` and ``ranges`` do not suit each other or the model.
     """
     output = _output(dim, precision, ranges)
-    template = text_template(settings)
     model = Model.open(settings)
+    reading = Reading(settings, model.layout.prompts, of)
     for mistake in output_against_model(output, model.layout, settings.model.name, "--"):
         raise SettingsError(mistake)
     projection = model.projection(output)
     renderer = renderer_for(output, dim=projection.dim, model=model.name, fingerprint=model.fingerprint_of(projection))
+    found = texts_of(texts, lines, reading)
     embedder = Embedder(model)
-    for window in windows(
-        texts_of(
-            texts,
-            lines,
-            template=template,
-            prompt=model.prompt_template,
-            refuse_empty=settings.source.empty == "reject",
-        )
-    ):
+    for window in windows(found):
         for text, outcome in zip(window, embedder.embed(window, projection.dim), strict=True):
             out.writelines(line + b"\n" for line in _lines(text.id, outcome, projection, renderer))
         out.flush()

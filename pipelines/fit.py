@@ -7,7 +7,7 @@ what contradicts itself in the settings alone (``workers.settings`` says that).
 from __future__ import annotations
 
 from workers.encoder.layout import Layout, prompt_for
-from workers.errors import SettingsError
+from workers.errors import PoisonError, SettingsError
 from workers.settings import Settings, Vectors
 
 
@@ -37,7 +37,7 @@ def against_model(settings: Settings, layout: Layout) -> None:
     elif 2 * chunk.overlap > (most := chunk.tokens or wanted or layout.max_tokens):
         mistakes.append(f"model.chunk.overlap ({chunk.overlap}) is more than half of the {most} tokens of a chunk")
     try:
-        prompt_for(layout, settings.model.prompt, settings.model.prompt_text)
+        _require_prompts(settings, layout)
         _require_one_length(settings, layout)
         if settings.queries.enabled:
             _require_one_way(settings, layout)
@@ -59,20 +59,47 @@ def output_against_model(output: Vectors, layout: Layout, name: str, above: str)
     return []
 
 
-def _require_one_length(settings: Settings, layout: Layout) -> None:
-    """Raise SettingsError for a prompt with fields, or of some topics, where the pooling has to leave the prompt out."""
-    if settings.model.prompt_text is not None:
+def _require_prompts(settings: Settings, layout: Layout) -> None:
+    """Raise SettingsError for the name of a prompt that the model does not have, as far as it can be known without a record."""
+    of_topics = enumerate(settings.source.mappings)
+    named = [("model.prompt", settings.model)]
+    named += [(f"source.mappings.{n}.prompt", settings.of(n).model) for n, each in of_topics if each.prompt is not None]
+    for setting, chosen in named:
+        if not chosen.prompt_by_record:
+            prompt_for(layout, chosen.prompt, chosen.prompt_text, setting)
+            continue
         from workers.codecs import prompt_template  # noqa: PLC0415 - numpy comes along, and config does without
 
-        if prompt_template(settings.model) is not None and not layout.include_prompt:
+        template = prompt_template(chosen, layout.prompts)
+        try:
+            if not layout.prompts:
+                prompt_for(layout, chosen.prompt, None, setting)  # says so
+            if template is not None and template.has_defaults:
+                template.render({})
+        except PoisonError:
+            known = ", ".join(sorted(layout.prompts))
             raise SettingsError(
-                f"model.prompt_text has fields, and the pooling of {settings.model.name} leaves the prompt out, which must be "
+                f"{setting} is {chosen.prompt!r}, and without the record's fields that names none of the model's prompts; it "
+                f"knows {known}"
+            ) from None
+
+
+def _require_one_length(settings: Settings, layout: Layout) -> None:
+    """Raise SettingsError for a prompt with fields, or of some topics, where the pooling has to leave the prompt out."""
+    if settings.model.prompt_text is not None or settings.model.prompt_by_record:
+        from workers.codecs import prompt_template  # noqa: PLC0415 - as above
+
+        if prompt_template(settings.model) is not None and not layout.include_prompt:
+            setting = "prompt" if settings.model.prompt_by_record else "prompt_text"
+            raise SettingsError(
+                f"model.{setting} has fields, and the pooling of {settings.model.name} leaves the prompt out, which must be "
                 "of one length for that: write it without fields"
             )
     for number, mapping in enumerate(settings.source.mappings):
-        if mapping.prompt_text is not None and not layout.include_prompt:
+        if mapping.own_prompt and not layout.include_prompt:
+            setting = "prompt" if mapping.prompt_text is None else "prompt_text"
             raise SettingsError(
-                f"source.mappings.{number}.prompt_text is another prompt, and the pooling of {settings.model.name} leaves the "
+                f"source.mappings.{number}.{setting} is another prompt, and the pooling of {settings.model.name} leaves the "
                 "prompt out, which must be one for all topics for that: leave it out here"
             )
 

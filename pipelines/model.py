@@ -19,7 +19,7 @@ from workers.encoder.layout import Layout, prompt_advice, prompt_for
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
 from workers.errors import SettingsError
-from workers.settings import Settings, Vectors
+from workers.settings import ModelSettings, Settings, Vectors
 
 if TYPE_CHECKING:
     from workers.encoder.encoder import Encoder
@@ -83,16 +83,16 @@ class Model:
     @cached_property
     def prompt_template(self) -> Template | None:
         """What makes each text's prompt of its record's fields; None where all texts have the same."""
-        return prompt_template(self.settings.model)
+        return prompt_template(self.settings.model, self.layout.prompts)
 
     @cached_property
     def prompt(self) -> str:
         """The text that goes before every text that has none of its own; of a template, what it says without fields."""
         if (template := self.prompt_template) is not None:
             return template.render({}) if template.has_defaults else ""
-        chosen = self.settings.model
-        text = None if chosen.prompt_text is None else parse_text(chosen.prompt_text).render({})
-        return prompt_for(self.layout, chosen.prompt, text)
+        prompt = self._prompt_of(self.settings.model)
+        assert isinstance(prompt, str)
+        return prompt
 
     @cached_property
     def digest(self) -> str:
@@ -134,7 +134,7 @@ class Model:
         """Names a vector space; ``ranges``: digest of those that it is quantised by."""
         return fingerprint.fingerprint(
             self.digest,
-            prompt=self.prompt if self.prompt_template is None else (self.settings.model.prompt_text or "",),
+            prompt=self._prompt_of(self.settings.model),
             template=self.settings.source.text if self.settings.source.format != "text" else "",
             max_tokens=self.max_tokens,
             overflow=self._overflow(),
@@ -153,13 +153,32 @@ class Model:
             return chosen.overflow
         return chosen.overflow, VERSION, self.text_tokens, chosen.chunk.overlap, chosen.chunk.cut
 
-    def _mappings(self) -> list[tuple[str, str | None]]:
+    def _prompt_of(self, chosen: ModelSettings) -> str | tuple[str, ...]:
+        """What decides the prompts of texts: the prompt of all, or what makes each of its record's fields."""
+        if chosen.prompt_by_record:
+            return str(chosen.prompt), *(part for each in sorted(self.layout.prompts.items()) for part in each)
+        if prompt_template(chosen) is not None:
+            return (chosen.prompt_text or "",)
+        text = None if chosen.prompt_text is None else parse_text(chosen.prompt_text).render({})
+        return prompt_for(self.layout, chosen.prompt, text)
+
+    def _mappings(self) -> list[tuple[str, str | tuple[str, ...] | None]]:
         """The templates and prompts of topics that have their own, each pair once, in an order that is always the same."""
         source = self.settings.source
         every = [source, *map(source.mapped, source.mappings)]
         texts = [each.text if each.format != "text" else "" for each in every]
-        pairs = zip(texts[1:], (mapping.prompt_text for mapping in source.mappings), strict=True)
+        prompts = (self._mapped_prompt(number) for number in range(len(source.mappings)))
+        pairs = zip(texts[1:], prompts, strict=True)
         return sorted(set(pairs) - {(texts[0], None)}, key=repr)
+
+    def _mapped_prompt(self, number: int) -> str | tuple[str, ...] | None:
+        """The prompt of a mapping: of a text as it is written, by its name what that stands for; None: it has none of its own."""
+        mapping = self.settings.source.mappings[number]
+        if mapping.prompt is None:
+            return mapping.prompt_text
+        prompt = self._prompt_of(self.settings.of(number).model)
+        # One with a brace would be taken for a template that is written so.
+        return (prompt,) if isinstance(prompt, str) and "{" in prompt else prompt
 
     def tokenizer(self) -> Tokenizer:
         """A tokenizer for one thread; where texts are cut into chunks, one that does that."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipelines.model import Model
 from workers import metrics
-from workers.codecs import registering, renderer_for, rows_for
+from workers.codecs import registering, renderer_for, rows_for, whole_for
 from workers.kafka_topics import TopicIds
 from workers.object_store import Location
 from workers.outlets import FileOutlet, Outlet
@@ -35,7 +35,14 @@ def topic_outlets(model: Model) -> list[Outlet]:
                 chunked=model.settings.model.chunked,
                 schema_id=registering(model.settings, output),
             )
-            found.append(Outlet(output.name, output.topic, projection, renderer))
+            whole = whole_for(
+                output,
+                dim=projection.dim,
+                model=model.name,
+                fingerprint=fingerprint,
+                schema_id=registering(model.settings, output),
+            )
+            found.append(Outlet(output.name, output.topic, projection, renderer, whole))
     return found
 
 
@@ -64,7 +71,7 @@ def file_outlets(model: Model, meter: metrics.Metrics) -> list[FileOutlet]:
             most_bytes=most,
             meter=meter,
         )
-        found.append(FileOutlet(projection, renderer, files))
+        found.append(FileOutlet(projection, renderer, files, renderer if output.together else None))
     return found
 
 

@@ -6,21 +6,18 @@ Never here: the model, a text in an error, or more of the input in memory than o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
+from pipelines.reading import Reading
 from workers.codecs.base import Decoder
-from workers.codecs.json import JsonDecoder
-from workers.codecs.template import Template, parse_template
-from workers.codecs.text import TextDecoder
 from workers.errors import PoisonError
 from workers.records import Document, Origin, Record
 
 # Long enough to sort texts by length, short enough that lines appear while the input still comes.
 WINDOW_TEXTS = 256
 WINDOW_CHARACTERS = 4 << 20
-
-_ANY = parse_template("{id|none}.")  # a text that every line has
 
 
 class Text(NamedTuple):
@@ -35,21 +32,16 @@ class Text(NamedTuple):
     refused: PoisonError | None = None
 
 
-def texts_of(
-    words: Sequence[str],
-    lines: Iterable[bytes] | None,
-    *,
-    template: Template,
-    prompt: Template | None = None,
-    refuse_empty: bool,
-) -> Iterator[Text]:
-    """Each of ``words`` as it is; or when there are ``lines``, what ``template`` makes of each, white space left out.
+def texts_of(words: Sequence[str], lines: Iterable[bytes] | None, reading: Reading) -> Iterator[Text]:
+    """Each of ``words`` as it is; or when there are ``lines``, what ``reading`` makes of each, white space left out.
 
-    ``prompt``: what makes each text's prompt of its line's fields; a word has none.
+    Raises:
+        SettingsError: as :meth:`pipelines.reading.Reading.require_topic`; at once.
     """
     if lines is None:
-        return _from_words(words, prompt, refuse_empty)
-    return _from_lines(lines, template, prompt, refuse_empty)
+        return _from_words(words, reading)
+    reading.require_topic()
+    return _from_lines(lines, reading)
 
 
 def windows(texts: Iterable[Text]) -> Iterator[list[Text]]:
@@ -66,32 +58,36 @@ def windows(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield window
 
 
-def _from_words(words: Sequence[str], prompt: Template | None, refuse_empty: bool) -> Iterator[Text]:
-    decoder = TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
+def _from_words(words: Sequence[str], reading: Reading) -> Iterator[Text]:
+    decoder = reading.of_words
     for number, word in enumerate(words, 1):
         # An argument that is not UTF-8 has become surrogates; they turn into its bytes again, for the decoder to refuse.
-        yield _decoded(decoder, str(number), word.encode(errors="surrogateescape"))
+        record = _record(number, word.encode(errors="surrogateescape"))
+        yield _decoded(decoder, record, number)
 
 
-def _from_lines(
-    lines: Iterable[bytes], template: Template, prompt: Template | None, refuse_empty: bool
-) -> Iterator[Text]:
+def _from_lines(lines: Iterable[bytes], reading: Reading) -> Iterator[Text]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name = parse_template(f"{{id|{number}}}")
-        text = _decoded(JsonDecoder(template, name, (), refuse_empty=refuse_empty, prompt=prompt), str(number), line)
+        record = _record(number, line)
+        text = _decoded(partial(reading.of_line, record, number), record, number)
         if text.refused is not None:
             # What is wrong may be the text alone: then the line is still known by its id.
-            named = _decoded(JsonDecoder(_ANY, name, (), refuse_empty=False), str(number), line)
+            named = _decoded(partial(reading.of_id, number), record, number)
             text = text._replace(id=named.id)
         yield text
 
 
-def _decoded(decoder: Decoder, number: str, value: bytes) -> Text:
+def _record(number: int, value: bytes) -> Record:
+    return Record(Origin("input", 0, 0, 0), b"%d" % number, value, -1)
+
+
+def _decoded(decoder: Callable[[], Decoder], record: Record, number: int) -> Text:
     try:
-        document = decoder.decode(Record(Origin("input", 0, 0, 0), number.encode(), value, -1))
+        document = decoder().decode(record)
     except PoisonError as error:
-        return Text(number, refused=error)
-    assert isinstance(document, Document)  # lines are in no envelope, and delete nothing
-    return Text(document.id, document.text, document.prompt)
+        return Text(str(number), refused=error)
+    if isinstance(document, Document):
+        return Text(document.id, document.text, document.prompt)
+    return Text(str(number), refused=PoisonError("decode", "deleted", "the line deletes a row, and has no text"))

@@ -58,20 +58,21 @@ def model_digest(folder: Path, **changes: object) -> str:
 def fingerprint(
     digest: str,
     *,
-    prompt: str | tuple[str],
+    prompt: str | tuple[str, ...],
     template: str,
     max_tokens: int,
     overflow: str | Sequence[str | int],
     dim: int,
     precision: str,
     ranges: str | None = None,
-    mappings: Sequence[tuple[str, str | None]] = (),
+    mappings: Sequence[tuple[str, str | tuple[str, ...] | None]] = (),
 ) -> str:
     """16 hex digits that change when anything changes that decides a vector.
 
     Args:
         digest: of the model, by :func:`model_digest`.
-        prompt: the text before every document, resolved; a template over a document's fields as it is written, in a tuple.
+        prompt: the text before every document, resolved; a template over a document's fields as it is written, in a tuple; and
+            where it makes names, with the table that they are in.
         template: how a document's text is made of its fields.
         max_tokens: the longest text.
         overflow: what happens to a longer one; where it is cut into chunks, all that says how.

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-import numpy as np
-
-from workers.codecs.base import Renderer, type_vector
+from workers.codecs.base import Renderer, RowRenderer, WholeRenderer, WholeRowRenderer
 from workers.codecs.dead_letter import render_dead_letter
 from workers.codecs.tombstone import render_tombstone
 from workers.encoder.quantize import Projection
@@ -32,7 +30,7 @@ from workers.records import (
     embeddings_of,
 )
 from workers.sinks.files import FileOutput
-from workers.standing import gone_keys, if_it_changes, remember
+from workers.standing import gone_keys, if_it_changes, remember, type_gone
 from workers.state import Change, Entry, Known
 
 T = TypeVar("T")
@@ -44,20 +42,6 @@ STILL_RIGHT = ("unavailable_value",)
 
 # Refused for what does not lie in the record alone: read again, it may end in another way than the first time.
 CIRCUMSTANTIAL = frozenset({"encoder_died", "encoder_timeout", "encoder_raised", "unknown_schema"})
-
-
-class RowRenderer(Protocol):
-    """Writes outcomes down as rows."""
-
-    def row(self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None) -> object:
-        """The row of an embedding, ``vector`` in the output's precision.
-
-        Raises:
-            PoisonError: stage ``output``: it cannot be written.
-        """
-
-    def deletion(self, record: Record) -> object:
-        """The row that says: what had this record's key is gone."""
 
 
 class RowOutlet(Protocol):
@@ -75,6 +59,10 @@ class RowOutlet(Protocol):
     def renderer(self) -> RowRenderer:
         """How it is written down."""
 
+    @property
+    def whole(self) -> WholeRowRenderer | None:
+        """What writes all chunks of a record as one row; None: each of them is a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileOutlet:
@@ -83,6 +71,7 @@ class FileOutlet:
     projection: Projection
     renderer: RowRenderer
     output: FileOutput
+    whole: WholeRowRenderer | None = None
 
     @property
     def name(self) -> str:
@@ -92,12 +81,16 @@ class FileOutlet:
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """One output to a topic: what is made of the vector, and how the result is written down."""
+    """One output to a topic: what is made of the vector, and how the result is written down.
+
+    ``whole``: writes all chunks of a record as one; None: each of them is a record.
+    """
 
     name: str
     topic: str
     projection: Projection
     renderer: Renderer
+    whole: WholeRenderer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +232,7 @@ class Outlets:
             if not already or offset >= already.get(outlet.name, 0)
         ]
 
-    def _deletes(self, record: Record, outlet: Outlet, gone: Sequence[bytes]) -> list[Message]:
+    def _deletes(self, record: Record, outlet: Outlet, gone: type_gone) -> list[Message]:
         """Tombstones for keys, without the record's headers where they do not fit.
 
         An output that does not take a key alone has never had a vector under it. Chunks are where their record's partition is.
@@ -249,32 +242,36 @@ class Outlets:
                 render_tombstone(replace(record, key=key), outlet.topic),
                 partition=None if key == record.key else record.origin.partition,
             )
-            for key in gone
+            for key in gone[outlet.whole is not None]
         ]
         fitting = [one if self._refuses(one) is None else replace(one, headers=()) for one in whole]
         return [one for one in fitting if self._refuses(one) is None]
 
     def _rows(
-        self, outlet: RowOutlet, entry: Settled, projected: type_vectors_of_row | None, gone: Sequence[bytes]
+        self, outlet: RowOutlet, entry: Settled, projected: type_vectors_of_row | None, gone: type_gone
     ) -> list[object]:
-        embeddings = zip(embeddings_of(entry.outcome), projected or (), strict=True)
-        rows = [
-            outlet.renderer.row(entry.record, embedding, *required(vector, outlet.projection))
-            for embedding, vector in embeddings
-        ]
-        return rows + _deletions(entry.record, outlet, gone)
+        record = entry.record
+        vectors = [required(vector, outlet.projection) for vector in projected or ()]
+        if isinstance(entry.outcome, Chunked) and outlet.whole is not None:
+            return [outlet.whole.whole_row(record, entry.outcome.parts, vectors)]
+        embeddings = zip(embeddings_of(entry.outcome), vectors, strict=True)
+        rows = [outlet.renderer.row(record, embedding, *vector) for embedding, vector in embeddings]
+        return rows + _deletions(record, outlet, gone)
 
     def _messages(
-        self, outlet: Outlet, entry: Settled, projected: type_vectors_of_row | None, gone: Sequence[bytes]
+        self, outlet: Outlet, entry: Settled, projected: type_vectors_of_row | None, gone: type_gone
     ) -> list[Message]:
         record = entry.record
-        if isinstance(entry.outcome, Tombstone) and gone == [record.key]:
+        if isinstance(entry.outcome, Tombstone) and gone[outlet.whole is not None] == [record.key]:
             deletion = render_tombstone(record, outlet.topic)
             # A delete goes through without its headers where they do not fit.
             return [deletion if self._refuses(deletion) is None else self._checked(replace(deletion, headers=()))]
+        vectors = [required(vector, outlet.projection) for vector in projected or ()]
+        if isinstance(entry.outcome, Chunked) and outlet.whole is not None:
+            return [self._checked(outlet.whole.render_whole(record, entry.outcome.parts, vectors))]
         messages = []
-        for embedding, vector in zip(embeddings_of(entry.outcome), projected or (), strict=True):
-            message = outlet.renderer.render(record, embedding, *required(vector, outlet.projection))
+        for embedding, vector in zip(embeddings_of(entry.outcome), vectors, strict=True):
+            message = outlet.renderer.render(record, embedding, *vector)
             messages.append(self._checked(message if embedding.chunk is None else _together(message, record)))
         return messages + self._deletes(record, outlet, gone)
 
@@ -295,9 +292,9 @@ def _circumstantial(outcome: Outcome) -> bool:
     return isinstance(outcome, DeadLetter) and outcome.reason in CIRCUMSTANTIAL
 
 
-def _deletions(record: Record, outlet: RowOutlet, gone: Sequence[bytes]) -> list[object]:
+def _deletions(record: Record, outlet: RowOutlet, gone: type_gone) -> list[object]:
     """Rows that say of keys that they are gone."""
-    return [outlet.renderer.deletion(replace(record, key=key)) for key in gone]
+    return [outlet.renderer.deletion(replace(record, key=key)) for key in gone[outlet.whole is not None]]
 
 
 def _placed(message: Message, record: Record) -> Message:

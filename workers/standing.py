@@ -9,6 +9,9 @@ from __future__ import annotations
 from workers.records import Outcome, Record, Settled, Tombstone, Unchanged, chunk_key, embeddings_of
 from workers.state import Entry, View
 
+# Keys of outputs in which each chunk has one, and under True of those that have all of a record's under its own.
+type_gone = dict[bool, list[bytes]]
+
 
 def if_it_changes(entry: Settled, view: View, before: Entry | None) -> Settled:
     """The record as it was settled, or unchanged: its key stands as it would be written, by the records before it."""
@@ -18,15 +21,18 @@ def if_it_changes(entry: Settled, view: View, before: Entry | None) -> Settled:
     return entry
 
 
-def gone_keys(record: Record, outcome: Outcome, before: Entry | None) -> list[bytes]:
-    """The keys of output records that the outcome takes away, by what stands ``before``: None: that is not known, or nothing."""
+def gone_keys(record: Record, outcome: Outcome, before: Entry | None) -> type_gone:
+    """The keys of output records that the outcome takes away, by what stands ``before``: None: that is not known, or nothing.
+
+    Where a record's chunks share its key, an update takes the place of whatever stood.
+    """
     if record.key is None:
-        return []
+        return {False: [], True: []}
     standing = [] if before is None else _keys(record.key, before.chunks)
     if not (embeddings := embeddings_of(outcome)):
-        return standing or [record.key]
+        return {False: standing or [record.key], True: [record.key]}
     written = set(_keys(record.key, 0 if embeddings[0].chunk is None else len(embeddings)))
-    return [key for key in standing if key not in written]
+    return {False: [key for key in standing if key not in written], True: []}
 
 
 def remember(view: View, record: Record, outcome: Outcome, *, deletes: bool) -> None:

@@ -25,7 +25,7 @@ from pipelines.fit import output_against_model
 from pipelines.model import Model
 from workers import log
 from workers.codecs.base import type_vector
-from workers.codecs.parquet import vector_array, vector_type
+from workers.codecs.parquet_vectors import vector_array, vector_type
 from workers.encoder.quantize import Projection
 from workers.errors import DeviceLost, EnvironmentFault, PoisonError, RetryableError, SettingsError
 from workers.records import DeadLetter, Embedding, Record
@@ -45,6 +45,10 @@ class _Column:
     def renderer(self) -> _Column:
         """Itself."""
         return self
+
+    @property
+    def whole(self) -> None:
+        """Chunks are refused."""
 
     def row(
         self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None
@@ -113,7 +117,7 @@ class Encode:
         self._pool = self._encoder.pool(self._tokenizer.canary(), self._lost)
         self._embedder = RowEmbedder(
             settings,
-            decoder_of(settings, of_files=True),
+            decoder_of(settings, opened.layout.prompts, of_files=True),
             self._columns,
             self._pool,
             settings.pool.batch_tokens(cuda=cuda),

@@ -30,6 +30,11 @@ class BatchOutlet:
     location: Location
     folder: str
 
+    @property
+    def whole(self) -> ParquetRenderer | None:
+        """See :class:`workers.outlets.RowOutlet`."""
+        return self.renderer if self.renderer.together else None
+
     @cached_property
     def store(self) -> ObjectStore:
         """Where its files go."""
@@ -51,6 +56,8 @@ def batch_outlets(model: Model) -> list[BatchOutlet]:
         included = [(name, source.include.get(name, name), output.types.get(name)) for name in output.include]
         if output.chunk_text:
             included.append(("chunk_text", "", None))
+        if output.together:
+            included.append(("chunks", "", None))
         folder = folder_of(settings_digest(fingerprint, source.id, source.empty, included))
         renderer = rows_for(
             output, dim=projection.dim, model=model.name, fingerprint=fingerprint, chunked=model.settings.model.chunked

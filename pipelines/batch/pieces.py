@@ -111,7 +111,7 @@ class Fields:
         if (name := self.missing(columns)) is not None:
             there = ", ".join(list(columns)[:20]) or "none"
             raise SettingsError(
-                f"{file.uri} has no column {name}, which source.text, source.id or model.prompt_text names; its columns: {there}"
+                f"{file.uri} has no column {name}, which source.text, source.id or the model's prompt names; its columns: {there}"
             )
 
 

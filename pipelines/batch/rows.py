@@ -60,15 +60,15 @@ class RowValues:
         return self._json.read(record) if record.fields is None else record.fields
 
 
-def decoder_of(settings: Settings, *, of_files: bool) -> Decoder:
-    """What understands a job's records: rows of files, or records of topics as the stream does.
+def decoder_of(settings: Settings, prompts: Mapping[str, str], *, of_files: bool) -> Decoder:
+    """What understands a job's records: rows of files, or records of topics as the stream does; ``prompts``: the model's own.
 
     Raises:
         SettingsError, EnvironmentFault: see :func:`workers.codecs.decoder_for`.
     """
     if not of_files:
-        return decoder_for(settings)
-    return fields_decoder(settings, RowValues(), prompt_template(settings.model))
+        return decoder_for(settings, prompts=prompts)
+    return fields_decoder(settings, RowValues(), prompt_template(settings.model, prompts))
 
 
 class Part(NamedTuple):

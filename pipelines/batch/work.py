@@ -41,7 +41,7 @@ class Worker:
         self._places = [Place(outlet.location) for outlet in self._outlets]
         self._dead = Place(dead_letter_location(model.settings))
         self._dead_folder = dead_letter_folder(model)
-        decoder = decoder_of(model.settings, of_files=not model.settings.batch_reads_topics)
+        decoder = decoder_of(model.settings, model.layout.prompts, of_files=not model.settings.batch_reads_topics)
         self._embedder = RowEmbedder(model.settings, decoder, self._outlets, pool, max_batch_tokens, passes=passes)
 
     @property

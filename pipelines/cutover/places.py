@@ -71,14 +71,17 @@ def _of_topic(settings: Settings, place: TopicRecords) -> Iterator[list[Mark]]:
 
 def _of_record(reader: StoredReader, record: Record) -> Mark | None:
     stored = reader.read(record)
-    if stored is None:
+    if not stored:
         return None
+    first = stored[0]
     topic, _, rest = (dict(record.headers).get("embedding-source") or b"").decode("utf-8", "replace").partition("/")
     partition, _, offset = rest.partition("/")
     known = partition.isdecimal() and offset.isdecimal()
     version = Version(*((topic, int(partition), int(offset)) if known else ("", 0, -1)), record.timestamp_ms)
-    fingerprint = None if stored.space is None else stored.space.fingerprint
-    return _mark(stored.key, stored.id, fingerprint, version, stored.chunk)
+    fingerprint = None if first.space is None else first.space.fingerprint
+    # Chunks that come together are there together, under one key.
+    chunk = first.chunk if len(stored) == 1 or first.chunk is None else (first.chunk[0], 1)
+    return _mark(first.key, first.id, fingerprint, version, chunk)
 
 
 def _mark(

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
 from pipelines.batch.rows import decoder_of
 from pipelines.model import Model
 from pipelines.plan.blocks import Sampled
-from workers.codecs import renderer_for, rows_for
+from workers.codecs import renderer_for, rows_for, whole_for
 from workers.codecs.base import Decoder
 from workers.encoder.quantize import Projection
 from workers.gathering import Gathering
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from workers.codecs.parquet import ParquetRenderer, Row
 
 SEED = 0
+
+
+class _About(TypedDict):
+    dim: int
+    model: str
+    fingerprint: str
 
 
 @dataclass(slots=True)
@@ -85,6 +91,11 @@ class _Rows:
     projection: Projection
     renderer: ParquetRenderer
 
+    @property
+    def whole(self) -> ParquetRenderer | None:
+        """See there."""
+        return self.renderer if self.renderer.together else None
+
 
 def profile(
     sampled: Sequence[Sampled],
@@ -104,7 +115,7 @@ def profile(
     Raises:
         RetryableError, EnvironmentFault: see :func:`workers.outcomes.prepare`, and :meth:`pipelines.model.Model.projection`.
     """
-    work = _Work(model, decoder_of(model.settings, of_files=of_files), model.tokenizer(), refuses)
+    work = _Work(model, decoder_of(model.settings, model.layout.prompts, of_files=of_files), model.tokenizer(), refuses)
     for each in sampled:
         weight = each.stratum.weight
         work.found.counts.append([work.block(block.records, weight) for block in each.blocks])
@@ -208,12 +219,13 @@ def _outlets(model: Model) -> tuple[list[Outlet], list[_Rows]]:
     topics, files = list[Outlet](), list[_Rows]()
     for output in model.settings.outputs:
         projection = model.projection(output)
-        dim, fingerprint = projection.dim, model.fingerprint_of(projection)
+        chunked = model.settings.model.chunked
+        about = _About(dim=projection.dim, model=model.name, fingerprint=model.fingerprint_of(projection))
         if isinstance(output, KafkaOutput):
-            renderer = renderer_for(output, dim=dim, model=model.name, fingerprint=fingerprint)
-            topics.append(Outlet(output.name, output.topic, projection, renderer))
+            renderer = renderer_for(output, **about, chunked=chunked)
+            topics.append(Outlet(output.name, output.topic, projection, renderer, whole_for(output, **about)))
         else:
-            rows = rows_for(output, dim=dim, model=model.name, fingerprint=fingerprint)
+            rows = rows_for(output, **about, chunked=chunked)
             files.append(_Rows(output.name, projection, rows))
     return topics, files
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from pipelines.arguments import PROGRAM, Arguments
 from pipelines.embedder import Embedder
 from pipelines.model import Model
+from pipelines.of_topic import UNSAID, OfTopic
 from pipelines.report import words
 from pipelines.report.measure import Report, measure, usual_dims
 from pipelines.report.page import page
@@ -41,6 +42,7 @@ def from_line(settings: Settings, arguments: Arguments, line: str, lines: Binary
         count=options.texts,
         dims=options.dims,
         min_recall=options.min_recall,
+        of=OfTopic.of(options),
     )
 
 
@@ -54,6 +56,7 @@ def run_report(
     count: int | None = None,
     dims: Sequence[int] = (),
     min_recall: float | None = None,
+    of: OfTopic = UNSAID,
 ) -> int:
     """Report on ``count`` texts of ``files``, or else of the JSON ``lines``.
 
@@ -72,7 +75,7 @@ def run_report(
     if large := [dim for dim in dims if dim > whole]:
         raise SettingsError(f"--dims {large[0]}: {settings.model.name} has {whole} dimensions")
     cuts = dims or [*usual_dims(whole), *(output.dim for output in settings.outputs if output.dim is not None)]
-    found = read_texts(files, lines, model)
+    found = read_texts(files, lines, model, of)
     _writable(out)
     texts, read = draw(found, wanted)
     sample = embed(Embedder(model), texts, read, whole, _progress(len(texts)))

@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.of_topic import OfTopic
+
 
 def add_options(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
     """Add them; ``positive`` reads a whole number from 1 up."""
@@ -20,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser, positive: Callable[[str], int])
     add("--texts", type=positive, metavar="N", help="how many to draw from all; default: 2,000")
     add("--dims", type=dims, default=(), metavar="N,N", help="to cut to; default: powers of two, and the outputs'")
     add("--min-recall", type=_share, metavar="SHARE", help="what is enough; default: 0.95")
+    OfTopic.add_options(parser)
     add("--out", type=Path, default=Path("report"), metavar="FOLDER", help="for JSON and the page; default: report")
 
 

@@ -20,10 +20,10 @@ import orjson
 
 from pipelines.embedder import Embedder
 from pipelines.model import Model
+from pipelines.of_topic import OfTopic
+from pipelines.reading import Reading
 from pipelines.texts import Text, texts_of, windows
-from workers.codecs import text_template
 from workers.codecs.plain import plain
-from workers.codecs.template import Template
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.records import embeddings_of, type_vectors
 
@@ -49,21 +49,19 @@ class Sample:
     longest: int
 
 
-def read_texts(files: Sequence[Path], lines: BinaryIO | None, model: Model) -> Iterator[Text]:
-    """The texts of files, JSON lines or Parquet by their names, or of ``lines``; made of their fields as ``source.text`` says.
+def read_texts(files: Sequence[Path], lines: BinaryIO | None, model: Model, of: OfTopic) -> Iterator[Text]:
+    """The texts of files, JSON lines or Parquet by their names, or of ``lines``; made of their fields as the source says.
 
     Raises:
-        SettingsError: a file is of another kind, or has no column that ``source.text`` names.
+        SettingsError: a file is of another kind, or has no column that ``source.text`` names; ``of`` is no topic of the source.
         EnvironmentFault: a file cannot be read.
     """
     if other := [path for path in files if path.suffix.lower() not in {*LINES, PARQUET}]:
         raise SettingsError(f"{other[0]}: texts are read from JSON lines ({', '.join(sorted(LINES))}) or {PARQUET}")
-    template, prompt = text_template(model.settings), model.prompt_template
-    sources = [lines] if lines is not None else (_lines_of(path, template, prompt) for path in files)
-    refuse_empty = model.settings.source.empty == "reject"
-    return chain.from_iterable(
-        texts_of((), source, template=template, prompt=prompt, refuse_empty=refuse_empty) for source in sources
-    )
+    reading = Reading(model.settings, model.layout.prompts, of)
+    reading.require_topic()
+    sources = [lines] if lines is not None else (_lines_of(path, reading) for path in files)
+    return chain.from_iterable(texts_of((), source, reading) for source in sources)
 
 
 def draw(texts: Iterable[Text], count: int, seed: int = SEED) -> tuple[list[Text], int]:
@@ -109,12 +107,9 @@ def embed(embedder: Embedder, texts: Sequence[Text], read: int, dim: int, tell: 
     return Sample(stacked, read, len(texts), duplicates, dict(refused.most_common()), truncated, tokens, longest)
 
 
-def _lines_of(path: Path, template: Template, prompt: Template | None) -> Iterator[bytes]:
+def _lines_of(path: Path, reading: Reading) -> Iterator[bytes]:
     """A file as lines of JSON."""
-    if path.suffix.lower() != PARQUET:
-        return _of_lines(path)
-    names = {field.split(".")[0] for each in (template, prompt) if each is not None for field in each.fields}
-    return _of_parquet(path, names, template)
+    return _of_parquet(path, reading) if path.suffix.lower() == PARQUET else _of_lines(path)
 
 
 def _of_lines(path: Path) -> Iterator[bytes]:
@@ -125,15 +120,16 @@ def _of_lines(path: Path) -> Iterator[bytes]:
         raise EnvironmentFault(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
 
 
-def _of_parquet(path: Path, names: set[str], template: Template) -> Iterator[bytes]:
+def _of_parquet(path: Path, reading: Reading) -> Iterator[bytes]:
     """Rows as lines of JSON, with the columns that are named, so that they are read as lines are."""
+    names = reading.fields
     from workers.codecs.parquet_rows import column_names, plain_rows  # noqa: PLC0415 - heavy
 
     try:
         columns = column_names(path)
-        if template.fields and not names.intersection(columns):
+        if (wanted := reading.text_fields) and not names.intersection(columns):
             raise SettingsError(
-                f"{path} has the columns {', '.join(columns[:20])}, and source.text names {', '.join(template.fields)}: "
+                f"{path} has the columns {', '.join(columns[:20])}, and source.text names {', '.join(wanted)}: "
                 "--source.text '{column}' says which is the text"
             )
         for row in plain_rows(path, [name for name in columns if name in names or name == "id"]):

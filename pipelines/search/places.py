@@ -108,9 +108,8 @@ class TopicRecords:
         self.others = 0
         for records in self.records():
             found = [reader.read(record) for record in records]
-            rows = [row for row in found if row is not None]
-            self.others += len(found) - len(rows)
-            yield rows
+            self.others += sum(not rows for rows in found)
+            yield [row for rows in found for row in rows]
 
     def records(self) -> Iterator[list[Record]]:
         """All that is committed, a partition's share at a time and in its order. Errors as above, but for the registry's."""

@@ -6,9 +6,9 @@ those that count, which are the latest of each key. Never here: where they come 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,11 @@ class Ranking:
 
     def __init__(self, compare: type_compare) -> None:
         self._compare = compare
-        self._latest: dict[bytes | str, _Entry] = {}
+        self._latest: dict[bytes | str, list[_Entry]] = {}
+        self._count = 0
 
     def add(self, rows: Iterable[Stored]) -> None:
-        """Compare some more; a key's later row takes the place of its earlier one.
+        """Compare some more; a key's later row takes the place of its earlier one, and of all its chunks.
 
         Raises:
             EnvironmentFault: there are too many to be looked at one by one.
@@ -59,27 +60,37 @@ class Ranking:
             some = list(group)
             if space is None:
                 for row in some:
-                    self._latest.pop(row.key, None)
+                    self._forget(row.key)
                 continue
             scores = self._compare(space, _quantized(some))
             for number, row in enumerate(some):
-                # Later is what counts, also among equals: it goes to the end.
-                self._latest.pop(row.key, None)
-                self._latest[row.key] = _Entry(row.id, space, None if scores is None else scores[number], row.fields)
-        if len(self._latest) > MOST_VECTORS:
+                if not row.more:
+                    # Later is what counts, also among equals: it goes to the end.
+                    self._forget(row.key)
+                entry = _Entry(row.id, space, None if scores is None else scores[number], row.fields)
+                self._latest.setdefault(row.key, []).append(entry)
+                self._count += 1
+        if self._count > MOST_VECTORS:
             raise EnvironmentFault(
                 f"more than {MOST_VECTORS:,} vectors lie there, and search looks at each, for trying: load them into a vector "
                 "database, or name a folder of fewer"
             )
 
     def __len__(self) -> int:
-        return len(self._latest)
+        return self._count
+
+    def _forget(self, key: bytes | str) -> None:
+        self._count -= len(self._latest.pop(key, ()))
+
+    def _entries(self) -> Iterator[_Entry]:
+        """Those that count."""
+        return chain.from_iterable(self._latest.values())
 
     @property
     def spaces(self) -> dict[Space, int]:
         """How many vectors that count are in which space."""
         found: dict[Space, int] = {}
-        for entry in self._latest.values():
+        for entry in self._entries():
             found[entry.space] = found.get(entry.space, 0) + 1
         return found
 
@@ -87,14 +98,14 @@ class Ranking:
     def foreign(self) -> dict[Space, int]:
         """The same of those that could not be compared."""
         found: dict[Space, int] = {}
-        for entry in self._latest.values():
+        for entry in self._entries():
             if entry.scores is None:
                 found[entry.space] = found.get(entry.space, 0) + 1
         return found
 
     def best(self, k: int) -> list[list[Hit]]:
         """For each question the ``k`` with the greatest cosine, best first; of equals the earlier written."""
-        entries = [entry for entry in self._latest.values() if entry.scores is not None]
+        entries = [entry for entry in self._entries() if entry.scores is not None]
         if not entries:
             return []
         scores = np.stack([entry.scores for entry in entries if entry.scores is not None])

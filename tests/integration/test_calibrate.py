@@ -17,6 +17,7 @@ from pipelines.calibrate import run_calibrate
 from pipelines.cli import main
 from pipelines.encode import run_encode
 from pipelines.model import Model
+from pipelines.of_topic import UNSAID, OfTopic
 from tests.tiny_model import documents, make_tiny_bert
 from workers.encoder.quantize import Projection
 from workers.encoder.ranges import Ranges
@@ -35,10 +36,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibrate(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Path, str, str]]:
     """``calibrate(*texts, lines=None, dim=None, **sections)`` → the file, standard output, standard error."""
 
-    def run(*texts: str, lines: bytes | None = None, dim: int | None = None, **sections: dict[str, Any]):
+    def run(
+        *texts: str,
+        lines: bytes | None = None,
+        dim: int | None = None,
+        of: OfTopic = UNSAID,
+        **sections: dict[str, Any],
+    ):
         path = tmp_path / "ranges.npz"
         source = None if lines is None else io.BytesIO(lines)
-        assert run_calibrate(settings(tiny, **sections), dim=dim, path=path, texts=texts, lines=source) == 0
+        assert run_calibrate(settings(tiny, **sections), dim=dim, path=path, texts=texts, lines=source, of=of) == 0
         assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
         return path, *capsys.readouterr()
 
@@ -110,6 +117,18 @@ def test_lines_are_read_as_the_stream_reads_records(tiny: Path, calibrate):
     ranges = Ranges.read(path)
     assert ranges.texts == 2
     assert np.abs(ranges.low - expected.min(axis=0)).max() < 1e-6
+
+
+def test_lines_of_several_topics_are_read_as_their_mappings_say(tiny: Path, calibrate):
+    mappings = [{"topics": ["tickets"], "text": "subject", "prompt_text": "ticket: "}]
+    sections = {"source": {"topics": ["books", "tickets"], "text": "title", "mappings": mappings}}
+    lines = b'{"of": "tickets", "subject": "cat"}\n{"of": "books", "title": "mat", "subject": "ignored"}\n'
+    path, *_ = calibrate(lines=lines, of=OfTopic(field="of"), **sections)
+    expected = vectors(encode(settings(tiny), ["ticket: cat", "mat"]))
+    ranges = Ranges.read(path)
+    assert np.abs(ranges.low - expected.min(axis=0)).max() < 1e-6
+    model = Model.open(settings(tiny, **sections))
+    model.projection(KafkaOutput(topic="v", precision="int8_ranges", ranges=path))  # they are this pipeline's
 
 
 def test_what_is_refused_is_left_out_and_told(calibrate):

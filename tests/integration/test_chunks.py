@@ -37,12 +37,14 @@ def test_long_documents_in_chunks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, out, few = make_topic(3), make_topic(3, cleanup_policy="compact"), make_topic(2)
+    together = make_topic(2, max_message_bytes=2_000_000)
     dead = make_topic(1, max_message_bytes=2_000_000)
     model = make_tiny_bert(tmp_path / "model")
     wanted: dict[str, Any] = yaml.safe_load((EXAMPLES / "chunks.yaml").read_text())
     wanted["model"] |= {"name": str(model), "chunk": {"tokens": TOKENS, "overlap": 4, "most": 500}}
     wanted["source"] |= {"topics": [source], "group": unique_name()}
     wanted["outputs"][0] |= {"topic": out, "dim": DIM}
+    wanted["outputs"][1] |= {"topic": together, "dim": DIM}
     lake = {
         "kind": "parquet",
         "uri": f"file://{tmp_path}/lake",
@@ -50,7 +52,7 @@ def test_long_documents_in_chunks(
         "rotate": {"seconds": 2},
         "chunk_text": True,
     }
-    wanted["outputs"].append(lake)
+    wanted["outputs"] += [lake, {**lake, "uri": f"file://{tmp_path}/whole", "chunks": "together"}]
     wanted["dead_letter"] = {"topic": dead}
     wanted["state"] = {"topic": make_topic(3, cleanup_policy="compact")}
     wanted["kafka"] = {"bootstrap_servers": broker.bootstrap_servers}
@@ -76,7 +78,12 @@ def test_long_documents_in_chunks(
     # ``run`` looks at all that ``check`` does, before it starts; what is right is seen below.
     assert main(["check", "-c", str(pipeline.config), "--outputs.0.topic", few]) == 1
     assert f"topic {few} has 2 partitions and {source} 3: chunks go to" in capsys.readouterr().err
-    with reading(broker.settings, out) as vectors, reading(broker.settings, dead) as refused, pipeline:
+    with (
+        reading(broker.settings, out) as vectors,
+        reading(broker.settings, together) as documents_whole,
+        reading(broker.settings, dead) as refused,
+        pipeline,
+    ):
 
         def whole() -> bool:
             vectors.poll()
@@ -84,6 +91,7 @@ def test_long_documents_in_chunks(
             return len(set(last)) > len(bodies) and refused.poll() >= 2
 
         wait_until(whole, 180, pipeline.tail)
+        wait_until(lambda: documents_whole.poll() > len(bodies), 30, pipeline.tail)
         assert pipeline.terminate(60) == 0, pipeline.tail()
     vectors.records.sort(key=lambda record: (record.partition, record.offset))
     assert sorted(letters(refused)) == [("tokenize", "no_room"), ("tokenize", "too_many_chunks")]
@@ -131,6 +139,21 @@ def test_long_documents_in_chunks(
             row = rows[value["id"]]
             assert (row["key"].decode(), row["chunk_text"]) == (value["id"], value["chunk_text"])
             assert {name: row[f"chunk_{name}"] for name in value["chunk"]} == value["chunk"]
+
+    # All of a document in one record or row is what its chunks are, under its own key.
+    of_whole = {value["id"]: (record.key, value) for record in documents_whole.records for value in [value_of(record)]}
+    table = {row["id"]: row for row in pq.read_table(tmp_path / "whole").to_pylist()}
+    assert len(documents_whole.records) == len(of_whole) and of_whole.keys() == table.keys() == chunks.keys()
+    for name, values in chunks.items():
+        key, value = of_whole[name]
+        assert key == (None if name == keyless else name.encode()) and value["title"] == titles.get(name)
+        assert [(each["embedding"], each["start"], each["end"]) for each in value["chunks"]] == [
+            (each["embedding"], each["chunk"]["start"], each["chunk"]["end"]) for each in values
+        ]
+        assert [(each["index"], each["text"]) for each in table[name]["chunks"]] == [
+            (each["chunk"]["index"], each["chunk_text"]) for each in values
+        ]
+        assert table[name]["tokens"] == value["tokens"] == sum(each["tokens"] for each in values)
 
 
 def _is_last(value: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 
 from pipelines.encode import run_encode
-from tests.tiny_model import make_tiny_bert
+from tests.tiny_model import make_tiny_bert, make_tiny_gemma
 from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +171,19 @@ def test_a_line_may_bring_the_title_that_its_prompt_speaks_of():
     assert argument["embedding"] == pytest.approx(untitled["embedding"], abs=1e-6)
     (refused,) = encode("a text", prompt_text="title: {title} | text: ")
     assert refused["error"] == "field title is missing or null, and has no default"
+
+
+def test_a_line_may_name_its_prompt(tmp_path: Path):
+    name = str(make_tiny_gemma(tmp_path / "model"))
+    lines = b'{"text": "a text", "kind": "query"}\n{"text": "a text"}\n{"text": "a text", "kind": "SENTINEL"}'
+    asked, told, refused = encode(lines=lines, name=name, prompt="{kind|document}")
+    assert refused["error"].startswith("the record names a prompt that the model does not have; it has ")
+    assert "SENTINEL" not in refused["error"]
+    fixed = [encode("a text", name=name, prompt=prompt)[0] for prompt in ("query", "document")]
+    assert vectors([asked, told]) == pytest.approx(vectors(fixed), abs=1e-6)
+    assert len({record["fingerprint"] for record in (asked, told)}) == 1
+    (argument,) = encode("a text", name=name, prompt="{kind|document}")
+    assert argument["embedding"] == pytest.approx(told["embedding"], abs=1e-6)
 
 
 def test_lines_are_read_as_the_source_says():

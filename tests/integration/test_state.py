@@ -195,14 +195,14 @@ def test_a_replay_encodes_what_has_changed_and_tells_deletes_apart(
 
 @pytest.mark.parametrize("name", ["documents", "chunks"])
 def test_the_examples_follow_their_topics(
-    broker: RunningBroker, table: dict[str, Any], tmp_path: Path, name: str
+    broker: RunningBroker, table: dict[str, Any], make_topic: Callable[..., str], name: str
 ) -> None:
     """Each as it is written, but for names and addresses: an update that changes nothing, one that shortens, a delete."""
     found: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
     found["source"] |= {"topics": table["source"]["topics"], "group": table["source"]["group"]}
     found["outputs"][0]["topic"] = table["outputs"][0]["topic"]
     for output in found["outputs"][1:]:
-        output["uri"] = table["outputs"][1]["uri"]
+        output.update({"uri": table["outputs"][1]["uri"]} if "uri" in output else {"topic": make_topic(1)})
     found |= {section: table[section] for section in ("dead_letter", "state", "kafka", "delivery")}
     long, short = "A sentence of some words. " * 60, "A sentence of some words."
     body = {"a": short, "b": long}
@@ -233,6 +233,12 @@ def test_the_examples_follow_their_topics(
     if chunked:
         assert there[b"b#0"]["chunk"] == {"index": 0, "count": 1, "start": 0, "end": len(short)}
         assert len([key for key in there if key.startswith(b"c#")]) > 2
+        with reading(broker.settings, found["outputs"][1]["topic"]) as whole:
+            wait_until(lambda: whole.poll() >= 5, 30, lambda: f"{len(whole.records)} records")
+        counts = [(each.key, len(value_of(each)["chunks"]) if each.value else None) for each in whole.records]
+        many = counts[1][1]
+        assert many is not None and many > 2
+        assert counts == [(b"a", 1), (b"b", many), (b"c", many), (b"b", 1), (b"c", None)]
 
 
 def test_check_wants_a_state_topic_that_keeps_what_it_is_given(
@@ -257,10 +263,18 @@ def test_check_wants_a_state_topic_that_keeps_what_it_is_given(
     ],
 )
 def test_whatever_dies_the_outputs_are_what_the_final_table_says(
-    broker: RunningBroker, table: dict[str, Any], tmp_path: Path, events: int, overflow: str
+    broker: RunningBroker,
+    table: dict[str, Any],
+    make_topic: Callable[..., str],
+    tmp_path: Path,
+    events: int,
+    overflow: str,
 ) -> None:
     """Inserts, updates (longer, shorter, of nothing) and deletes, over readers that end anywhere and pass partitions on."""
     table["model"]["overflow"] = overflow
+    if overflow == "chunk":
+        lake = {**table["outputs"][1], "uri": f"file://{tmp_path}/whole", "chunks": "together"}
+        table["outputs"] += [{"topic": make_topic(2), "dim": DIM, "chunks": "together"}, lake]
     chance, topic = random.Random(events), table["source"]["topics"][0]
     final: dict[bytes, str] = {}
     log: list[tuple[bytes, str | None]] = []
@@ -319,6 +333,25 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
     lake = {key: vector for key, vector, gone in rows if not gone}
     assert set(lake) == set(wanted)
     assert all(np.allclose(lake[key], vector, atol=1e-6) for key, vector in wanted.items())
+
+    if overflow == "chunk":
+        documents = {key: [fake_vector(part, DIM) for _, part in cut(text)] for key, text in final.items()}
+        with reading(broker.settings, table["outputs"][2]["topic"]) as out:
+            count = -1
+            while out.poll() > count:
+                count = len(out.records)
+            held = {record.key: record.value and value_of(record)["chunks"] for record in out.records}
+        assert {key for key, chunks in held.items() if chunks} == set(documents)
+        rows = duckdb.sql(
+            f'SELECT key, arg_max(chunks, "offset"), arg_max(deleted, "offset") FROM \'{tmp_path}/whole/**/*.parquet\' '
+            "GROUP BY key"
+        ).fetchall()
+        lake_of_whole = {key: chunks for key, chunks, gone in rows if not gone}
+        assert set(lake_of_whole) == set(documents)
+        for key, wanted_of_key in documents.items():
+            for chunks in (held[key], lake_of_whole[key]):
+                assert len(chunks) == len(wanted_of_key)
+                assert np.allclose([chunk["embedding"] for chunk in chunks], wanted_of_key, atol=1e-6)
 
 
 def hash_of(key: bytes) -> int:

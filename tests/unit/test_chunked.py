@@ -401,8 +401,7 @@ def test_a_chunk_in_a_file_and_what_reads_it():
 def test_what_reads_records_knows_chunks():
     message = rendered(format="json", include=["title"], chunk_text=True)
     held = Record(Origin("vectors", 0, 0, 0), message.key, message.value, 0, message.headers)
-    found = StoredReader(Settings()).read(held)
-    assert found is not None
+    (found,) = StoredReader(Settings()).read(held)
     assert (found.key, found.id, found.fields) == (b"k#1", "id#1", {"title": "T", "chunk_text": "three"})
 
 

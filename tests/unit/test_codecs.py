@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as npst
 
 from workers.codecs import decoder_for, fingerprint_of, renderer_for
 from workers.codecs.dead_letter import render_dead_letter
-from workers.codecs.json import JsonDecoder, render_embedding
+from workers.codecs.fields import FieldsDecoder
+from workers.codecs.json import JsonValues, render_embedding
 from workers.codecs.template import parse_template
 from workers.codecs.tombstone import render_tombstone
 from workers.errors import PoisonError, SettingsError
@@ -301,7 +302,9 @@ def test_a_tombstone_keeps_what_it_deletes_by():
 
 
 def decode(value: bytes, *, text: str = "{text}", id: str | None = None, include: tuple[str, ...] = ()) -> Document:
-    decoder = JsonDecoder(parse_template(text), parse_template(id) if id else None, include, refuse_empty=True)
+    name = parse_template(id) if id else None
+    fields = {each: each for each in include}
+    decoder = FieldsDecoder(JsonValues(), parse_template(text), name, fields, refuse_empty=True)
     return decoder.decode(replace(RECORD, value=value))
 
 

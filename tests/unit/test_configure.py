@@ -234,9 +234,9 @@ kafka: {{security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: "o'n
 def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
     text = render(pipeline(YAML, [("pool.max", "4")]))
     lines = [line for line in text.splitlines() if not line.endswith(":")]
-    # The first output has none of the six settings that only files have; the second has nine. No topic has a mapping.
+    # The first output has none of the six settings that only files have; the second has ten. No topic has a mapping.
     mappings = [key for key, _ in keys() if key.startswith("source.mappings.0.")]
-    assert len(lines) == len(list(keys())) - 6 + 9 - len(mappings) + 1
+    assert len(lines) == len(list(keys())) - 6 + 10 - len(mappings) + 1
     assert len({line.rindex("  # ") for line in lines}) == 1
     assert "  max: 4" + " " * 32 + "# --pool.max" in lines
     assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)

@@ -52,7 +52,16 @@ ROWS = (
 )
 # The rooms of this row never import each other, but for these modules.
 SIBLINGS = ROWS[2]
-SCHEMA_CODECS = ("schemas", "wire", "avro", "avro_record", "json_schema", "protobuf_schema")
+SCHEMA_CODECS = (
+    "schemas",
+    "wire",
+    "avro",
+    "avro_record",
+    "avro_together",
+    "json_schema",
+    "protobuf_schema",
+    "renderers",
+)
 EXCEPTIONS = {
     "workers.sources.kafka_commits": {"offsets"},  # the form of an offset's metadata
     "workers.sources.kafka_places": {"offsets"},  # the same
@@ -111,15 +120,18 @@ HEAVY = {
     "ray": ("workers.pool", "pipelines"),
     "botocore": ("workers.kafka_security.sasl",),
     "gssapi": ("workers.kafka_security.sasl",),
-    "fastavro": ("workers.codecs.avro", "workers.codecs.avro_record"),
+    "fastavro": tuple(f"workers.codecs.avro{part}" for part in ("", "_record", "_together")),
     "google": ("workers.codecs.protobuf", "workers.codecs.protobuf_schema", "workers.codecs.schemas"),
     "grpc_tools": ("workers.codecs.protobuf_schema",),
     "attrs": ("workers.codecs.json_schema_bounds",),
     "re2": ("workers.codecs.json_schema_bounds",),
-    "jsonschema": ("workers.codecs.json_schema", "workers.codecs.json_schema_bounds"),
-    "referencing": ("workers.codecs.json_schema",),
+    "jsonschema": tuple(f"workers.codecs.json_schema{part}" for part in ("", "_bounds", "_unevaluated")),
+    "referencing": ("workers.codecs.json_schema", "workers.codecs.json_schema_unevaluated"),
     "urllib3": ("workers.schema_registry.http",),
-    "pyarrow": ("workers.codecs.columns", "workers.codecs.parquet", "workers.codecs.parquet_rows", "pipelines.batch"),
+    "pyarrow": (
+        *(f"workers.codecs.{name}" for name in ("columns", "parquet", "parquet_rows", "parquet_vectors")),
+        "pipelines.batch",
+    ),
     "jinja2": tuple(f"workers.codecs.jinja_{part}" for part in ("template", "rules", "filters")),
     "lmdb": ("workers.state.store",),
     "obstore": ("workers.object_store",),

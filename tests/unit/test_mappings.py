@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from pipelines.configure import load
+from pipelines.fit import against_model
 from pipelines.model import Model
 from pipelines.settings_text import render
 from workers.codecs import decoder_for
@@ -39,6 +41,10 @@ source:
 outputs:
   - {topic: out, include: [title, author]}
 """
+
+
+PROMPTS = {"query": "q: ", "document": "title: none | text: ", "odd": "{odd} "}
+LAYOUT = Layout(Path(), Path(), "bert", 64, 8, 8, prompts=PROMPTS)
 
 
 def settings(tmp_path: Path, text: str = PIPELINE, **environ: str) -> Settings:
@@ -106,6 +112,7 @@ def test_a_format_of_its_own_brings_nothing_of_the_sources() -> None:
         ([{"topics": ["a"], "format": "text", "envelope": "connect"}], "mappings.0: envelope connect needs fields"),
         ([{"topics": ["a"], "format": "avro"}], "source.mappings.0.format avro needs registry.url"),
         ([{"topics": ["a"], "schema_file": "x.avsc"}], "mappings.0: schema_file is for format avro"),
+        ([{"topics": ["a"], "prompt": "query", "prompt_text": "q: "}], "give prompt (a name from the model's table)"),
         ([{"topics": ["a"], "include": {"titel": "x"}}], "source.mappings.0.include says where titel comes from"),
     ],
 )
@@ -191,8 +198,8 @@ def test_mappings_come_from_all_places_and_are_printed(tmp_path: Path) -> None:
 def test_templates_and_prompts_of_mappings_are_part_of_the_fingerprint_and_topics_are_not() -> None:
     def found(*mappings: dict[str, Any]) -> str:
         source = {"pattern": "[ab]", "text": "t", "mappings": list(mappings)}
-        model = Model(Settings(model={"max_tokens": 8}, source=source), layout=cast(Layout, None))
-        model.__dict__.update({"digest": "weights", "prompt": ""})  # what a folder would say
+        model = Model(Settings(model={"max_tokens": 8}, source=source), layout=LAYOUT)
+        model.__dict__["digest"] = "weights"  # what a folder would say
         return model.fingerprint(8, "float32")
 
     alone = found()
@@ -204,3 +211,107 @@ def test_templates_and_prompts_of_mappings_are_part_of_the_fingerprint_and_topic
     assert two == found({"topics": ["b"], "prompt_text": "q: "}, first)
     plain, prompted = found({"topics": ["a"], "format": "text"}), found({"topics": ["a"], "prompt_text": ""})
     assert len({alone, one, two, plain, prompted}) == 5
+
+
+def test_topics_and_records_name_prompts_of_the_models_own() -> None:
+    mappings = [
+        {"topics": ["asked"], "prompt": "query"},
+        {"topics": ["lines"], "prompt": "odd", "format": "text"},
+        {"topics": ["mixed"], "prompt": "{% if asks %}query{% else %}document{% endif %}"},
+    ]
+    topics = ["asked", "lines", "mixed", "others"]
+    given = Settings(model={"prompt": "{kind|document}"}, source={"topics": topics, "mappings": mappings})
+    decoder = decoder_for(given, prompts=PROMPTS)
+
+    def prompt(topic: str, value: object) -> str | None:
+        found = decode(decoder, topic, value)
+        assert isinstance(found, Document)
+        return found.prompt
+
+    assert prompt("asked", {"text": "a", "kind": "document"}) == "q: "
+    assert prompt("lines", b"a text") == "{odd} "  # as the table has it: a brace in it stands for itself
+    assert prompt("mixed", {"text": "a", "asks": True}) == "q: "
+    assert prompt("mixed", {"text": "a"}) == prompt("others", {"text": "a"}) == PROMPTS["document"]
+    assert prompt("others", {"text": "a", "kind": "query"}) == "q: "
+    for kind in ("secret", "", "Query"):
+        with pytest.raises(PoisonError, match="it has document, odd, query") as caught:
+            prompt("others", {"text": "a", "kind": kind})
+        assert (caught.value.stage, caught.value.reason) == ("text", "unknown_prompt")
+        assert "secret" not in caught.value.message
+    with pytest.raises(PoisonError) as caught:
+        prompt("others", {"text": "a", "kind": ["query"]})
+    assert caught.value.reason == "wrong_type"
+
+
+@pytest.mark.parametrize(
+    ("model", "mapping", "says"),
+    [
+        (
+            {},
+            {"prompt": "qery"},
+            "source.mappings.0.prompt is 'qery'; the model knows document, odd, query; did you mean",
+        ),
+        (
+            {"prompt": "{kind|qery}"},
+            {},
+            "model.prompt is '{kind|qery}', and without the record's fields that names none",
+        ),
+        ({}, {"prompt": "{{ kind | default('x') }}"}, "source.mappings.0.prompt is "),
+        ({"prompt": "{kind"}, {}, "model.prompt: '{kind' has an opening brace"),
+        (
+            {"prompt": "{kind}"},
+            {"format": "text"},
+            "model.prompt has the field kind, and source.format text has no fields",
+        ),
+    ],
+)
+def test_a_prompt_that_the_model_does_not_have_is_said_at_the_start(
+    model: dict[str, Any], mapping: dict[str, Any], says: str
+) -> None:
+    given = Settings(model=model, source={"topics": ["a", "b"], "mappings": [{"topics": ["b"], **mapping}]})
+    with pytest.raises(SettingsError) as caught:
+        against_model(given, LAYOUT)
+        decoder_for(given, prompts=PROMPTS)
+    assert says in str(caught.value)
+    with pytest.raises(SettingsError, match="has no prompts"):
+        against_model(Settings(model={"prompt": "{kind|query}"}), replace(LAYOUT, prompts={}))
+
+
+def test_a_prompt_by_name_has_one_length_where_the_pooling_leaves_it_out() -> None:
+    layout = replace(LAYOUT, include_prompt=False)
+    against_model(Settings(model={"prompt": "query"}), layout)
+    with pytest.raises(SettingsError, match=r"^model\.prompt has fields"):
+        against_model(Settings(model={"prompt": "{kind|query}"}), layout)
+    mapped = {"topics": ["a"], "mappings": [{"topics": ["a"], "prompt": "query"}]}
+    with pytest.raises(SettingsError, match=r"^source\.mappings\.0\.prompt is another prompt"):
+        against_model(Settings(source=mapped), layout)
+
+
+def test_prompts_by_name_are_part_of_the_fingerprint_as_what_they_stand_for() -> None:
+    def found(prompts: dict[str, str] = PROMPTS, mapping: dict[str, Any] | None = None, **model: Any) -> str:
+        source = {"topics": ["a", "b"], "mappings": [] if mapping is None else [{"topics": ["b"], **mapping}]}
+        made = Model(Settings(model={"max_tokens": 8, **model}, source=source), layout=replace(LAYOUT, prompts=prompts))
+        made.__dict__["digest"] = "weights"
+        return made.fingerprint(8, "float32")
+
+    other = {**PROMPTS, "query": "Q: "}
+    assert (
+        found(mapping={"prompt": "query"})
+        == found(mapping={"prompt_text": "q: "})
+        == found(mapping={"prompt": "query"})
+    )
+    different = [
+        found(),
+        found(prompt="query"),
+        found(prompt="{kind|query}"),
+        found(prompt="{kind|document}"),
+        found(other, prompt="{kind|query}"),
+        found(prompt_text="{kind|query}"),
+        found(mapping={"prompt": "query"}),
+        found(other, mapping={"prompt": "query"}),
+        found(mapping={"prompt": "document"}),
+        found(mapping={"prompt": "odd"}),
+        found(mapping={"prompt_text": "{odd} "}),
+        found(mapping={"prompt": "{kind|query}"}),
+    ]
+    assert len(set(different)) == len(different)

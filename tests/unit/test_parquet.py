@@ -85,6 +85,27 @@ def test_every_engine_reads_the_same_vectors_in_every_precision(precision: str, 
             assert table[1]["scale"] is None
 
 
+@pytest.mark.parametrize(
+    ("precision", "most"),
+    [("int8", 280), ("uint8_ranges", 280), ("ubinary", 60), ("float32", 1100)],
+)
+def test_components_of_a_byte_take_a_byte_in_a_file(precision: str, most: int):
+    dim, count = 256, 1_000
+    vectors = np.random.default_rng(5).normal(size=(count, dim)).astype(np.float32)
+    ranges = Ranges(np.full(dim, -0.25, "f4"), np.full(dim, 0.25, "f4")) if precision.endswith("_ranges") else None
+    renderer = ParquetRenderer(dim, precision, "m", "f" * 16)
+    found = embedding()
+    rows = [
+        renderer.row(source(n), found, *one) for n, one in enumerate(Projection(dim, precision, ranges)(vectors).rows())
+    ]
+    content = made(renderer, rows)
+    assert len(content) / count < most
+    meta = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0)
+    columns = {meta.column(n).path_in_schema: meta.column(n).encodings for n in range(meta.num_columns)}
+    packed = precision != "float32"
+    assert ("RLE_DICTIONARY" in columns["embedding.list.element"]) == packed
+
+
 def test_a_row_says_where_it_came_from_and_what_the_text_was():
     renderer = ParquetRenderer(DIM, "float32", "m", "0123456789abcdef", texts("n", "tags", "gone"))
     row = renderer.row(

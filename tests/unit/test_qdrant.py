@@ -63,10 +63,10 @@ def test_a_key_is_a_point_and_a_chunk_one_of_its_own():
 def test_a_point_is_read_back_and_says_its_fingerprint():
     message = rendered(Document("1", "text", {"title": "a title"}), include=("title",))
     assert fingerprint_of(message.value, message.headers) == "f" * 16
-    stored = StoredReader(Settings()).read(
+    (stored,) = StoredReader(Settings()).read(
         type(record(0))(record(0).origin, message.key, message.value, 0, message.headers)
     )
-    assert stored is not None and stored.space is not None and stored.values is not None
+    assert stored.space is not None and stored.values is not None
     assert (stored.id, stored.space.fingerprint, dict(stored.fields)) == ("1", "f" * 16, {"title": "a title"})
     assert np.array_equal(stored.values, VECTOR)
 

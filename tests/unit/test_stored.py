@@ -63,9 +63,9 @@ def of_message(message: Message) -> Record:
     return Record(Origin(message.topic, 0, 0, 0), message.key, message.value, message.timestamp_ms, message.headers)
 
 
-def same(found: Stored | None, precision: str, fields: dict[str, object]) -> None:
+def same(found: Stored, precision: str, fields: dict[str, object]) -> None:
     values, scale = quantized(precision)
-    assert found is not None and found.values is not None
+    assert found.values is not None
     assert (found.key, found.id, found.space) == (b"k", "id-1", Space("m", "f" * 16, DIM, precision))
     assert found.values.dtype == values.dtype and np.array_equal(found.values, values)
     assert found.scale == scale and dict(found.fields) == fields
@@ -81,7 +81,8 @@ def test_a_record_says_again_what_was_written(format: str, precision: str):
     if format == "avro":
         assert isinstance(renderer, AvroRenderer)
     message = renderer.render(record(), embedding(**fields), *quantized(precision))
-    same(StoredReader(Settings(), registry).read(of_message(message)), precision, fields)
+    (found,) = StoredReader(Settings(), registry).read(of_message(message))
+    same(found, precision, fields)
 
 
 def test_avro_waits_for_its_registry():
@@ -92,17 +93,17 @@ def test_avro_waits_for_its_registry():
     with pytest.raises(RetryableError, match=r"registry\.url"):
         StoredReader(Settings()).read(message)
     registry.schemas.clear()
-    assert StoredReader(Settings(), registry).read(message) is None
+    assert StoredReader(Settings(), registry).read(message) == []
 
 
 def test_a_tombstone_deletes_its_key_and_an_id_stands_in_for_one():
     reader = StoredReader(Settings())
-    assert reader.read(record(value=None)) == Stored(b"k", "k")
-    assert reader.read(record(key=None, value=None)) is None
+    assert reader.read(record(value=None)) == [Stored(b"k", "k")]
+    assert reader.read(record(key=None, value=None)) == []
     output = KafkaOutput(topic="vectors")
     renderer = renderer_for(output, dim=DIM, model="m", fingerprint="f" * 16)
-    found = reader.read(of_message(renderer.render(record(key=None), embedding(), VECTOR[0], None)))
-    assert found is not None and found.key == "id-1"
+    (found,) = reader.read(of_message(renderer.render(record(key=None), embedding(), VECTOR[0], None)))
+    assert found.key == "id-1"
 
 
 @pytest.mark.parametrize(
@@ -125,14 +126,14 @@ def test_a_tombstone_deletes_its_key_and_an_id_stands_in_for_one():
     ],
 )
 def test_what_is_none_of_ours_is_none(value: bytes, headers: Any):
-    assert StoredReader(Settings(), Registry()).read(record(value=value, headers=headers)) is None
+    assert StoredReader(Settings(), Registry()).read(record(value=value, headers=headers)) == []
 
 
 def test_a_binary_vector_that_begins_as_json_does():
     (number,) = np.frombuffer(b"{\0\0\x40", "<f4")
     headers = (("embedding-id", b"a"), ("embedding-precision", b"float32"), ("embedding-dim", b"1"))
-    found = StoredReader(Settings()).read(record(value=b"{\0\0\x40", headers=headers))
-    assert found is not None and found.values is not None and found.values.tolist() == [number]
+    (found,) = StoredReader(Settings()).read(record(value=b"{\0\0\x40", headers=headers))
+    assert found.values is not None and found.values.tolist() == [number]
 
 
 # ---- Parquet

@@ -5,38 +5,47 @@ Comes in: the settings' choice of format. Goes out: the codec for it. Never here
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from workers.codecs.base import Decoder, Renderer
+from workers.codecs.base import Decoder
 from workers.codecs.fingerprint import fingerprint_of
+from workers.codecs.renderers import registering, renderer_for, rows_for, whole_for
 from workers.codecs.template import Template, parse_template, parse_text
 from workers.errors import SettingsError
-from workers.settings import KafkaOutput, ModelSettings, ParquetOutput, Settings
+from workers.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from workers.codecs.fields import Envelope, Values
-    from workers.codecs.parquet import ParquetRenderer
     from workers.codecs.wire import Registry
-    from workers.schema_registry import Schema
 
 __all__ = [
     "decoder_for",
+    "envelope_of",
     "fields_decoder",
     "fingerprint_of",
     "id_template",
+    "mapped_prompt",
     "prompt_template",
     "registering",
     "renderer_for",
     "rows_for",
     "text_template",
+    "whole_for",
 ]
 
 
-def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder:
+_NO_PROMPTS: Mapping[str, str] = MappingProxyType({})
+
+
+def decoder_for(
+    settings: Settings, registry: Registry | None = None, prompts: Mapping[str, str] = _NO_PROMPTS
+) -> Decoder:
     """The decoder of ``source.format``, or where topics have mappings, of each; documents carry all that outputs include.
 
     ``registry``: who knows the schemas of values in Confluent's wire format; by default the one that the settings name.
+    ``prompts``: the model's own by their names, for settings that choose among them.
 
     Raises:
         SettingsError: ``source.text``, ``source.id`` or a prompt is not a template, or names no field of a ``schema_file``;
@@ -45,7 +54,7 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
     """
     source = settings.source
     if not source.mappings:
-        return _decoder(settings, prompt_template(settings.model), registry)
+        return _decoder(settings, prompt_template(settings.model, prompts), registry)
     from workers.codecs.by_topic import TopicDecoder  # noqa: PLC0415 - only what is used
     from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
 
@@ -59,11 +68,7 @@ def decoder_for(settings: Settings, registry: Registry | None = None) -> Decoder
         own = settings.of(number)
         where = "" if number is None else f"source.mappings.{number}: "
         try:
-            prompt = prompt_template(own.model)
-            if number is not None and source.mappings[number].prompt_text is not None:
-                # Also one without fields: the tokenizer knows the prompt of the others alone.
-                prompt = _template("model.prompt_text", source.mappings[number].prompt_text or "", parse_text)
-            decoders[number] = _decoder(own, prompt, known)
+            decoders[number] = _decoder(own, mapped_prompt(settings, number, prompts), known)
         except SettingsError as error:
             mistakes += [f"{where}{line}" for line in str(error).splitlines()]
     if mistakes:
@@ -79,12 +84,11 @@ def _decoder(settings: Settings, prompt: Template | None, registry: Registry | N
         from workers.codecs.text import TextDecoder  # noqa: PLC0415 - only what is used
 
         if prompt is not None and not prompt.has_defaults:
-            name = prompt.fields[0]
-            default = (
-                f"{{{{ {name} | default('none') }}}}" if "{{" in str(settings.model.prompt_text) else f"{{{name}|none}}"
-            )
+            name, setting = prompt.fields[0], "prompt" if settings.model.prompt_by_record else "prompt_text"
+            jinja = "{{" in str(getattr(settings.model, setting))
+            default = f"{{{{ {name} | default('none') }}}}" if jinja else f"{{{name}|none}}"
             raise SettingsError(
-                f"model.prompt_text has the field {name}, and source.format text has no fields: give it a default "
+                f"model.{setting} has the field {name}, and source.format text has no fields: give it a default "
                 f"({default}), or read json"
             )
         return TextDecoder(refuse_empty=refuse_empty, prompt=prompt)
@@ -107,7 +111,7 @@ def fields_decoder(settings: Settings, values: Values, prompt: Template | None) 
         {name: source.include.get(name, name) for output in settings.outputs for name in output.include},
         refuse_empty=source.empty == "reject",
         prompt=prompt,
-        envelope=_envelope(source.envelope),
+        envelope=envelope_of(source.envelope),
     )
 
 
@@ -121,7 +125,8 @@ def _values(settings: Settings, registry: Registry | None) -> Values:
     return values_of(settings, registry)
 
 
-def _envelope(name: str) -> Envelope | None:
+def envelope_of(name: str) -> Envelope | None:
+    """What takes values out of ``source.envelope``; None: they are in none."""
     if name == "none":
         return None
     from workers.codecs.envelope import ConnectEnvelope, DebeziumEnvelope  # noqa: PLC0415
@@ -129,91 +134,41 @@ def _envelope(name: str) -> Envelope | None:
     return ConnectEnvelope() if name == "connect" else DebeziumEnvelope()
 
 
-def prompt_template(model: ModelSettings) -> Template | None:
-    """``model.prompt_text`` as a template over a record's fields; None when there is none, or it has no fields.
+def prompt_template(model: ModelSettings, prompts: Mapping[str, str] = _NO_PROMPTS) -> Template | None:
+    """What makes each text's prompt of its record's fields, by ``model.prompt_text`` or ``model.prompt``; None: all have one.
+
+    ``prompts``: those of the model, by their names.
 
     Raises:
         SettingsError: a brace in it is not closed, not opened, or holds no name.
     """
+    if model.prompt is not None and model.prompt_by_record:
+        return _named_prompt(model.prompt, prompts, parse_template)
     if model.prompt_text is None:
         return None
     template = _template("model.prompt_text", model.prompt_text, parse_text)
     return template if template.fields else None
 
 
-def renderer_for(
-    output: KafkaOutput,
-    *,
-    dim: int,
-    model: str,
-    fingerprint: str,
-    chunked: bool = False,
-    schema_id: Callable[[Schema], int] = lambda _: 0,
-) -> Renderer:
-    """The renderer of an output's ``format``; ``dim``, ``model`` and ``fingerprint`` are written on every record.
+def mapped_prompt(settings: Settings, mapping: int | None, prompts: Mapping[str, str]) -> Template | None:
+    """What makes the prompts of a mapping's topics, by its number, also one without fields; None: the prompt of all does.
 
-    ``chunked``: whether the embeddings are of chunks.
-
-    ``schema_id`` as in :class:`workers.codecs.avro_record.AvroRenderer`; without it records are good for their size alone.
+    Arguments and errors as :func:`prompt_template`.
     """
-    match output.format:
-        case "json":
-            from workers.codecs.json import JsonRenderer  # noqa: PLC0415
-
-            return JsonRenderer(
-                output.topic, dim, output.precision, model, fingerprint, output.include, output.chunk_text
-            )
-        case "binary":
-            from workers.codecs.binary import BinaryRenderer  # noqa: PLC0415
-
-            return BinaryRenderer(output.topic, dim, output.precision, model, fingerprint)
-        case "qdrant":
-            from workers.codecs.qdrant import QdrantRenderer  # noqa: PLC0415
-
-            assert output.collection is not None  # the settings have seen to that
-            return QdrantRenderer(
-                output.topic,
-                output.collection,
-                dim,
-                output.precision,
-                model,
-                fingerprint,
-                output.include,
-                output.chunk_text,
-            )
-        case "avro":
-            from workers.codecs.avro_record import AvroRenderer  # noqa: PLC0415
-
-            return AvroRenderer(
-                output.topic,
-                dim,
-                output.precision,
-                model,
-                fingerprint,
-                output.include,
-                schema_id,
-                chunked,
-                output.chunk_text,
-            )
+    own = settings.of(mapping).model
+    if (template := prompt_template(own, prompts)) is not None or mapping is None:
+        return template
+    # The tokenizer knows the prompt of the others alone.
+    chosen = settings.source.mappings[mapping]
+    if chosen.prompt_text is not None:
+        return _template("model.prompt_text", chosen.prompt_text, parse_text)
+    return None if chosen.prompt is None else _named_prompt(chosen.prompt, prompts, parse_text)
 
 
-def registering(settings: Settings, output: KafkaOutput) -> Callable[[Schema], int]:
-    """What registers an output's schema when the first record needs its id, and remembers the id."""
-    from workers.codecs.schemas import Registration  # noqa: PLC0415
-    from workers.schema_registry import SchemaRegistry  # noqa: PLC0415
+def _named_prompt(name: str, prompts: Mapping[str, str], parse: Callable[[str], Template]) -> Template:
+    from workers.codecs.named_prompt import NamedPrompt  # noqa: PLC0415 - only what is used
 
-    return Registration(SchemaRegistry(settings.registry), output.topic, settings.registry.subject_strategy)
-
-
-def rows_for(
-    output: ParquetOutput, *, dim: int, model: str, fingerprint: str, chunked: bool = False
-) -> ParquetRenderer:
-    """What writes an output's rows and files; ``dim``, ``model``, ``fingerprint`` and ``chunked`` as above."""
-    from workers.codecs.parquet import ParquetRenderer  # noqa: PLC0415 - only who writes files pays for pyarrow
-
-    return ParquetRenderer(
-        dim, output.precision, model, fingerprint, output.columns, output.compression, chunked, output.chunk_text
-    )
+    return NamedPrompt(_template("model.prompt", name, parse), prompts)
 
 
 def text_template(settings: Settings) -> Template:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import fastavro
 import numpy as np
@@ -61,7 +61,7 @@ class AvroRenderer:
     @cached_property
     def schema(self) -> Schema:
         """What is registered."""
-        return Schema("AVRO", json.dumps(self._definition()))
+        return Schema("AVRO", json.dumps(self.definition()))
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Any]:
@@ -69,13 +69,14 @@ class AvroRenderer:
 
         A record in Avro is its fields one after another, so a vector of floats need not go through Python's.
         """
-        definition = self._definition()
+        definition = self.definition()
         before, vector, *after = definition["fields"]
         head = fastavro.parse_schema({"type": "record", "name": "Head", "fields": [before]})
         tail = fastavro.parse_schema({"type": "record", "name": "Tail", "fields": after})
         return head, fastavro.parse_schema(vector["type"]), tail
 
-    def _definition(self) -> dict[str, Any]:
+    def definition(self, *, of_chunk: bool = True) -> dict[str, Any]:
+        """The schema; ``of_chunk``: with what says which chunk it is, where texts are cut into those."""
         item = "float" if self.precision in ("float32", "float16") else "int"
         fields: list[dict[str, Any]] = [
             {"name": "id", "type": "string"},
@@ -88,9 +89,9 @@ class AvroRenderer:
             {"name": "tokens", "type": "int"},
             {"name": "truncated", "type": "boolean"},
         ]
-        if self.chunked:
+        if self.chunked and of_chunk:
             fields.append({"name": "chunk", "type": ["null", _CHUNK], "default": None})
-        if self.chunk_text:
+        if self.chunk_text and of_chunk:
             fields.append({"name": "chunk_text", "type": ["null", "string"], "default": None})
         for name in self.include:
             fields.append(
@@ -131,17 +132,12 @@ class AvroRenderer:
             value["chunk"] = chunk_fields(embedding.chunk)
         if self.chunk_text:
             value["chunk_text"] = embedding.text
-        value |= {avro_name(name): _field(embedding.document.fields.get(name)) for name in self.include}
+        value |= {avro_name(name): own_field(embedding.document.fields.get(name)) for name in self.include}
         head, array, tail = self._parts
         out = io.BytesIO()
         try:
             fastavro.schemaless_writer(out, head, {"id": embedding.id})
-            if vector.dtype.kind == "f":
-                # One block of items, and the one without any that ends an array.
-                fastavro.schemaless_writer(out, "long", len(vector))
-                out.write(vector.astype("<f4").tobytes() + b"\0")
-            else:
-                fastavro.schemaless_writer(out, array, vector.tolist())
+            write_vector(out, array, vector)
             fastavro.schemaless_writer(out, tail, value)
         except UnicodeEncodeError:
             message = "the id or an included field holds half of a surrogate pair, which is no character"
@@ -152,7 +148,18 @@ class AvroRenderer:
         return Message(self.topic, key_of(record, embedding), body, headers, record.timestamp_ms)
 
 
-def _field(value: object) -> object:
+def write_vector(out: BinaryIO, array: Any, vector: type_vector) -> None:
+    """A vector as an array of Avro, of schema ``array``."""
+    if vector.dtype.kind == "f":
+        # One block of items, and the one without any that ends an array.
+        fastavro.schemaless_writer(out, "long", len(vector))
+        out.write(vector.astype("<f4").tobytes() + b"\0")
+    else:
+        fastavro.schemaless_writer(out, array, vector.tolist())
+
+
+def own_field(value: object) -> object:
+    """What is included of the source's record, as one of the types that its field may have."""
     if isinstance(value, bool | float | str | None) or (isinstance(value, int) and value in _LONG):
         return value
     return as_json(value)

@@ -6,6 +6,7 @@ Comes in: a record. Goes out: a document, or a PoisonError that never quotes the
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,8 @@ from workers.records import Document, Embedding, Message, Record, Tombstone, typ
 SCHEMA_HEADER = "__value_schema_id"
 
 type_vector = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
+# A chunk's vector as an output writes it, and its scale with precision int8.
+type_projected_chunk = tuple[type_vector, np.float32 | None]
 
 
 class Decoder(Protocol):
@@ -50,6 +53,45 @@ class Renderer(Protocol):
         Raises:
             PoisonError: stage ``output``: the format has no way to write this.
         """
+
+
+class WholeRenderer(Protocol):
+    """Writes all chunks of a record down as one output record."""
+
+    def render_whole(
+        self, record: Record, parts: Sequence[Embedding], vectors: Sequence[type_projected_chunk]
+    ) -> Message:
+        """The output record of ``record``: its key, timestamp and headers stay.
+
+        Args:
+            record: where the embeddings came from.
+            parts: of one document, a chunk each, in order, all of them.
+            vectors: of each what the output writes, as in :meth:`Renderer.render`.
+
+        Raises:
+            PoisonError: stage ``output``: the format has no way to write this.
+        """
+
+
+class RowRenderer(Protocol):
+    """Writes outcomes down as rows."""
+
+    def row(self, record: Record, embedding: Embedding, vector: type_vector, scale: np.float32 | None) -> object:
+        """The row of an embedding, ``vector`` in the output's precision.
+
+        Raises:
+            PoisonError: stage ``output``: it cannot be written.
+        """
+
+    def deletion(self, record: Record) -> object:
+        """The row that says: what had this record's key is gone."""
+
+
+class WholeRowRenderer(Protocol):
+    """Writes all chunks of a record down as one row."""
+
+    def whole_row(self, record: Record, parts: Sequence[Embedding], vectors: Sequence[type_projected_chunk]) -> object:
+        """The row of a record in chunks; arguments and errors as :meth:`WholeRenderer.render_whole`."""
 
 
 def key_of(record: Record, embedding: Embedding) -> bytes | None:

@@ -28,6 +28,7 @@ DTYPES = {
 
 
 CHUNK_HEADERS = ("embedding-chunk-index", "embedding-chunk-count", "embedding-chunk-start", "embedding-chunk-end")
+SPANS_HEADER = "embedding-chunk-spans"  # of a record that holds all chunks
 # A header of such a name is never the source's on an output record.
 OURS = frozenset(
     {
@@ -41,6 +42,7 @@ OURS = frozenset(
         "embedding-truncated",
         "embedding-source",
         *CHUNK_HEADERS,
+        SPANS_HEADER,
     }
 )
 
@@ -56,7 +58,7 @@ class BinaryRenderer:
     fingerprint: str
 
     @cached_property
-    def _constant(self) -> tuple[type_headers, type_headers]:
+    def constant(self) -> tuple[type_headers, type_headers]:
         """The headers that all records of the output share: before the scale, and after it."""
         return (
             (("embedding-dim", str(self.dim).encode()), ("embedding-precision", self.precision.encode())),
@@ -75,7 +77,7 @@ class BinaryRenderer:
             raise PoisonError(
                 "output", "lone_surrogate", "the id holds half of a surrogate pair, which is no character"
             )
-        shape, space = self._constant
+        shape, space = self.constant
         ours = (
             ("embedding-id", name),
             *shape,

@@ -24,7 +24,11 @@ def fingerprint_of(value: bytes | None, headers: type_headers) -> str | None:
             found = json.loads(value)
         except (ValueError, RecursionError):
             found = None
-        if isinstance(found, dict) and "embedding" in found and isinstance(found.get("fingerprint"), str):
+        if (
+            isinstance(found, dict)
+            and ("embedding" in found or "chunks" in found)
+            and isinstance(found.get("fingerprint"), str)
+        ):
             return str(found["fingerprint"])
     for name, content in reversed(headers):
         if name == FINGERPRINT_HEADER and content:

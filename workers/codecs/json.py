@@ -16,8 +16,6 @@ import numpy as np
 import orjson
 
 from workers.codecs.base import kept_headers, key_of, shortest, type_vector, utf8_value
-from workers.codecs.fields import FieldsDecoder
-from workers.codecs.template import Template
 from workers.errors import PoisonError
 from workers.records import Chunk, Embedding, Message, Record
 
@@ -42,23 +40,6 @@ class JsonValues:
             )
             raise PoisonError("decode", "invalid_json", message)
         return parse_json(utf8_value(record))
-
-
-class JsonDecoder(FieldsDecoder):
-    """Reads a value that is a JSON object."""
-
-    def __init__(
-        self,
-        text: Template,
-        id_template: Template | None,
-        include: tuple[str, ...],
-        *,
-        refuse_empty: bool,
-        prompt: Template | None = None,
-    ) -> None:
-        """As :class:`workers.codecs.fields.FieldsDecoder`."""
-        of_itself = {name: name for name in include}
-        super().__init__(JsonValues(), text, id_template, of_itself, refuse_empty=refuse_empty, prompt=prompt)
 
 
 def parse_json(text: str) -> object:

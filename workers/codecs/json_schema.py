@@ -7,6 +7,7 @@ what it refers to has come with it, or is not there.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import jsonschema
@@ -17,6 +18,7 @@ import referencing.jsonschema
 from workers.codecs.base import utf8
 from workers.codecs.json import parse_json
 from workers.codecs.json_schema_bounds import UnboundedSchema, bounded, require_bounds
+from workers.codecs.json_schema_steps import TooDeep, TooManySteps, counted, steps_for
 from workers.codecs.wire import Schemas
 from workers.errors import PoisonError
 from workers.records import Record
@@ -35,29 +37,38 @@ class JsonSchema:
             parsed: Any = json.loads(schema.text)
             made: Any = bounded(jsonschema.validators.validator_for(parsed, default=_DEFAULT))
             # The draft's own schema for schemas, by bounded keywords as well.
-            wrong = next(made(made.META_SCHEMA, registry=nothing).iter_errors(parsed), None)
+            with counted(math.inf):
+                wrong = next(made(made.META_SCHEMA, registry=nothing).iter_errors(parsed), None)
             others = [
                 (name, referencing.Resource.from_contents(json.loads(text), referencing.jsonschema.DRAFT7))
                 for name, text in schema.references
             ]
             require_bounds([parsed, *(resource.contents for _, resource in others)])
+            if wrong is None:
+                # Looked through for names now, and not again for each reference.
+                root = referencing.Resource.from_contents(parsed, referencing.jsonschema.DRAFT7)
+                nothing = nothing.with_resources([(root.id() or "", root), *others]).crawl()
         except UnboundedSchema:
             raise
         except Exception as error:  # noqa: BLE001 - what jsonschema raises for a schema that is none is many things
             raise ValueError(f"it is not JSON Schema ({type(error).__name__})") from None
         if wrong is not None:
             raise ValueError("it is not JSON Schema (SchemaError)")
-        self._validator = made(parsed, registry=nothing.with_resources(others))
+        self._validator = made(parsed, registry=nothing)
 
-    def check(self, value: object) -> None:
-        """Refuse a value that the schema rules out.
+    def check(self, value: object, size: int) -> None:
+        """Refuse a value, of ``size`` bytes, that the schema rules out.
 
         Raises:
-            PoisonError: it does; or the schema refers to what did not come with it.
+            PoisonError: it does; or the schema refers to what did not come with it, or asks for more work than the value is worth.
         """
         try:
-            error = next(self._validator.iter_errors(value), None)
-        except RecursionError:
+            with counted(steps_for(size)):
+                error = next(self._validator.iter_errors(value), None)
+        except TooManySteps:
+            message = f"the schema asks for more than {steps_for(size):,} steps to check a value of {size:,} bytes"
+            raise PoisonError("decode", "too_many_steps", message) from None
+        except (RecursionError, TooDeep):
             raise PoisonError("decode", "schema_mismatch", "the value is nested too deeply for its schema") from None
         except referencing.exceptions.Unresolvable:
             raise PoisonError("decode", "bad_schema", "the schema refers to what did not come with it") from None
@@ -80,5 +91,5 @@ class JsonSchemaValues:
         """See :class:`workers.codecs.fields.Values`."""
         schema, _, body = self._schemas.of(record)
         value = parse_json(utf8(body))
-        schema.check(value)
+        schema.check(value, len(body))
         return value

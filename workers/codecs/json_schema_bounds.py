@@ -4,21 +4,28 @@ Comes in: one of jsonschema's validators. Goes out: one like it, bounded. Never 
 
 Patterns are RE2's, which reads a text once; the standard library's engine goes back to try what it has not tried, and a pattern
 such as ``(a+)+$`` on forty letters takes it years. RE2 has no look-around and no back references, for those need just that. Items
-that have to be unique are told apart by their text, and not each from each other.
+that have to be unique are told apart by their text, and not each from each other. All that is done counts as steps, of which
+there are only so many for a value (:mod:`workers.codecs.json_schema_steps`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import attrs
 import jsonschema
 import re2
 
+from workers.codecs.json_schema_steps import enter, leave, spend
+from workers.codecs.json_schema_unevaluated import unevaluated_items, unevaluated_properties
+
 _PATTERNS_KEPT = 1_000
+# What costs as much as a keyword does: looking at so many names or values of a schema, writing down so much of a value.
+_NAMES_A_STEP = 20
+_CHARACTERS_A_STEP = 100
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False  # it would write the pattern to standard error
 
@@ -37,8 +44,11 @@ def bounded(validator: Any) -> Any:
             "patternProperties": _pattern_properties,
             "additionalProperties": _additional_properties,
             "uniqueItems": _unique_items,
+            **{name: own for name, own in _UNEVALUATED.items() if name in validator.VALIDATORS},
         },
     )
+    made.VALIDATORS = {name: _counted(keyword) for name, keyword in made.VALIDATORS.items()}
+    made.iter_errors = _iter_errors(made.iter_errors)
     fields = [(field.name, field.alias) for field in attrs.fields(made) if field.init]
 
     def evolve(self: Any, **changes: Any) -> Any:
@@ -56,15 +66,12 @@ def require_bounds(schema: object) -> None:
     """Look through a schema for what has no bound.
 
     Raises:
-        UnboundedSchema: it has a pattern that RE2 does not take; or ``unevaluatedProperties`` and ``patternProperties``, which
-            jsonschema tries by the standard library's engine where it needs both.
+        UnboundedSchema: it has a pattern that RE2 does not take.
     """
-    names: set[str] = set()
     stack = [schema]
     while stack:
         match stack.pop():
             case Mapping() as found:
-                names.update(found)
                 stack += found.values()
                 if isinstance(pattern := found.get("pattern"), str):
                     _compiled(pattern)
@@ -73,8 +80,6 @@ def require_bounds(schema: object) -> None:
                         _compiled(pattern)
             case list() as items:
                 stack += items
-    if names >= {"unevaluatedProperties", "patternProperties"}:
-        raise UnboundedSchema("it has both unevaluatedProperties and patternProperties, which are not taken together")
 
 
 @lru_cache(_PATTERNS_KEPT)
@@ -112,6 +117,34 @@ def _found(pattern: str, text: str) -> bool:
         return _compiled(pattern).search(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")) is not None
 
 
+def _counted(keyword: Any) -> Any:
+    """A keyword whose work is counted, that of what it looks at included; its errors quote nothing, and weigh nothing."""
+
+    def counted(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+        enter(1 + len(wanted) // _NAMES_A_STEP if isinstance(wanted, list | dict) else 1)
+        try:
+            for error in keyword(validator, wanted, value, schema) or ():
+                spend(len(error.message) // _CHARACTERS_A_STEP)  # which jsonschema fills with the value
+                error.message = ""
+                yield error
+        finally:
+            leave()
+
+    return counted
+
+
+def _iter_errors(original: Any) -> Any:
+    def iter_errors(self: Any, value: Any) -> Iterator[Any]:
+        """As jsonschema's, but that where nothing is allowed the value is not written down."""
+        if self.schema is not False:
+            yield from original(self, value)
+            return
+        about: dict[str, Any] = {"validator": None, "validator_value": None, "instance": value, "schema": False}
+        yield jsonschema.ValidationError("", **about)
+
+    return iter_errors
+
+
 def _pattern(validator: Any, pattern: str, value: Any, _: object) -> Iterator[Any]:
     if validator.is_type(value, "string") and not _found(pattern, value):
         yield jsonschema.ValidationError("a text does not have its pattern")
@@ -142,6 +175,12 @@ def _unique_items(validator: Any, wanted: object, value: Any, _: object) -> Iter
                 yield jsonschema.ValidationError("two items are the same")
                 return
             known.add(text)
+
+
+_UNEVALUATED = {
+    "unevaluatedItems": unevaluated_items,
+    "unevaluatedProperties": partial(unevaluated_properties, found=_found),
+}
 
 
 def _normal(value: Any) -> Any:

@@ -29,6 +29,8 @@ def unnamed(settings: Settings, has: type_has) -> Iterator[str]:
             yield from _missing(setting, parse_template(text), above, has)
     if settings.model.prompt_text is not None:
         yield from _missing("model.prompt_text", parse_text(settings.model.prompt_text), above, has)
+    if settings.model.prompt is not None and settings.model.prompt_by_record:
+        yield from _missing("model.prompt", parse_template(settings.model.prompt), above, has)
     for number, output in enumerate(settings.outputs):
         for name in output.include:
             path = source.include.get(name, name)

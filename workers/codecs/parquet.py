@@ -17,44 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.codecs.base import id_of, type_vector
+from workers.codecs.base import id_of, type_projected_chunk, type_vector
 from workers.codecs.columns import arrow_type, converter
+from workers.codecs.parquet_vectors import TYPES, Part, chunks_array, chunks_type, vector_array, vector_type
 from workers.errors import PoisonError
-from workers.records import Chunk, Embedding, Record
+from workers.records import Chunk, Document, Embedding, Record
 from workers.settings.outputs import ColumnType
 
 _MAGIC = b"PAR1"
 NOTES = "stream-embedder."
 _CHUNK = ("index", "count", "start", "end")
-TYPES = {
-    "float32": pa.float32(),
-    "float16": pa.float16(),
-    "int8": pa.int8(),
-    "int8_ranges": pa.int8(),
-    "uint8_ranges": pa.uint8(),
-    "binary": pa.int8(),
-    "ubinary": pa.uint8(),
-}
-
-
-def vector_type(precision: str, dim: int) -> pa.DataType:
-    """A fixed-size list of a vector's components; where bits are packed, of an eighth of ``dim``."""
-    width = dim // 8 if precision in ("binary", "ubinary") else dim
-    return pa.list_(pa.field("element", TYPES[precision], nullable=False), width)
-
-
-def vector_array(kind: pa.DataType, vectors: Sequence[type_vector | None]) -> pa.Array:
-    """A column of vectors of a :func:`vector_type`, each in its type; None is null."""
-    values = np.zeros((len(vectors), kind.list_size), kind.value_type.to_pandas_dtype())
-    for number, vector in enumerate(vectors):
-        if vector is not None:
-            values[number] = vector
-    absent = pa.array([vector is None for vector in vectors], pa.bool_())
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind, mask=absent)
+# The column that vectors are to Parquet, of rows, and of chunks in a row.
+_COMPONENT = "embedding.list.element"
+_COMPONENT_OF_CHUNK = f"chunks.list.element.{_COMPONENT}"
 
 
 class Row(NamedTuple):
-    """One row, its vector in the output's precision; ``embedding`` None where a key is deleted."""
+    """One row, its vector in the output's precision, or its ``parts``; neither where a key is deleted."""
 
     id: str
     embedding: type_vector | None
@@ -66,6 +45,12 @@ class Row(NamedTuple):
     key: bytes | None
     chunk: Chunk | None = None
     chunk_text: str | None = None
+    parts: tuple[Part, ...] | None = None
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it says that a key is gone."""
+        return self.embedding is None and self.parts is None
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,9 @@ class ParquetRenderer:
     deletion; ``scale`` with precision int8 alone; ``tokens``; ``truncated``; ``deleted``; ``fingerprint``; ``topic``,
     ``partition``, ``offset``, ``timestamp`` and ``key`` of the source's record; and the included fields, each of the type that
     ``include`` declares. Where texts are cut into chunks (``chunked``), ``chunk_index``, ``chunk_count``, ``chunk_start`` and
-    ``chunk_end`` stand before those, null in a deletion, and with ``chunk_text`` a column of that name.
+    ``chunk_end`` stand before those, null in a deletion, and with ``chunk_text`` a column of that name. Where a row has all of a
+    document's (``together``), none of these, no ``embedding`` and no ``scale``, but ``chunks``, a list of structs: ``index``,
+    ``embedding``, ``scale``, ``tokens``, ``start``, ``end``, ``text``.
     """
 
     dim: int
@@ -87,20 +74,31 @@ class ParquetRenderer:
     compression: str = "zstd"
     chunked: bool = False
     chunk_text: bool = False
+    together: bool = False
 
     @cached_property
     def _converters(self) -> tuple[tuple[str, Callable[[object], Any]], ...]:
         """Each included field, and what makes its values those of its column."""
         return tuple((name, converter(name, column)) for name, column in self.include.items())
 
+    @property
+    def _in_bytes(self) -> bool:
+        """Whether a component, or eight of them packed, is a whole number of 8 bits."""
+        return TYPES[self.precision] in (pa.int8(), pa.uint8())
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns of every file."""
+        vector = [pa.field("embedding", vector_type(self.precision, self.dim))]
+        vector += [pa.field("scale", pa.float32())] if self.precision == "int8" else []
+        chunk = [pa.field(f"chunk_{name}", pa.int32()) for name in _CHUNK] if self.chunked else []
+        chunk += [pa.field("chunk_text", pa.string())] if self.chunk_text else []
+        if self.together:
+            vector, chunk = [pa.field("chunks", chunks_type(vector, text=self.chunk_text))], []
         return pa.schema(
             [
                 pa.field("id", pa.string(), nullable=False),
-                pa.field("embedding", vector_type(self.precision, self.dim)),
-                *([pa.field("scale", pa.float32())] if self.precision == "int8" else []),
+                *vector,
                 pa.field("tokens", pa.int32(), nullable=False),
                 pa.field("truncated", pa.bool_(), nullable=False),
                 pa.field("deleted", pa.bool_(), nullable=False),
@@ -110,8 +108,7 @@ class ParquetRenderer:
                 pa.field("offset", pa.int64(), nullable=False),
                 pa.field("timestamp", pa.timestamp("ms", "UTC")),
                 pa.field("key", pa.binary()),
-                *([pa.field(f"chunk_{name}", pa.int32()) for name in _CHUNK] if self.chunked else []),
-                *([pa.field("chunk_text", pa.string())] if self.chunk_text else []),
+                *chunk,
                 *(pa.field(name, arrow_type(column)) for name, column in self.include.items()),
             ]
         )
@@ -123,10 +120,7 @@ class ParquetRenderer:
             PoisonError: stage ``output``: an included field is not of its column's type, or it or the id is something that no
                 text can hold.
         """
-        document = embedding.document
-        fields = tuple(convert(document.fields.get(name)) for name, convert in self._converters)
-        for value in (document.id, *fields):
-            _refuse_surrogates(value)
+        fields = self._included(embedding.document)
         return Row(
             embedding.id,
             vector,
@@ -140,6 +134,25 @@ class ParquetRenderer:
             embedding.text if self.chunk_text else None,
         )
 
+    def whole_row(self, record: Record, parts: Sequence[Embedding], vectors: Sequence[type_projected_chunk]) -> Row:
+        """The row of a record in chunks, all of them; errors as above."""
+        document = parts[0].document
+        fields = self._included(document)
+        made = tuple(
+            Part(part.chunk, vector, scale, part.tokens, part.text if self.chunk_text else None)
+            for part, (vector, scale) in zip(parts, vectors, strict=True)
+            if part.chunk is not None
+        )
+        tokens, truncated = sum(part.tokens for part in parts), any(part.truncated for part in parts)
+        return Row(document.id, None, None, tokens, truncated, record, fields, record.key, parts=made)
+
+    def _included(self, document: Document) -> tuple[Any, ...]:
+        """What is included of a document, as its columns have it; errors as above."""
+        fields = tuple(convert(document.fields.get(name)) for name, convert in self._converters)
+        for value in (document.id, *fields):
+            _refuse_surrogates(value)
+        return fields
+
     def deletion(self, record: Record) -> Row:
         """The row that says: what had this record's key is gone."""
         return Row(id_of(record), None, None, 0, False, record, (None,) * len(self.include), record.key)
@@ -150,10 +163,9 @@ class ParquetRenderer:
         origins = [row.record.origin for row in rows]
         columns = {
             "id": [row.id for row in rows],
-            "embedding": vector_array(schema.field("embedding").type, [row.embedding for row in rows]),
             "tokens": [row.tokens for row in rows],
             "truncated": [row.truncated for row in rows],
-            "deleted": [row.embedding is None for row in rows],
+            "deleted": [row.deleted for row in rows],
             "fingerprint": [self.fingerprint] * len(rows),
             "topic": [origin.topic for origin in origins],
             "partition": [origin.partition for origin in origins],
@@ -164,7 +176,10 @@ class ParquetRenderer:
         }
         for name in _CHUNK:
             columns[f"chunk_{name}"] = [None if row.chunk is None else getattr(row.chunk, name) for row in rows]
-        if self.precision == "int8":
+        if self.together:
+            columns["chunks"] = chunks_array(schema.field("chunks").type, [row.parts for row in rows])
+        else:
+            columns["embedding"] = vector_array(schema.field("embedding").type, [row.embedding for row in rows])
             columns["scale"] = [row.scale for row in rows]
         for number, name in enumerate(self.include):
             columns[name] = [row.include[number] for row in rows]
@@ -186,13 +201,15 @@ class ParquetRenderer:
         about |= {"dim": str(self.dim), "precision": self.precision, **notes}
         metadata = {NOTES + name: value for name, value in about.items()}
         table = pa.Table.from_batches(batches, self.schema).replace_schema_metadata(metadata)
+        components = _COMPONENT_OF_CHUNK if self.together else _COMPONENT
         sink = io.BytesIO()
         pq.write_table(
             table,
             sink,
             compression=self.compression,
-            # Vectors do not repeat; what does, repeats in every row.
-            use_dictionary=["fingerprint", "topic", "partition"],
+            # Vectors do not repeat, and what does, repeats in every row. But Parquet has no integers below 32 bits: of a byte it
+            # writes four, and of 256 different ones their number, which compresses to two thirds of that.
+            use_dictionary=["fingerprint", "topic", "partition", *([components] if self._in_bytes else [])],
             store_schema=True,
         )
         return sink.getvalue()

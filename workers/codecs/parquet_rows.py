@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.codecs.base import type_vector
-from workers.codecs.parquet import NOTES, TYPES
+from workers.codecs.parquet import NOTES
+from workers.codecs.parquet_vectors import TYPES
 from workers.codecs.stored import Space, Stored
 from workers.settings.outputs import CHUNK_PARQUET_FIELDS, PARQUET_FIELDS
 
@@ -44,7 +46,10 @@ def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
         columns = [name for name in schema.names if name not in ours or name in _READ]
         precision, dim = _precision(schema, notes), int(notes.get("dim", 0))
         for batch in file.iter_batches(ROWS, columns=columns):
-            yield _rows(batch, notes.get("model", ""), precision, dim)
+            if _is_whole(schema):
+                yield _rows_of_chunks(batch, notes.get("model", ""), precision, dim)
+            else:
+                yield _rows(batch, notes.get("model", ""), precision, dim)
     except UnicodeDecodeError:
         raise ValueError("a column of text holds bytes that are no UTF-8") from None
     except (pa.ArrowException, OSError) as error:
@@ -52,6 +57,7 @@ def stored_rows(content: bytes | memoryview) -> Iterator[list[Stored]]:
 
 
 _READ = frozenset({"id", "embedding", "scale", "deleted", "fingerprint", "key"})
+WHOLE = "chunks"
 
 
 def _notes(schema: pa.Schema) -> dict[str, str]:
@@ -64,9 +70,14 @@ def _notes(schema: pa.Schema) -> dict[str, str]:
 
 def _precision(schema: pa.Schema, notes: Mapping[str, str]) -> str:
     """What the vectors' components are: as the footer says, else by their type where that leaves no doubt."""
-    if not {"id", "embedding"}.issubset(schema.names):
+    names, kind = schema.names, None
+    if _is_whole(schema):
+        chunk = schema.field(WHOLE).type.value_type
+        names, kind = [*names, *(field.name for field in chunk)], chunk.field("embedding").type
+    elif "embedding" in names:
+        kind = schema.field("embedding").type
+    if kind is None or "id" not in names:
         raise ValueError("it has no columns id and embedding, as our outputs have")
-    kind = schema.field("embedding").type
     if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         raise ValueError(f"its column embedding is of type {kind}, and a vector is a list of numbers")
     if not pa.types.is_string(schema.field("id").type) and not pa.types.is_large_string(schema.field("id").type):
@@ -77,7 +88,7 @@ def _precision(schema: pa.Schema, notes: Mapping[str, str]) -> str:
             raise ValueError("its footer names a precision that this version does not know")
         return said
     found = _VECTORS.get(str(kind.value_type))
-    if found is None or (found == "int8" and "scale" not in schema.names):
+    if found is None or (found == "int8" and "scale" not in names):
         raise ValueError(
             f"its vectors are of {kind.value_type}, which several precisions are, and no footer of ours says which: search "
             "the files that the pipeline wrote"
@@ -109,6 +120,37 @@ def _rows(batch: pa.RecordBatch, model: str, precision: str, dim: int) -> list[S
         fields = {name: values[row] for name, values in included.items()}
         scale = None if scales[row] is None else np.float32(scales[row])
         found.append(Stored(key, ids[row], spaces[fingerprints[row]], vector, scale, fields))
+    return found
+
+
+def _is_whole(schema: pa.Schema) -> bool:
+    """Whether rows have all of a document's chunks; an included field may be called so too."""
+    kind = schema.field(WHOLE).type if WHOLE in schema.names else pa.null()
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+        return False
+    return {"index", "embedding"}.issubset(field.name for field in kind.value_type)
+
+
+def _rows_of_chunks(batch: pa.RecordBatch, model: str, precision: str, dim: int) -> list[Stored]:
+    """The chunks of rows that have all of a document's, each as a row of its own would have it."""
+    chunks = batch.column(WHOLE)
+    counts = chunks.value_lengths().fill_null(1).to_numpy()
+    numbers = np.repeat(np.arange(batch.num_rows), counts)
+    there = np.repeat(chunks.is_valid().to_numpy(zero_copy_only=False), counts)
+    # A deletion has no chunks, and is a row without a vector.
+    places = pa.array(np.where(there, np.cumsum(there) - 1, 0), pa.int64(), mask=~there)
+    one = chunks.flatten().take(places)
+    of_chunk = {field.name: pc.struct_field(one, field.name) for field in one.type}
+    of_row = {name: batch.column(name).take(pa.array(numbers)) for name in batch.schema.names if name != WHOLE}
+    of_row |= {name: of_chunk[name] for name in ("embedding", "scale") if name in of_chunk}
+    if "text" in of_chunk:
+        of_row["chunk_text"] = of_chunk["text"]
+    found, before = [], -1
+    indexes = of_chunk["index"].to_pylist()
+    for number, index, row in zip(numbers, indexes, _rows(pa.record_batch(of_row), model, precision, dim), strict=True):
+        name = row.id if index is None else f"{row.id}#{index}"
+        found.append(row._replace(id=name, more=number == before))
+        before = number
     return found
 
 

@@ -16,12 +16,14 @@ from workers.codecs.named import type_has, unnamed
 from workers.codecs.wire import OneSchema, RegisteredSchemas, Registry
 from workers.errors import EnvironmentFault, RetryableError, SettingsError
 from workers.schema_registry import Refused, Schema, SchemaRegistry
-from workers.settings import Settings, SourceSettings
+from workers.settings import KafkaOutput, Settings, SourceSettings
 
 T = TypeVar("T")
 
 # The full name of the Avro record that an embedding is.
 RECORD_NAME = "stream_embedder.Embedding"
+# And of the one that has all chunks of a text.
+WHOLE_NAME = "stream_embedder.ChunkedEmbedding"
 
 
 def values_of(settings: Settings, registry: Registry | None = None) -> Values:
@@ -114,15 +116,16 @@ def _home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # pathlib's raises where there is no such user
 
 
-def subject_of(topic: str, strategy: Literal["topic_name", "record_name", "topic_record_name"]) -> str:
+def subject_of(output: KafkaOutput, strategy: Literal["topic_name", "record_name", "topic_record_name"]) -> str:
     """The subject that an output's schema is registered under."""
+    name = WHOLE_NAME if output.together else RECORD_NAME
     match strategy:
         case "topic_name":
-            return f"{topic}-value"
+            return f"{output.topic}-value"
         case "record_name":
-            return RECORD_NAME
+            return name
         case "topic_record_name":
-            return f"{topic}-{RECORD_NAME}"
+            return f"{output.topic}-{name}"
 
 
 class Registration:
@@ -131,11 +134,11 @@ class Registration:
     def __init__(
         self,
         registry: SchemaRegistry,
-        topic: str,
+        output: KafkaOutput,
         strategy: Literal["topic_name", "record_name", "topic_record_name"],
     ) -> None:
         self._registry = registry
-        self._subject = subject_of(topic, strategy)
+        self._subject = subject_of(output, strategy)
         self._lock = threading.Lock()
         self._ids: dict[Schema, int] = {}
 

@@ -135,8 +135,10 @@ class Layout:
         )
 
 
-def prompt_for(layout: Layout, prompt: str | None, prompt_text: str | None) -> str:
+def prompt_for(layout: Layout, prompt: str | None, prompt_text: str | None, setting: str = "model.prompt") -> str:
     """The text that goes before every document: ``prompt_text``, or the table's ``prompt``, or the model's default, or "".
+
+    ``setting``: what names ``prompt``, for the sentence that says it is none.
 
     Raises:
         SettingsError: the table has no prompt of that name.
@@ -148,14 +150,12 @@ def prompt_for(layout: Layout, prompt: str | None, prompt_text: str | None) -> s
     if prompt in layout.prompts:
         return layout.prompts[prompt]
     if not layout.prompts:
-        raise SettingsError(
-            f"model.prompt is {prompt!r}, but the model has no prompts; leave it out or use prompt_text"
-        )
+        raise SettingsError(f"{setting} is {prompt!r}, but the model has no prompts; leave it out or use prompt_text")
     near = difflib.get_close_matches(prompt, layout.prompts, n=1)
     if not near and prompt in _DOCUMENT_PROMPTS:
         near = [name for name in _DOCUMENT_PROMPTS if name in layout.prompts][:1]
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SettingsError(f"model.prompt is {prompt!r}; the model knows {', '.join(sorted(layout.prompts))}{hint}")
+    raise SettingsError(f"{setting} is {prompt!r}; the model knows {', '.join(sorted(layout.prompts))}{hint}")
 
 
 def prompt_advice(layout: Layout, prompt: str | None, prompt_text: str | None) -> str | None:

@@ -170,6 +170,11 @@ class Settings(BaseSettings):
         for number, output in enumerate(self.outputs):
             if self.model.chunked:
                 output.require_free_for_chunks()
+            elif output.together:
+                raise ValueError(
+                    f"outputs.{number}.chunks says how chunks are written, and model.overflow is {self.model.overflow}: set that "
+                    "to chunk, or leave chunks out"
+                )
             elif output.chunk_text:
                 raise ValueError(
                     f"outputs.{number}.chunk_text writes a chunk's text, and model.overflow is {self.model.overflow}: set that "
@@ -193,8 +198,9 @@ class Settings(BaseSettings):
             return self.model_copy(update={"source": self.source.model_copy(update={"mappings": ()})})
         chosen = self.source.mappings[mapping]
         update: dict[str, Section] = {"source": self.source.mapped(chosen)}
-        if chosen.prompt_text is not None:
-            update["model"] = self.model.model_copy(update={"prompt": None, "prompt_text": chosen.prompt_text})
+        if chosen.own_prompt:
+            prompts = {"prompt": chosen.prompt, "prompt_text": chosen.prompt_text}
+            update["model"] = self.model.model_copy(update=prompts)
         return self.model_copy(update=update)
 
     @property
@@ -206,6 +212,11 @@ class Settings(BaseSettings):
     def written_topics(self) -> list[str]:
         """All topics that the pipeline writes to: outputs, dead letters, and the state."""
         return [*self.output_topics, self.dead_letter.topic, *([] if self.state.topic is None else [self.state.topic])]
+
+    @property
+    def has_chunk_keys(self) -> bool:
+        """Whether an output has a key for each chunk of a document, which may go while the document stays."""
+        return self.model.chunked and not all(output.together for output in self.outputs)
 
     @property
     def batch_reads_topics(self) -> bool:
@@ -224,10 +235,10 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "outputs is empty: say where the embeddings go, such as outputs: [{kind: kafka, topic: vectors}]"
             )
-        if self.model.chunked and self.state.topic is None:
+        if self.has_chunk_keys and self.state.topic is None:
             raise SettingsError(
                 "model.overflow chunk needs state.topic, such as documents.state: only who knows how many chunks a document had "
-                "can delete those that are gone"
+                "can delete those that are gone; or chunks: together in each output, where a document's are one record"
             )
 
     def require_batch(self) -> None:
@@ -253,10 +264,10 @@ class Settings(BaseSettings):
                     f"outputs.{number} is a topic, and batch writes files alone: kind: parquet, and uri"
                 )
         if self.batch_reads_topics:
-            if self.model.chunked:
+            if self.has_chunk_keys:
                 raise SettingsError(
                     "batch over topics writes every version of a document, and cannot say which chunks of an older one are gone: "
-                    "leave model.overflow chunk out, or use run with a state.topic"
+                    "set chunks: together in each output, leave model.overflow chunk out, or use run with a state.topic"
                 )
             return
         if self.source.has_schema or self.source.envelope != "none" or self.source.mappings:

@@ -46,7 +46,11 @@ class ModelSettings(Section):
         "`all-MiniLM-L6-v2`.",
     )
     revision: str | None = Field(None, description="The hub revision. Pin it in production.")
-    prompt: str | None = Field(None, description="A name from the model's own prompt table, such as `document`.")
+    prompt: str | None = Field(
+        None,
+        description="A name from the model's own prompt table, such as `document`. Fields of the record may stand in it: "
+        "`{kind|document}`; it is a template as `source.text` is.",
+    )
     prompt_text: str | None = Field(
         None,
         description="A prompt of your own, put before every text, instead of `prompt`. Fields of the record may stand in it: "
@@ -96,6 +100,11 @@ class ModelSettings(Section):
         if self.chunk.tokens and self.max_tokens and self.chunk.tokens > self.max_tokens:
             raise ValueError(f"chunk.tokens ({self.chunk.tokens}) is larger than max_tokens ({self.max_tokens})")
         return self
+
+    @property
+    def prompt_by_record(self) -> bool:
+        """Whether each record names its prompt, one of the model's own."""
+        return self.prompt is not None and "{" in self.prompt
 
     @property
     def chunked(self) -> bool:

@@ -24,6 +24,7 @@ PARQUET_FIELDS = frozenset(
 # And what it writes of a chunk, in pipelines that cut texts into those.
 CHUNK_JSON_FIELDS = frozenset({"chunk", "chunk_text"})
 CHUNK_PARQUET_FIELDS = frozenset({"chunk_index", "chunk_count", "chunk_start", "chunk_end", "chunk_text"})
+WHOLE_FIELDS = frozenset({"chunks"})  # where all chunks of a text are in one record or row
 
 
 def avro_name(field: str) -> str:
@@ -94,6 +95,17 @@ class Vectors(Section):
         "format: binary).",
     )
 
+    chunks: Literal["each", "together"] = Field(
+        "each",
+        description="With `model.overflow: chunk`: a record or row for each chunk, or all of a document's `together` in one, under "
+        "its own key (not with format: qdrant).",
+    )
+
+    @property
+    def together(self) -> bool:
+        """Whether all chunks of a document are in one record."""
+        return self.chunks == "together"
+
     @field_validator("include", mode="before")
     @classmethod
     def _one_field(cls, value: object) -> object:
@@ -119,7 +131,7 @@ class Vectors(Section):
 
     @property
     def _chunk_fields(self) -> frozenset[str]:
-        return CHUNK_JSON_FIELDS
+        return WHOLE_FIELDS if self.together else CHUNK_JSON_FIELDS
 
     def require_free_for_chunks(self) -> None:
         """Refuse included fields that are called as what is written of a chunk.
@@ -158,6 +170,10 @@ class KafkaOutput(Vectors):
         self._avro_names_fit(JSON_FIELDS)
         if (self.format == "qdrant") != (self.collection is not None):
             raise ValueError("collection and format: qdrant go together: a point says which collection it belongs to")
+        if self.format == "qdrant" and self.together:
+            raise ValueError(
+                "chunks: together makes a record of many vectors, and a point of Qdrant's has one; leave it out"
+            )
         if self.format == "qdrant" and self.precision not in ("float32", "float16"):
             raise ValueError(
                 f"precision {self.precision} is nothing that Qdrant takes: it quantises by itself, from float32"
@@ -167,7 +183,7 @@ class KafkaOutput(Vectors):
     def require_free_for_chunks(self) -> None:
         """As there."""
         super().require_free_for_chunks()
-        self._avro_names_fit(JSON_FIELDS | CHUNK_JSON_FIELDS)
+        self._avro_names_fit(JSON_FIELDS | self._chunk_fields)
 
     def _avro_names_fit(self, reserved: frozenset[str]) -> None:
         if self.format != "avro":
@@ -235,7 +251,7 @@ class ParquetOutput(Vectors):
 
     @property
     def _chunk_fields(self) -> frozenset[str]:
-        return CHUNK_PARQUET_FIELDS
+        return WHOLE_FIELDS if self.together else CHUNK_PARQUET_FIELDS
 
     @property
     def columns(self) -> dict[str, ColumnType]:

@@ -38,6 +38,7 @@ class TopicMapping(Section):
     envelope: type_envelope | None = Field(None, description="Their `source.envelope`.")
     text: str | None = Field(None, description="Their `source.text`.")
     id: str | None = Field(None, description="Their `source.id`.")
+    prompt: str | None = Field(None, description="Their prompt by its name, as `model.prompt`.")
     prompt_text: str | None = Field(None, description="Their prompt, as `model.prompt_text`.")
     include: dict[str, str | None] = Field({}, description="Their `source.include`, name by name.")
     empty: Literal["reject", "embed"] | None = Field(None, description="Their `source.empty`.")
@@ -51,6 +52,17 @@ class TopicMapping(Section):
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         return _compiled(value)
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if self.prompt is not None and self.prompt_text is not None:
+            raise ValueError("give prompt (a name from the model's table) or prompt_text (the text itself), not both")
+        return self
+
+    @property
+    def own_prompt(self) -> bool:
+        """Whether they have another prompt than the other topics."""
+        return self.prompt is not None or self.prompt_text is not None
 
     def fits(self, topic: str) -> bool:
         """Whether a topic is one of these."""
