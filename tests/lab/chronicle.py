@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outage:
-    """A server that does not do its work, between two times of the clock on the wall."""
+    """Something that a pipeline needs and does not have, between two times of the clock on the wall."""
 
     what: str
     began: float
@@ -39,7 +39,7 @@ class Chronicle:
 
     @contextlib.contextmanager
     def outage(self, what: str) -> Iterator[None]:
-        """``broker`` or ``store`` fails inside the block."""
+        """``broker``, ``store`` or ``memory`` fails inside the block."""
         outage = Outage(what, time.time())
         self.outages.append(outage)
         try:

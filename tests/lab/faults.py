@@ -151,7 +151,8 @@ def _short_of_memory(scene: Scene) -> None:
     pipeline, limit = scene.pipeline, scene.pipeline.limit
     assert limit is not None, "a plan with this fault has a limit from its start"
     pipeline.wait_for(READER, timeout=PATIENCE_S)
-    said = limit.press(lambda: len(pipeline.short_of_memory()))
+    with scene.chronicle.outage("memory"):
+        said = limit.press(lambda: len(pipeline.short_of_memory()))
     scene.chronicle.notes.append(f"memory runs short: {said}")
 
 

@@ -18,20 +18,20 @@ from tests.lab.logs import Crash
 from tests.lab.supervised import ENCODER, SENTENCE, Exit, Supervised
 
 DIED, LOST, CRASHED = KINDS = ("died", "reader replaced", "crash logged")
-# Sentences of what cannot be reached, each as long as the lab has it fail.
+# What is said of what is missing, each as long as the lab has it fail.
 _UNREACHABLE = {
     "broker": re.compile(
         r"no Kafka broker answers at |Kafka at \S+ closes the connection|Kafka at \S+: |its broker does not answer"
         r"|cannot be (?:read|looked at now): \w*(?:Timeout|Connection|NotAvailable|NotLeader|Coordinator|disconnected)"
     ),
     "store": re.compile(r"\bs3://\S+: "),
+    "memory": re.compile(r"the application did not start"),  # Ray kills its replicas faster than they come
 }
 # So long after it was asked for the last time may a sentence come.
 LATE_S = 30.0
 # Exceptions whose message is a sentence of ours.
 _OURS = re.compile(r"(?:EnvironmentFault|RetryableError|CommitError): ")
 _DEAD = re.compile(r"(?:ActorDiedError|ActorUnavailableError|OutOfMemoryError)\b")
-_WHOSE = re.compile(r"\bpid[:=] ?(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,14 @@ def examine(pipelines: Sequence[Supervised], chronicle: Chronicle, *, poison: bo
     """Add what nobody did. ``poison``: one text ends the process of each encoder that takes it."""
     inquest = Inquest(chronicle, set().union(*(pipeline.short_of_memory() for pipeline in pipelines)), poison)
     findings.add(DIED, "run", [_told(end) for pipeline in pipelines for end in pipeline.exits if not inquest.exit(end)])
-    lost = [pid for pipeline in pipelines for pid in pipeline.lost_readers() if not inquest.dead(pid)]
-    crashed = [crash for pipeline in pipelines for crash in pipeline.crashes() if not inquest.crash(crash)]
-    findings.add(LOST, "readers", [_last_crash(pid, crashed) for pid in lost])
-    findings.add(CRASHED, "logs", [crash.shown for crash in crashed])
+    crashed = [crash for pipeline in pipelines for crash in pipeline.crashes()]
+    gone = {pid for crash in crashed if inquest.gave_up(crash) for pid in crash.pids}
+    left = [crash for crash in crashed if not inquest.crash(crash)]
+    lost = [
+        pid for pipeline in pipelines for pid in pipeline.lost_readers() if not inquest.dead(pid) and pid not in gone
+    ]
+    findings.add(LOST, "readers", [_last_crash(pid, left) for pid in lost])
+    findings.add(CRASHED, "logs", [crash.shown for crash in left])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,17 @@ class Inquest:
         """Ray's noise; words about a process that was killed; our sentence on what the lab has fail."""
         if any(fnmatch.fnmatch(crash.file, noise.file) and re.search(noise.text, crash.text) for noise in NOISE):
             return True
-        if _DEAD.search(crash.said) and (whose := _WHOSE.search(crash.text)):
-            return self.dead(int(whose[1])) or (self.poison and ENCODER in crash.text)
-        if _OURS.search(crash.said) and crash.at is not None:
-            return self._unreachable(crash.said, crash.at - LATE_S, crash.at)
-        return False
+        if _DEAD.search(crash.said) and crash.named:
+            return any(map(self.dead, crash.named)) or (self.poison and ENCODER in crash.text)
+        return self.gave_up(crash)
+
+    def gave_up(self, crash: Crash) -> bool:
+        """An exception of ours, on what the lab has fail: a replica that starts then is replaced."""
+        return (
+            crash.at is not None
+            and bool(_OURS.search(crash.said))
+            and self._unreachable(crash.said, crash.at - LATE_S, crash.at)
+        )
 
     def _unreachable(self, sentence: str, since: float, until: float) -> bool:
         return any(

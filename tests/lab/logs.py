@@ -17,7 +17,7 @@ from tests.lab.documents import without_text
 TRACEBACK = "Traceback (most recent call last)"
 _BROKEN = re.compile(
     re.escape(TRACEBACK)
-    + r"|\b(?:ERROR|CRITICAL) stream_embedder\.|Fatal Python error|\*\*\* SIG\w+ received|Check failed:"
+    + r"|\b(?:ERROR|CRITICAL) stream_embedder\.|Fatal Python error|\*\*\* SIG(?!TERM|INT)\w+ received|Check failed:"
     r"|panicked at |was never retrieved|Segmentation fault|terminate called|^Exception ignored in"
 )
 # What Ray's driver repeats of another process's log, which lies in the session.
@@ -26,6 +26,7 @@ _CHAINED = ("During handling of the above exception", "The above exception was t
 _FRAME = re.compile(r'^\s+(?:\|\s+)?File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _AT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 _PID = re.compile(r"[-_](\d+)\.(?:err|out|log)$")
+_NAMED = re.compile(r"\bpid[:=] ?(\d+)")
 # Words of Ray's node process.
 _STARTED = re.compile(r"Started worker process with pid (\d+) worker_id=(\w+)")
 _ENDED = re.compile(r"Disconnecting worker, .*worker_id=(\w+)")
@@ -52,6 +53,16 @@ class Crash:
         if TRACEBACK not in self.text:
             return lines[-1].strip()
         return next((line.strip() for line in reversed(lines) if re.match(r"[\w.]+(?::|$)", line)), lines[-1].strip())
+
+    @property
+    def named(self) -> set[int]:
+        """Process ids that are spoken of."""
+        return {int(pid) for pid in _NAMED.findall(self.text)}
+
+    @property
+    def pids(self) -> set[int]:
+        """Those, and whose log it is."""
+        return self.named | ({self.pid} if self.pid is not None else set())
 
     @property
     def shown(self) -> str:

@@ -3,7 +3,7 @@
 Comes in: the machine's memory, and a pipeline that is asked what Ray says. Goes out: a worker that Ray has killed, or the
 reason why none was. Never here: more memory than the machine can spare.
 
-Ray's monitor looks at the whole machine, so that whatever else grows on it may press as well: :meth:`Limit.outgrown`.
+Ray's monitor looks at the whole machine, so that whatever else grows on it may press as well: :meth:`Limit.over`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import psutil
 GIB = 1 << 30
 # What a pipeline of the lab takes once it runs, and what others on the machine may take on top.
 PIPELINE_BYTES = int(1.5 * GIB)
-SLACK_BYTES = int(0.75 * GIB)
+SLACK_BYTES = int(1.25 * GIB)
 # By so much the balloon presses the machine over the limit: Ray ends as many workers as would bring it under it again.
 EXCESS_BYTES = 100 << 20
 MOST_BYTES = 3 * GIB
 # Ray looks five times a second; what holds the balloon lets go by itself a while later, whatever became of us.
 PERIOD_MS = 200
 HOLD_S = 10.0
-# The limit of a pipeline is that of another day once others have pressed on it for so long.
+# After so long it is others who press, and the pipeline needs a limit of this day.
 OUTGROWN_S = 15.0
 
 _BALLOON = """
@@ -84,14 +84,14 @@ class Limit:
             "RAY_memory_monitor_refresh_ms": str(PERIOD_MS),
         }
 
-    def outgrown(self) -> bool:
-        """Whether the machine has been over the limit for so long that it is none of this fault's."""
+    def over(self) -> float | None:
+        """For how many seconds the machine has been over the limit, as far as it was asked; None: it is not."""
         _, used = total_and_used()
         if used < self._bytes:
             self._over_since = None
-        elif self._over_since is None:
-            self._over_since = time.monotonic()
-        return self._over_since is not None and time.monotonic() - self._over_since > OUTGROWN_S
+            return None
+        self._over_since = self._over_since or time.monotonic()
+        return time.monotonic() - self._over_since
 
     def press(self, killed: Callable[[], int]) -> str:
         """Fill the machine's memory over the limit until ``killed`` says more than before; returns what came of it."""

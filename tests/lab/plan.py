@@ -45,7 +45,7 @@ FAULTS = {
     "second deployment comes and is killed": Fault(1, "the same, ended by kill -9."),
     "memory runs short": Fault(
         2,
-        "a balloon takes the machine's memory over the limit of this pipeline's Ray, until Ray kills one of its workers.",
+        "a balloon takes the machine's memory over the limit of this pipeline's Ray, until Ray kills workers of it: all at once.",
     ),
 }
 # Those that need an output that is a topic: the moment is when its end runs ahead of what readers of committed records see.

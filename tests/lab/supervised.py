@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.pipeline import Pipeline
-from tests.lab.chronicle import Chronicle
+from tests.lab.chronicle import Chronicle, Outage
 from tests.lab.logs import Crash, Session, crashes
-from tests.lab.memory import Limit
+from tests.lab.memory import OUTGROWN_S, Limit
 
 PERIOD_S = 0.5
 READER = "ServeReplica:stream-embedder:Reader"
@@ -125,9 +125,12 @@ class Supervised(Pipeline):
             with self._lock:
                 if not self._wanted or self.process is None:
                     continue
+                over = self.limit.over() if self.limit else None
+                if over is not None:
+                    self._chronicle.outages.append(Outage("memory", time.time() - PERIOD_S, time.time()))
                 if (code := self.process.poll()) is not None:
                     self.exits.append(Exit(code, self._began, time.time(), self._last_words()))
-                elif self.limit is None or not self.limit.outgrown():
+                elif over is None or over < OUTGROWN_S:
                     continue
                 else:
                     self._chronicle.notes.append("started again: others had taken the memory that its limit left it")

@@ -53,6 +53,7 @@ GONE = Outage("store", AT, AT + 3)
         (1, f"{BROKER}\n{STORE}", [DOWN, GONE], True),
         (1, f"{BROKER}\n{STORE}", [DOWN], False),
         (1, "stand_in: the application did not start: RuntimeError", [DOWN, GONE], False),
+        (1, "stand_in: the application did not start: RuntimeError", [Outage("memory", AT, AT + 1)], True),
         (1, "stand_in: topic out-1, partition 3 holds vectors with fingerprint 17", [DOWN], False),
         (1, "stand_in: Kafka at 127.0.0.1:21956: KafkaTimeoutError: Timeout after waiting", [DOWN], True),
         (1, f"{BROKER}\nException ignored in: <function X>", [DOWN], False),
@@ -199,6 +200,18 @@ def test_what_nobody_did_fails_the_seed_and_what_the_lab_did_does_not(tmp_path: 
     assert findings.counts["crash logged"] == 1
     assert any("pid 11, " in each and "ValueError: 7" in each for each in findings.examples)
 
+    # A reader that starts while there is no broker gives up, and is replaced.
+    log = pipeline.ray / "ray" / "session_2026" / "logs" / "controller_5.log"
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    log.write_text(
+        f"ERROR {now},000 controller 5 -- Exception in Replica:\n{logs.TRACEBACK}:\n"
+        f'  File "/x/pipelines/guard.py", line 1, in refuse (pid=11, ip=192.0.2.2)\nworkers.errors.EnvironmentFault: {BROKER}\n'
+    )
+    for outages, replaced in (([], 1), ([Outage("broker", time.time() - 20, time.time())], 0)):
+        findings = Findings()
+        inquest.examine([pipeline], Chronicle(outages=outages), poison=False, findings=findings)
+        assert (findings.counts["reader replaced"], findings.counts["crash logged"]) == (replaced, 1 + replaced)
+
     chronicle.killed.add(11)
     findings = Findings()
     inquest.examine([pipeline], chronicle, poison=False, findings=findings)
@@ -222,12 +235,14 @@ def test_a_balloon_is_no_larger_than_the_machine_can_spare(tmp_path: Path, monke
     monkeypatch.setattr(memory, "total_and_used", lambda: (10 * memory.GIB, used))
     limit = memory.Limit(tmp_path)
     assert float(limit.environment()["RAY_memory_usage_threshold"]) == pytest.approx(0.95, abs=0.001)
-    assert not limit.outgrown()
+    assert limit.over() is None
     assert limit.press(lambda: 0).startswith("skipped: 1.6 GiB would be needed, and 2.0 GiB are free")
     used = 5 * memory.GIB
     limit.environment()
-    used = 3 * memory.GIB
+    used = 2 * memory.GIB
     assert limit.press(lambda: 0).startswith("skipped: ")
+    used = 9 * memory.GIB
+    assert limit.over() is not None
     assert list(tmp_path.iterdir()) == [tmp_path / "balloon"]
 
 
