@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kafka import TopicPartition
-
 from tests.integration.pipeline import wait_until
+from tests.lab import transaction
 from tests.lab.chronicle import Chronicle
 from tests.lab.stage import Stage
 from tests.lab.supervised import CONTROLLER, ENCODER, READER, Supervised
-from workers import kafka_client
 
 # A member that is silent for ten seconds is out of its group.
 PAST_SESSION_S = 13.0
@@ -120,27 +118,13 @@ def _kill_readers(scene: Scene) -> None:
 def _mid_transaction(then: type_fault) -> type_fault:
     def strike(scene: Scene) -> None:
         scene.pipeline.wait_for(READER, timeout=PATIENCE_S)
-        kafka = scene.stage.broker.settings
         topic = next(output["topic"] for output in scene.settings["outputs"] if output["kind"] == "kafka")
-        everything = kafka_client.bare_consumer(kafka, isolation_level="read_uncommitted")
-        committed = kafka_client.bare_consumer(kafka)
-        try:
-            partitions = [TopicPartition(topic, number) for number in sorted(committed.partitions_for_topic(topic))]
-
-            def is_open() -> bool:
-                # In this order: what the first call saw and the second does not lies in a transaction that is open now.
-                ends = everything.end_offsets(partitions)
-                stable = committed.end_offsets(partitions)
-                return any(stable[partition] < end for partition, end in ends.items())
-
+        with transaction.watched(scene.stage.broker.settings, topic) as is_open:
             scene.feed()
             until = time.monotonic() + TRANSACTION_S
             while not (found := is_open()) and time.monotonic() < until:
                 pass  # as often as the broker answers: a transaction does not last
             then(scene)
-        finally:
-            everything.close()
-            committed.close()
         if not found:
             scene.chronicle.notes.append(f"no transaction was open for {TRANSACTION_S:.0f} s: killed all the same")
 
