@@ -46,9 +46,9 @@ test: $(STAMP) ## all tests but the long ones, a file at a time on each core: ma
 test-deploy: $(STAMP) ## what is in deploy/, by tools that it gets with Go; on a real API server: make test-deploy API_SERVER=1
 	@HF_HUB_OFFLINE=1 API_SERVER=$(API_SERVER) $(BIN)/python -m pytest tests/deploy
 
-soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed again: make soak SEEDS=7
+soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed alone: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
+	@$(if $(SEEDS),true,HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak)
 
 mutants: $(STAMP) ## guards taken away one at a time, each of which a test must notice: make mutants NAMES="T1 T2"
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.mutants $(NAMES)

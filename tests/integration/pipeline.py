@@ -29,7 +29,10 @@ MARK = "PIPELINE_UNDER_TEST"
 
 
 class Pipeline:
-    """One ``run``, restartable. ``settings`` is the YAML file's content; ``module``: what python -m runs, with its command."""
+    """One ``run``, restartable. ``settings`` is the YAML file's content; ``module``: what python -m runs, with its command.
+
+    ``environment``: what is set for it beside ours, at its next start.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], module: str = "pipelines run") -> None:
         self.module = module
@@ -37,11 +40,12 @@ class Pipeline:
         self.config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
         self.log = folder / "run.log"
         self.mark = uuid.uuid4().hex
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and return at once."""
-        environment = os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1"} | self.environment
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.module.split(), "-c", str(self.config)],

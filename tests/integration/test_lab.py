@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import RunningBroker
+from tests.integration.pipeline import wait_until
+from tests.lab import transaction
 from tests.lab.plan import Plan, Step
 from tests.lab.stage import stage
 from tests.lab.trial import trial
 from tests.s3 import S3Server
+from workers import kafka_client
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -35,3 +40,23 @@ def test_readers_encoders_broker_and_store_die_and_each_record_comes_once(s3: S3
     with stage(tmp_path) as servers:
         result = trial(PLAN, servers, 5_000)
     assert result.sound, "\n".join([*result.findings.examples, result.trouble])
+
+
+def test_a_transaction_is_seen_while_it_is_open(
+    broker: RunningBroker, make_topic: Callable[..., str], unique_name: Callable[[], str]
+) -> None:
+    topic = make_topic(2)
+    producer = kafka_client.bare_producer(broker.settings, transactional_id=unique_name(), acks="all")
+    try:
+        producer.init_transactions()
+        with transaction.watched(broker.settings, topic) as is_open:
+            assert not is_open()
+            for end in (producer.commit_transaction, producer.abort_transaction):
+                producer.begin_transaction()
+                producer.send(topic, b"a", partition=1).get(10)
+                assert is_open()
+                end()
+                # The broker writes the mark of its end after it has said that it will.
+                wait_until(lambda: not is_open(), 10, lambda: "it stays open")
+    finally:
+        producer.close(timeout=5)

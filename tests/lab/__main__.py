@@ -101,6 +101,8 @@ def _say(result: Result) -> None:
     verdict = "ok" if result.sound else "FAILED"
     plan = result.plan
     print(f"seed {plan.seed}: {verdict}, {plan.sinks}, {result.seconds:.0f} s: {', '.join(plan.faults)}", flush=True)
+    if result.notes:
+        print("\n".join(f"    {note}" for note in result.notes), flush=True)
     if not result.sound:
         print("\n".join([*result.findings.examples, result.trouble, f"kept in {result.folder}"]), flush=True)
 

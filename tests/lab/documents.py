@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,6 +44,18 @@ BAD: tuple[tuple[str, Callable[[int], bytes]], ...] = (
     ("decode", lambda n: json.dumps([n, "no object"]).encode()),
     ("decode", lambda n: b"[" * 100_000 + str(n).encode()),
 )
+
+
+# What a line may not show: two words of a text, one after its number, or what is said in no other place.
+_TEXT = re.compile(
+    r"(?:\b\d+ )?(?<!\.)\b(?:{words})\b(?: (?:{words})\b)+|\b\d+ (?:{words})\b|\b(?:{words}) once more|{poison}|"
+    r"half a pair|no object|cut sho".format(words="|".join(WORDS), poison=re.escape(POISON))
+)
+
+
+def without_text(line: str) -> str:
+    """A log's line without any piece of a record's text, should one be in it."""
+    return _TEXT.sub("…", line)
 
 
 def documents(count: int, seed: int, *, poison: bool = False, long: bool = False) -> Iterator[Document]:

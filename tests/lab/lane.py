@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing.util
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ def open_lane(folder: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Clients of a broker that is killed on purpose have much to say.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # A shell's background command has it ignored, and then nothing would interrupt us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     servers = contextlib.ExitStack()
     # A pool's process leaves without atexit's help.

@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 from kafka import TopicPartition as KafkaTopicPartition
 
 from tests.integration.pipeline import wait_until
-from tests.lab import checker
+from tests.lab import checker, inquest
+from tests.lab.chronicle import Chronicle
 from tests.lab.documents import Document, documents
 from tests.lab.faults import STRIKE, Scene
+from tests.lab.memory import Limit
 from tests.lab.plan import Plan
 from tests.lab.stage import MAX_TOKENS, WIDTH, Stage
 from tests.lab.supervised import Supervised
@@ -39,8 +41,8 @@ PATIENCE_S = 300.0
 class Result:
     """What came of a seed.
 
-    ``restarts``: how often the pipeline gave up by itself and was started again; ``trouble``: why it did not come to its end,
-    with the log's, and then nothing was compared.
+    ``restarts``: how often the pipeline gave up by itself and was started again; ``notes``: what came of faults that look for
+    their moment; ``trouble``: why it did not come to its end, with the log's, and then nothing was compared.
     """
 
     plan: Plan
@@ -49,6 +51,7 @@ class Result:
     restarts: int
     findings: checker.Findings = field(default_factory=checker.Findings)
     trouble: str = ""
+    notes: tuple[str, ...] = ()
     folder: Path | None = None
 
     @property
@@ -57,7 +60,8 @@ class Result:
 
     def as_json(self) -> str:
         """One line, which :meth:`of_json` reads."""
-        found = {"counts": self.findings.counts, "examples": self.findings.examples, "trouble": self.trouble}
+        found = {"counts": self.findings.counts, "examples": self.findings.examples}
+        found |= {"trouble": self.trouble, "notes": self.notes}
         about = {"seed": self.plan.seed, "sinks": self.plan.sinks, "records": self.records, "seconds": self.seconds}
         return json.dumps({**about, "restarts": self.restarts, **found})
 
@@ -67,7 +71,8 @@ class Result:
         found = json.loads(line)
         findings = checker.Findings(Counter(found["counts"]), found["examples"])
         plan = Plan.of(found["seed"], found["sinks"])
-        return cls(plan, found["records"], found["seconds"], found["restarts"], findings, found["trouble"])
+        more = (findings, found["trouble"], tuple(found.get("notes", ())))
+        return cls(plan, found["records"], found["seconds"], found["restarts"], *more)
 
 
 def trial(plan: Plan, stage: Stage, count: int) -> Result:
@@ -76,13 +81,23 @@ def trial(plan: Plan, stage: Stage, count: int) -> Result:
     folder.mkdir()
     began = time.monotonic()
     findings, trouble = checker.Findings(), ""
+    sound = False
     running = _Trial(plan, stage, folder, count)
+    pipelines, chronicle = running.scene.pipelines, running.scene.chronicle
     try:
-        running.run(findings)
-    except Exception:
-        trouble = traceback.format_exc()
-    result = Result(plan, count, time.monotonic() - began, running.pipeline.restarts, findings, trouble, folder)
-    if result.sound:
+        try:
+            running.run(findings)
+        except Exception:
+            trouble = traceback.format_exc()
+        inquest.examine(pipelines, chronicle, poison="poison text" in plan.conditions, findings=findings)
+        restarts = sum(len(pipeline.exits) for pipeline in pipelines)
+        about = (restarts, findings, trouble, tuple(chronicle.notes), folder)
+        result = Result(plan, count, time.monotonic() - began, *about)
+        sound = result.sound
+    finally:
+        for pipeline in pipelines:
+            pipeline.drop_logs(None if sound else folder / "ray")
+    if sound:
         shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -103,8 +118,15 @@ class _Trial:
             )
         )
         self._sent = 0
-        self._settings = self._made_settings(stem)
-        self.pipeline = Supervised(folder, self._settings, "pipelines.stand_in tests.lab.encoder:MortalEncoder")
+        settings = self._made_settings(stem)
+        chronicle = Chronicle()
+        # The machine's memory is one for all lanes.
+        limit = Limit(stage.folder.parent) if "memory runs short" in plan.faults else None
+        module = "pipelines.stand_in tests.lab.encoder:MortalEncoder"
+        self.pipeline = Supervised(folder, settings, module, chronicle, limit)
+        self.scene = Scene(
+            stage, [self.pipeline], chronicle, settings, folder, random.Random(plan.seed), self._feed_some
+        )
 
     def _made_settings(self, stem: str) -> dict[str, Any]:
         plan = self._plan
@@ -141,8 +163,6 @@ class _Trial:
             kafka_topics.create_topics(
                 self._kafka, {self._names[name]: count}, **{"max.message.bytes": "1200000"} if name == "dead" else {}
             )
-        rng = random.Random(plan.seed)
-        scene = Scene(self._stage, self.pipeline, self._settings, self._folder, rng)
         chunks = len(plan.steps) + 1
         with self.pipeline:
             for number, step in enumerate(plan.steps):
@@ -150,7 +170,7 @@ class _Trial:
                 self._flows_on(-1 if number == 0 else self._committed())
                 time.sleep(step.after)
                 with ThreadPoolExecutor(len(step.faults)) as together:
-                    for struck in [together.submit(STRIKE[fault], scene) for fault in step.faults]:
+                    for struck in [together.submit(STRIKE[fault], self.scene) for fault in step.faults]:
                         struck.result()
             self._produce(len(self._documents))
             self._flows_on(self._sent - 1)
@@ -178,6 +198,10 @@ class _Trial:
         finally:
             producer.close(timeout=5)
         self._sent = until
+
+    def _feed_some(self) -> None:
+        """Half of what the next step would have fed."""
+        self._produce(min(self._sent + len(self._documents) // (2 * len(self._plan.steps) + 2), len(self._documents)))
 
     def _committed(self) -> int:
         try:

@@ -16,7 +16,7 @@ import pytest
 from tests.lab import checker
 from tests.lab.documents import Document, documents
 from tests.lab.faults import STRIKE
-from tests.lab.plan import FAULTS, S3_FAULTS, Plan
+from tests.lab.plan import FAULTS, S3_FAULTS, TOPIC_FAULTS, WHAT, Plan
 from tests.lab.s3_proxy import S3Proxy
 from tests.tiny_model import make_tiny_bert
 
@@ -195,7 +195,7 @@ def test_a_record_that_the_source_does_not_hold_is_the_labs_own_fault() -> None:
 def test_a_plan_is_its_seeds_and_seeds_differ() -> None:
     assert Plan.of(7) == Plan.of(7) != Plan.of(8)
     drawn = {fault for seed in range(1, 101) for fault in Plan.of(seed).faults}
-    assert drawn > {*FAULTS, *S3_FAULTS} == STRIKE.keys()
+    assert drawn > {*FAULTS, *TOPIC_FAULTS, *S3_FAULTS} == STRIKE.keys() and drawn == WHAT.keys()
     assert all(not S3_FAULTS.keys() & set(Plan.of(seed, "topic").faults) for seed in range(50))
     assert {Plan.of(seed).sinks for seed in range(3)} == {"topic", "files", "topic and files"}
 
