@@ -47,6 +47,11 @@ NOISE = (
     Noise("monitor.log", r"starting the metrics server", "a port that is one for all Rays of a machine"),
     Noise("dashboard.log", r"starting the metrics server", "a port that is one for all Rays of a machine"),
     Noise("dashboard_agent.log", r"attempting to bind on address", "a port that is one for all Rays of a machine"),
+    Noise(
+        "dashboard_agent.log",
+        r"Failed to get \w+ pids from raylet(?s:.*)Deadline Exceeded",
+        "figures for metrics that a busy machine gives late",
+    ),
     Noise("dashboard_agent.log", r"Report event failed", "the dashboard, which run does not start"),
 )
 
@@ -57,6 +62,14 @@ def examine(pipelines: Sequence[Supervised], chronicle: Chronicle, *, poison: bo
     findings.add(DIED, "run", [_told(end) for pipeline in pipelines for end in pipeline.exits if not inquest.exit(end)])
     crashed = [crash for pipeline in pipelines for crash in pipeline.crashes()]
     gone = {pid for crash in crashed if inquest.gave_up(crash) for pid in crash.pids}
+    # Serve ends what a controller that died had not finished with.
+    gone |= {
+        pid
+        for pipeline in pipelines
+        for controller, pids in pipeline.unfinished_readers().items()
+        if inquest.dead(controller)
+        for pid in pids
+    }
     left = [crash for crash in crashed if not inquest.crash(crash)]
     lost = [
         pid for pipeline in pipelines for pid in pipeline.lost_readers() if not inquest.dead(pid) and pid not in gone

@@ -32,6 +32,9 @@ _STARTED = re.compile(r"Started worker process with pid (\d+) worker_id=(\w+)")
 _ENDED = re.compile(r"Disconnecting worker, .*worker_id=(\w+)")
 _DRIVER_GONE = "Disconnecting driver"
 _FOR_MEMORY = re.compile(r"(?:Selected to kill: .*?\bpid=|killing idle worker with PID )(\d+)")
+_UNFINISHED = "was found alive but never finished its initial setup"
+_BY_CONTROLLER = "killed by `ray.kill`"
+_AT_ONCE_S = 5.0
 _ABOUT = 14  # lines that follow an exception, and are its message's
 _LONGEST = 300
 
@@ -158,6 +161,21 @@ class Session:
                 break  # its workers end with it
             elif (match := _ENDED.search(line)) and match[1] in started:
                 found.add(started[match[1]])
+        return found
+
+    def unfinished(self) -> set[int]:
+        """Process ids of actors that a new controller ended, since its predecessor had not finished with them."""
+        times = [
+            at
+            for file in self.folder.glob("logs/serve/controller_*.log")
+            for line in file.read_text(errors="replace").splitlines()
+            if _UNFINISHED in line and (at := _time(line)) is not None
+        ]
+        found = set()
+        for file in self.folder.glob("logs/python-core-worker-*.log") if times else ():
+            ends = [_time(line) for line in file.read_text(errors="replace").splitlines() if _BY_CONTROLLER in line]
+            if any(0 <= end - at <= _AT_ONCE_S for end in ends if end is not None for at in times):
+                found |= {int(match[1]) for match in [_PID.search(file.name)] if match}
         return found
 
     def short_of_memory(self) -> set[int]:

@@ -3,7 +3,7 @@
 Comes in: the machine's memory, and a pipeline that is asked what Ray says. Goes out: a worker that Ray has killed, or the
 reason why none was. Never here: more memory than the machine can spare.
 
-Ray's monitor looks at the whole machine, so that whatever else grows on it may press as well: :meth:`Limit.over`.
+Ray's monitor looks at the whole machine, so that whatever else grows on it may press as well: :meth:`Limit.others_press`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import psutil
 GIB = 1 << 30
 # What a pipeline of the lab takes once it runs, and what others on the machine may take on top.
 PIPELINE_BYTES = int(1.5 * GIB)
-SLACK_BYTES = int(1.25 * GIB)
+SLACK_BYTES = int(1.5 * GIB)
 # By so much the balloon presses the machine over the limit: Ray ends as many workers as would bring it under it again.
 EXCESS_BYTES = 100 << 20
 MOST_BYTES = 3 * GIB
 # Ray looks five times a second; what holds the balloon lets go by itself a while later, whatever became of us.
 PERIOD_MS = 200
 HOLD_S = 10.0
-# After so long it is others who press, and the pipeline needs a limit of this day.
-OUTGROWN_S = 15.0
+# What Ray kills later than this is no longer the balloon's.
+SETTLE_S = 3.0
 
 _BALLOON = """
 import signal, sys
@@ -72,26 +72,25 @@ class Limit:
         """``folder``: of all lanes, which press one after the other."""
         self._lock = folder / "balloon"
         self._bytes = 0
-        self._over_since: float | None = None
+        self._expected = 0
+        self._pressing = False
 
     def environment(self) -> dict[str, str]:
         """What Ray is told at a start."""
         total, used = total_and_used()
         self._bytes = min(used + PIPELINE_BYTES + SLACK_BYTES, int(0.95 * total))
-        self._over_since = None
         return {
             "RAY_memory_usage_threshold": f"{self._bytes / total:.5f}",
             "RAY_memory_monitor_refresh_ms": str(PERIOD_MS),
         }
 
-    def over(self) -> float | None:
-        """For how many seconds the machine has been over the limit, as far as it was asked; None: it is not."""
-        _, used = total_and_used()
-        if used < self._bytes:
-            self._over_since = None
-            return None
-        self._over_since = self._over_since or time.monotonic()
-        return time.monotonic() - self._over_since
+    def others_press(self, killed: int) -> bool:
+        """Whether Ray has killed more than the balloon made it, ``killed`` in all: then the pipeline needs a limit of this
+        day."""
+        if self._pressing or killed <= self._expected:
+            return False
+        self._expected = killed
+        return True
 
     def press(self, killed: Callable[[], int]) -> str:
         """Fill the machine's memory over the limit until ``killed`` says more than before; returns what came of it."""
@@ -101,11 +100,16 @@ class Limit:
             if size > MOST_BYTES or total - used < 2 * size:
                 return f"skipped: {size / GIB:.1f} GiB would be needed, and {(total - used) / GIB:.1f} GiB are free"
             before = killed()
-            with _balloon(size):
-                until = time.monotonic() + HOLD_S
-                while killed() == before and time.monotonic() < until:
-                    time.sleep(0.1)
-        return f"{size / GIB:.1f} GiB taken, and Ray killed {killed() - before}"
+            self._pressing = True
+            try:
+                with _balloon(size):
+                    until = time.monotonic() + HOLD_S
+                    while killed() == before and time.monotonic() < until:
+                        time.sleep(0.1)
+                time.sleep(SETTLE_S)
+            finally:
+                self._expected, self._pressing = killed(), False
+        return f"{size / GIB:.1f} GiB taken, and Ray killed {self._expected - before}"
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from typing import Any
 from tests.integration.pipeline import Pipeline
 from tests.lab.chronicle import Chronicle, Outage
 from tests.lab.logs import Crash, Session, crashes
-from tests.lab.memory import OUTGROWN_S, Limit
+from tests.lab.memory import Limit
 
 PERIOD_S = 0.5
 READER = "ServeReplica:stream-embedder:Reader"
@@ -95,6 +95,12 @@ class Supervised(Pipeline):
         """Process ids of readers that ended before their driver did."""
         return set().union(*(session.actors(READER) & session.ended() for session in self.sessions()))
 
+    def unfinished_readers(self) -> dict[int, set[int]]:
+        """Process ids of controllers, and of the readers that a successor took for half built and ended, of that session."""
+        return {
+            controller: session.unfinished() for session in self.sessions() for controller in session.actors(CONTROLLER)
+        }
+
     def short_of_memory(self) -> set[int]:
         """Process ids of what Ray killed for want of memory."""
         return set().union(*(session.short_of_memory() for session in self.sessions()))
@@ -125,15 +131,15 @@ class Supervised(Pipeline):
             with self._lock:
                 if not self._wanted or self.process is None:
                     continue
-                over = self.limit.over() if self.limit else None
-                if over is not None:
-                    self._chronicle.outages.append(Outage("memory", time.time() - PERIOD_S, time.time()))
+                pressed = self.limit is not None and self.limit.others_press(len(self.short_of_memory()))
+                if pressed:
+                    self._chronicle.outages.append(Outage("memory", self._began, time.time()))
                 if (code := self.process.poll()) is not None:
                     self.exits.append(Exit(code, self._began, time.time(), self._last_words()))
-                elif over is None or over < OUTGROWN_S:
-                    continue
-                else:
+                elif pressed:
                     self._chronicle.notes.append("started again: others had taken the memory that its limit left it")
+                else:
+                    continue
                 self._end()  # what Ray left behind
                 self._start()
 
