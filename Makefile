@@ -15,7 +15,7 @@ NAMES ?=
 API_SERVER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-deploy soak mutants lint format lock broker clean
+.PHONY: help setup demo bench test test-deploy test-image soak mutants lint format lock broker clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,11 @@ test: $(STAMP) ## all tests but the long ones, a file at a time on each core: ma
 
 test-deploy: $(STAMP) ## what is in deploy/, by tools that it gets with Go; on a real API server: make test-deploy API_SERVER=1
 	@HF_HUB_OFFLINE=1 API_SERVER=$(API_SERVER) $(BIN)/python -m pytest tests/deploy
+
+test-image: $(STAMP) ## the image, built by buildah, and its demo with a read-only root: as root, ten minutes the first time
+	@$(BIN)/python -m tests.deploy.needs
+	@HF_HUB_OFFLINE=1 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c \
+	  'ip link set lo up && exec $(BIN)/python -m pytest tests/deploy/test_image.py'
 
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed alone: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))
