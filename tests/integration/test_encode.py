@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 
 from pipelines.encode import run_encode
-from tests.tiny_model import make_tiny_bert, make_tiny_gemma
+from tests.tiny_model import documents, make_tiny_bert, make_tiny_gemma
 from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -63,16 +63,22 @@ def test_arguments_become_records_in_order():
     assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
 
 
-def test_vectors_are_those_of_sentence_transformers():
+def test_200_texts_have_the_vectors_of_sentence_transformers_whole_and_cut():
     from sentence_transformers import SentenceTransformer
 
     from workers.encoder.hub import resolve
 
-    texts = ["a cat on a mat", "interest rates rose", "word " * 400]
-    theirs = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu").encode(texts)
-    ours = encode(*texts, dtype="float32")
-    assert [record["truncated"] for record in ours] == [False, False, True]
-    assert (vectors(ours) * theirs).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    texts = [*documents(199), "word " * 400]
+    lines = b"\n".join(json.dumps({"text": text}).encode() for text in texts)
+    theirs = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu")
+    for dim in (384, 64):
+        result = stream_embedder("--model.dtype", "float32", "--dim", str(dim), lines=lines)
+        assert (result.returncode, result.stderr) == (0, b"")
+        ours = [json.loads(line) for line in result.stdout.splitlines()]
+        assert len({record["tokens"] for record in ours}) > 50 and ours[-1]["truncated"]  # the premise: mixed lengths
+        expected = theirs.encode(texts, truncate_dim=dim, normalize_embeddings=True)
+        assert vectors(ours).shape == expected.shape == (200, dim)
+        assert np.abs(vectors(ours) - expected).max() <= 1e-6
 
 
 def test_dim_and_precision():
