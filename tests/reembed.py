@@ -40,12 +40,12 @@ SETTLE_S = 5.0
 
 
 def produce(stage: Stage, count: int) -> None:
-    """Records of a dozen tokens under keys ``r0`` and so on."""
+    """Records of some eight tokens under keys ``r0`` and so on."""
     draw = random.Random(8)
     kafka_topics.create_topics(stage.kafka, {SOURCE: PARTITIONS, OLD: PARTITIONS, "dead": 1})
     producer = kafka_client.bare_producer(stage.kafka, linger_ms=20, batch_size=256 << 10)
     for n in range(count):
-        value = json.dumps({"id": f"r{n}", "text": f"{n}: {' '.join(draw.choices(WORDS, k=8))}"}).encode()
+        value = json.dumps({"id": f"r{n}", "text": f"{n}: {' '.join(draw.choices(WORDS, k=3))}"}).encode()
         producer.send(SOURCE, value, key=b"r%d" % n, partition=n % PARTITIONS)
         if n % 20_000 == 0:
             producer.flush(60)
