@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import hypothesis
 import pytest
@@ -104,6 +105,19 @@ def _unique(stem: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem)[:80].strip('-')}-{uuid.uuid4().hex[:8]}"
 
 
+# ---- servers that are fetched or built once
+
+
+def _do_without(reason: Exception, *, all_that_is_missing_is_go: bool = False) -> NoReturn:
+    """Skip what needs a server that is not to be had here, and say why; in CI fail, unless Go alone is missing.
+
+    Maven is what the README asks for; Go is what a machine may do without.
+    """
+    if os.environ.get("CI") and not all_that_is_missing_is_go:
+        raise reason
+    pytest.skip(str(reason))
+
+
 # ---- S3
 
 
@@ -121,13 +135,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.S3Server]:
-    """The S3 server that all tests share; without Go there is none, and who needs it is skipped."""
+    """The S3 server that all tests share."""
     try:
         s3_server.gateway()
     except s3_server.NoServer as reason:
-        if os.environ.get("CI") and shutil.which("go"):
-            raise  # where there is Go, nothing is skipped unseen
-        pytest.skip(str(reason))
+        _do_without(reason, all_that_is_missing_is_go=shutil.which("go") is None)
     with s3_server.S3Server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
@@ -148,13 +160,11 @@ def bucket(s3: s3_server.S3Server, monkeypatch: pytest.MonkeyPatch, request: pyt
 
 @pytest.fixture(scope="session")
 def registry() -> Iterator[registry_server.RegistryServer]:
-    """The schema registry that all tests share; without Maven there is none, and who needs it is skipped."""
+    """The schema registry that all tests share."""
     try:
         registry_server.program()
     except registry_server.NoRegistry as reason:
-        if os.environ.get("CI"):
-            raise  # nothing is skipped unseen
-        pytest.skip(str(reason))
+        _do_without(reason)
     with registry_server.registry_server() as server:
         yield server
 

@@ -1,8 +1,10 @@
-"""What integration tests share: a real broker that lets nobody in without a password, a token or a certificate."""
+"""What integration tests share: a broker that lets nobody in without a password, a token or a certificate; Ray's folder."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +19,11 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
         kafka_topics.create_topics(made.plain, {"in": 1, "out": 1})
         kafka_topics.create_topics(made.plain, {"dead": 1}, **{"max.message.bytes": "2000000"})
         yield made
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray keeps its sessions during the test; short, for its sockets."""
+    with tempfile.TemporaryDirectory(prefix="se-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -180,6 +180,28 @@ def reading(kafka: KafkaSettings, topic: str) -> Iterator[Reader]:
         yield reader
     finally:
         reader.close()
+
+
+def leaks(canaries: Sequence[bytes], folder: Path) -> list[str]:
+    """Files below a folder that hold one of the canaries."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            try:
+                content = path.read_bytes()
+            except OSError:
+                continue
+            found += [str(path) for canary in canaries if canary in content]
+    return found
+
+
+def ray_parts(folder: Path, title: str) -> set[int]:
+    """Process ids of all parts of that title that there have been, dead ones too, by what Ray's logs below a folder say."""
+    found = set()
+    for path in folder.rglob("worker-*.out"):
+        if f":actor_name:{title}" in path.read_text(encoding="utf-8", errors="replace"):
+            found.add(int(path.stem.rpartition("-")[2]))
+    return found
 
 
 def value_of(record: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 
 from pipelines.encode import run_encode
-from tests.tiny_model import make_tiny_bert, make_tiny_gemma
+from tests.tiny_model import documents, make_tiny_bert, make_tiny_gemma
 from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -63,16 +63,24 @@ def test_arguments_become_records_in_order():
     assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
 
 
-def test_vectors_are_those_of_sentence_transformers():
+def test_200_texts_have_the_vectors_of_sentence_transformers_whole_and_cut():
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import normalize_embeddings, truncate_embeddings
 
     from workers.encoder.hub import resolve
 
-    texts = ["a cat on a mat", "interest rates rose", "word " * 400]
-    theirs = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu").encode(texts)
-    ours = encode(*texts, dtype="float32")
-    assert [record["truncated"] for record in ours] == [False, False, True]
-    assert (vectors(ours) * theirs).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    texts = [*(text[: 4 + 2 * (n % 100)] for n, text in enumerate(documents(199))), "word " * 400]
+    lines = b"\n".join(json.dumps({"text": text}).encode() for text in texts)
+    result = stream_embedder("--model.dtype", "float32", lines=lines)
+    assert (result.returncode, result.stderr) == (0, b"")
+    whole = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len({record["tokens"] for record in whole}) > 40 and whole[-1]["truncated"]  # the premise: mixed lengths
+
+    theirs = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu").encode(texts, convert_to_tensor=True)
+    for dim, ours in ((384, whole), (64, encode(lines=lines, dim=64, dtype="float32"))):
+        expected = normalize_embeddings(truncate_embeddings(theirs, dim)).numpy()
+        assert vectors(ours).shape == expected.shape == (200, dim)
+        assert np.abs(vectors(ours) - expected).max() <= 1e-6
 
 
 def test_dim_and_precision():

@@ -1,4 +1,4 @@
-"""10,000 records as no test of ours would write them: each ends as a vector or, byte for byte, as a dead letter."""
+"""10,000 records as no test of ours would write them: each ends as a vector, in the topic and in the files, or as a dead letter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import RunningBroker
-from tests.integration.pipeline import Pipeline, reading, wait_until
+from tests.integration.pipeline import Pipeline, leaks, ray_parts, reading, wait_until
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client
 from workers.kafka_client import NULL
@@ -108,7 +110,11 @@ def _kept(headers: type_headers) -> type_headers:
 
 
 def test_ten_thousand_fuzzed_records_end_as_vectors_or_dead_letters(
-    broker: RunningBroker, make_topic: Callable[..., str], unique_name: Callable[[], str], tmp_path: Path
+    broker: RunningBroker,
+    make_topic: Callable[..., str],
+    unique_name: Callable[[], str],
+    tmp_path: Path,
+    ray_folder: Path,
 ) -> None:
     rng = random.Random(SEED)
     source = make_topic(3, max_message_bytes=1_500_000)
@@ -123,8 +129,7 @@ def test_ten_thousand_fuzzed_records_end_as_vectors_or_dead_letters(
         for n, one in enumerate(sent)
     ]
     producer.flush(timeout=60)
-    for future in futures:
-        future.get(timeout=30)
+    placed = [future.get(timeout=30) for future in futures]
     producer.close(timeout=5)
 
     settings = {
@@ -136,16 +141,22 @@ def test_ten_thousand_fuzzed_records_end_as_vectors_or_dead_letters(
         "delivery": {"commit_interval_s": 0.3},
     }
     pipeline = Pipeline(tmp_path, settings)
+    workers = [f"ServeReplica:stream-embedder:{name}" for name in ("Reader", "Encoder")]
     with reading(broker.settings, out) as vectors, reading(broker.settings, dead) as letters, pipeline:
         wait_until(
             lambda: vectors.poll() + letters.poll() >= COUNT,
             200,
             lambda: f"{len(vectors.records)} + {len(letters.records)}\n{pipeline.tail()}",
         )
+        alive = {title: set(pipeline.parts(title)) for title in workers}
         assert pipeline.terminate() == 0, pipeline.tail()
         for _ in range(5):
             vectors.poll()
             letters.poll()
+
+    # One reader and one encoder, the same ones at the end as at the start.
+    assert {title: ray_parts(ray_folder, title) for title in workers} == alive
+    assert [len(found) for found in alive.values()] == [1, 1]
 
     def number(record: Any) -> int:
         return next(int(value) for name, value in record.headers if name == "n")
@@ -157,13 +168,28 @@ def test_ten_thousand_fuzzed_records_end_as_vectors_or_dead_letters(
         assert (record.key, record.value) == (was.key, was.value)
         assert _kept(record.headers) == _kept(headers[number(record)])
         assert was.ends in ("dead", "either"), (number(record), dict(record.headers)["embedding-error-message"])
+    embedded: dict[int, list[float] | None] = {}
     for record in vectors.records:
         was = sent[number(record)]
         assert record.key == was.key
+        embedded[number(record)] = None
         if record.value is None:
             assert was.ends == "tombstone"
             continue
         assert was.ends in ("vector", "either"), number(record)
         value = json.loads(record.value)
         assert math.isclose(sum(x * x for x in value["embedding"]), 1, rel_tol=1e-4) and value["tokens"] > 0
+        embedded[number(record)] = value["embedding"]
+
+    numbers = {(place.partition, place.offset): n for n, place in enumerate(placed)}
+    rows = pq.read_table(tmp_path / "lake", columns=["partition", "offset", "key", "embedding", "deleted"]).to_pylist()
+    in_files = [numbers[row["partition"], row["offset"]] for row in rows]
+    assert sorted(in_files) == sorted(embedded), "each good one once in the files too"
+    for n, row in zip(in_files, rows, strict=True):
+        vector = embedded[n]
+        assert (row["key"], row["deleted"]) == (sent[n].key, vector is None)
+        assert row["embedding"] == (None if vector is None else np.float32(vector).tolist())
+
+    assert ray_folder.joinpath("ray").is_dir(), "Ray's files are where they are looked for"
+    assert leaks([CANARY.encode()], ray_folder) == [], "no text in Ray's files"
     assert CANARY not in pipeline.log.read_text(errors="replace"), "no text in the logs"

@@ -52,7 +52,7 @@ from workers.records import (
 from workers.state.entry import NOTHING, Digests, read_entry, state_key
 
 
-class Machine(RuleBasedStateMachine):
+class CheckpointMachine(RuleBasedStateMachine):
     """Two readers, and everything that can happen to them."""
 
     stateful = False
@@ -340,7 +340,7 @@ class Machine(RuleBasedStateMachine):
 def test_whatever_happens_at_a_moment_of_a_commit_each_outcome_is_there_once(moment: str):
     """All short histories: what happens × what becomes of the transaction, in the second commit of a reader."""
     for happening, fate, settled in itertools.product(HAPPENINGS, sorted(set(FATES)), (None, [0, 0, 1])):
-        machine = Machine()
+        machine = CheckpointMachine()
         try:
             machine.begin(1, deletes=True)
             machine.works(0, 2, None)
@@ -360,7 +360,7 @@ def test_whatever_happens_at_a_moment_of_a_commit_each_outcome_is_there_once(mom
 
 def test_a_file_reaches_over_nothing_that_its_reader_has_not_written():
     """A member that was thrown out finds another's commit in place of its own, which held fewer records."""
-    machine = Machine()
+    machine = CheckpointMachine()
     try:
         machine.begin(0, deletes=False)
         reader, partition = machine.readers[0], PARTITIONS[0]
@@ -385,7 +385,7 @@ def test_a_file_reaches_over_nothing_that_its_reader_has_not_written():
         machine.teardown()
 
 
-class StatefulMachine(Machine):
+class StatefulMachine(CheckpointMachine):
     """The same with a state: what changes nothing leaves nothing, whoever sees it, and however often."""
 
     stateful = True
@@ -442,7 +442,7 @@ class StatefulMachine(Machine):
         assert not self.readers or self.broker.topics[STATE]
 
 
-Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
-TestCheckpoint = Machine.TestCase
+CheckpointMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestCheckpoint = CheckpointMachine.TestCase
 StatefulMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestCheckpointWithState = StatefulMachine.TestCase

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,53 @@ def test_config_prints_every_setting_with_its_origin_on_a_line(pipeline):
     assert len({line.rindex("  # ") for line in lines}) == 1
     assert "  max: 4" + " " * 32 + "# --pool.max" in lines
     assert any(line.startswith("    topic: more ") and line.endswith("# pipeline.yaml") for line in lines)
+
+
+# Each secret, and the settings without which it is refused.
+SECRETS = {
+    "kafka.sasl_password": "kafka: {security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: me}",
+    "kafka.oauth.client_secret": "kafka: {security_protocol: SASL_SSL, sasl_mechanism: OAUTHBEARER, "
+    "oauth: {token_url: 'https://idp.example', client_id: me}}",
+    "kafka.ssl_ca_pem": "kafka: {security_protocol: SSL}",
+    "kafka.ssl_cert_pem": "kafka: {security_protocol: SSL, ssl_key_pem: other}",
+    "kafka.ssl_key_pem": "kafka: {security_protocol: SSL, ssl_cert_pem: other}",
+    "kafka.ssl_password": "kafka: {security_protocol: SSL, ssl_certfile: tls.crt, ssl_keyfile: tls.key}",
+    "registry.password": "registry: {url: 'https://registry.example', username: me}",
+    "registry.token": "registry: {url: 'https://registry.example'}",
+    "queries.api_key": "queries: {enabled: true}",
+}
+
+
+def test_every_secret_is_among_those_that_are_tried():
+    assert {key for key, field in keys() if "SecretStr" in str(field.annotation)} == set(SECRETS)
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_a_secret_is_in_nothing_that_is_shown(pipeline, refused, key: str):
+    """In force, in ``config``, in what a program prints, and beside any mistake."""
+    canary = "c4n4ry"
+    section, *parts = key.split(".")
+    variable = f"STREAM_EMBEDDER_{key.upper().replace('.', '__')}"
+    environ = {variable: canary}
+    configured = pipeline(SECRETS[key], (), environ)
+    settings = configured.settings
+    assert attrgetter(key)(settings).get_secret_value() == canary
+    shown = render(configured)
+    (line,) = (line for line in shown.splitlines() if line.endswith(f"# {variable}"))
+    assert line.strip().startswith(f"{parts[-1]}: '**********'")
+    misspelt = SECRETS[key].replace(": {", f": {{{parts[-1]}x: {canary}, ", 1)
+    mistakes = [
+        refused(SECRETS[key] + "\npool: {max: -1}", (), environ),
+        refused(SECRETS[key] + "\nsource: {topics: 5}", (), environ),
+        refused(SECRETS[key], (), environ | {f"{variable}X": canary}),
+        refused(SECRETS[key], [(key, canary)]),
+        refused(SECRETS[key], [(section, f"{{{': {'.join(parts)}: {canary}{'}' * len(parts)}")]),
+        refused(misspelt, (), environ),
+        refused(f"{section}: {canary}"),
+        refused(f"{section}: {{{': {'.join(parts)}: [{canary}]{'}' * len(parts)}"),
+    ]
+    told = (shown, repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump()), *mistakes)
+    assert not [text for text in told if canary in str(text)]
 
 
 def test_config_hides_secrets_and_reads_back_as_yaml(pipeline, tmp_path: Path):

@@ -35,7 +35,7 @@ def settle(ledger: OffsetLedger, *numbers: int, partition: int = 0, epoch: int =
         assert ledger.settle(Origin("documents", partition, number, epoch), Tombstone())
 
 
-class Machine(RuleBasedStateMachine):
+class LedgerMachine(RuleBasedStateMachine):
     """A ledger beside a plain model of it, and a broker that keeps what was committed."""
 
     def __init__(self) -> None:
@@ -169,8 +169,8 @@ class Machine(RuleBasedStateMachine):
         assert (self.ledger.records, self.ledger.bytes, self.ledger.epochs) == (0, 0, {})
 
 
-Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
-TestLedger = Machine.TestCase
+LedgerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestLedger = LedgerMachine.TestCase
 
 
 def test_a_prefix_ends_before_the_first_record_without_an_outcome():

@@ -11,7 +11,7 @@ import pytest
 
 from tests.checkpoint_world import LAKE, OUT, PARTITIONS, STATE, document_of
 from tests.fakes import TOPIC, record
-from tests.unit.test_checkpoint_model import Machine, StatefulMachine
+from tests.unit.test_checkpoint_model import CheckpointMachine, StatefulMachine
 from workers.errors import EnvironmentFault, StreamEmbedderError
 from workers.placing import Placing
 from workers.records import Position, TopicPartition
@@ -57,7 +57,7 @@ class History(StatefulMachine):
         reader.next[P0] = offset
 
     def offsets(self, output: str) -> list[int]:
-        return [offset for offset, _ in Machine.seen(self, output)[P0]]
+        return [offset for offset, _ in CheckpointMachine.seen(self, output)[P0]]
 
     def standing(self) -> bytes:
         reader = self.readers[0]
