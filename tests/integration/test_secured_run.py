@@ -150,12 +150,11 @@ def test_sasl_over_tls_on_a_cluster(
     capsys: pytest.CaptureFixture[str],
     mechanism: str,
 ) -> None:
-    """Through several sessions of three seconds; what opens broker, registry and queries is in no log, answer, argument or file."""
+    """Through several sessions of three seconds; what opens broker and queries is in no log, answer, argument or file."""
     address, dashboard = cluster
     stem = mechanism.lower()
     make_topics(secured.plain, stem)
     others = {
-        "REGISTRY__TOKEN": f"canary-{secrets.token_hex(12)}",
         "QUERIES__API_KEY": f"canary-{secrets.token_hex(12)}",
     }
     for name, secret in others.items():
@@ -163,7 +162,6 @@ def test_sasl_over_tls_on_a_cluster(
     more = {
         "ray": {"address": address},
         "queries": {"enabled": True, "port": free_port()},
-        "registry": {"url": "https://127.0.0.1:1"},
     }
     with way_in(mechanism, secured, tmp_path, monkeypatch) as (kafka, opens):
         canaries = [*opens, *others.values()]
@@ -194,7 +192,7 @@ def test_sasl_over_tls_on_a_cluster(
         assert ray_parts(ray_folder, "ServeReplica:stream-embedder:Reader"), "Ray's logs are where they are looked for"
         assert main(["config", "-c", str(pipeline.config)]) == 0
         said = capsys.readouterr()
-        assert said.out.count("'**********'") == 3
+        assert said.out.count("'**********'") == 2
         places = {**shown, "arguments": arguments, "log": log.encode(), "config": (said.out + said.err).encode()}
         assert [place for place, text in places.items() for canary in canaries if canary.encode() in text] == []
         assert leaks([canary.encode() for canary in canaries], ray_folder) == []
