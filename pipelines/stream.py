@@ -28,7 +28,6 @@ from pipelines.model import Model
 from pipelines.outputs import topic_outlets
 from pipelines.patience import has_run, patiently
 from pipelines.queries.replica import CALLS_PER_REPLICA, Queries
-from pipelines.routing import least_busy
 from pipelines.scaler import scaled
 from workers import log, metrics
 from workers.backlog import Backlog
@@ -212,7 +211,7 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     encoder = serve.deployment(encoder_class).options(
         name="Encoder",
         **size,
-        **least_busy(calls, taken=settings.readers.count <= pool.in_flight),
+        max_ongoing_requests=calls,
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=pool.call_timeout_s,

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from ray.serve.schema import LoggingConfig
 
 from pipelines.bench.pipeline.part import Curve, Part
 from pipelines.bench.pipeline.simulated import Device
-from pipelines.routing import least_busy
 from workers import metrics
 from workers.pool import Failure, RetryingPool, serve_pool
 from workers.records import Batch, type_vectors
@@ -109,7 +107,7 @@ def measure(*, most: int, call_ms: float, seconds: float, callers: int) -> Part:
     found: dict[str, list[tuple[float, float]]] = {"Ray Serve": [], "plain actors": []}
     with _cluster():
         for count in counts:
-            for way, reach in (("Ray Serve", partial(_served, callers)), ("plain actors", _plain)):
+            for way, reach in (("Ray Serve", _served), ("plain actors", _plain)):
                 with reach(count, call_ms / 1000) as (handle, actors):
                     found[way].append(_drive(handle, actors, count, seconds, callers))
     ideal = [1000 * count / call_ms for count in counts]
@@ -183,13 +181,10 @@ def _cluster() -> Iterator[None]:
 
 
 @contextmanager
-def _served(callers: int, count: int, call_s: float) -> Iterator[tuple[Any, Sequence[Any]]]:
+def _served(count: int, call_s: float) -> Iterator[tuple[Any, Sequence[Any]]]:
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     deployment = serve.deployment(Device).options(
-        name="Encoder",
-        num_replicas=count,
-        ray_actor_options={"num_cpus": 0},
-        **least_busy(IN_FLIGHT, taken=callers <= IN_FLIGHT),
+        name="Encoder", num_replicas=count, max_ongoing_requests=IN_FLIGHT, ray_actor_options={"num_cpus": 0}
     )
     yield serve.run(deployment.bind(DIM, call_s), name=APP, route_prefix=None, logging_config=quiet), ()
     serve.delete(APP)
