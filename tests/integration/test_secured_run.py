@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +19,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.loopback import free_port, listens
-from tests.integration.pipeline import MARK, Pipeline, Reader, reading, value_of, wait_until
+from tests.integration.pipeline import MARK, Pipeline, Reader, leaks, reading, value_of, wait_until
 from tests.secure_broker import REAUTH_MS, SecureBroker
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client, kafka_topics
@@ -35,14 +34,6 @@ ENV = "STREAM_EMBEDDER_KAFKA__"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_bert(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray keeps its sessions during the test; short, for its sockets."""
-    with tempfile.TemporaryDirectory(prefix="se-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        yield Path(folder)
 
 
 def settings(kafka: dict[str, Any], model: Path, stem: str) -> dict[str, Any]:
@@ -75,19 +66,6 @@ def require_each_once(out: Reader, count: int) -> None:
     for _ in range(5):
         out.poll()
     assert sorted(value_of(record)["id"] for record in out.records) == sorted(f"k{n}" for n in range(count))
-
-
-def leaks(canaries: list[bytes], folder: Path) -> list[str]:
-    """Files below a folder that hold one of the canaries."""
-    found = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            try:
-                content = path.read_bytes()
-            except OSError:
-                continue
-            found += [str(path) for canary in canaries if canary in content]
-    return found
 
 
 def command_lines() -> bytes:
