@@ -311,6 +311,12 @@ class Reader:
         self.moment("answered")
         return found
 
+    def begin_anew(self, partitions: Sequence[TopicPartition]) -> None:
+        assert self not in self.broker.members, "a member is told that somebody else commits"
+        self.gone(partitions, lost=True)
+        for partition in partitions:
+            self.given(partition)
+
     # ---- what the threads do
 
     def given(self, partition: TopicPartition) -> None:

@@ -93,6 +93,7 @@ class FakeSource:
         self.full_polls = 0
         self.handed_over = threading.Event()
         self.silent_coordinator = 0
+        self.begun_anew: list[TopicPartition] = []
         self.last_poll = time.monotonic()
 
     def run(self, listener: SourceListener) -> None:
@@ -168,6 +169,9 @@ class FakeSource:
             self.silent_coordinator -= 1
             raise RetryableError("the coordinator does not answer")
         return {p: self._group.positions[p] for p in partitions if p in self._group.positions}
+
+    def begin_anew(self, partitions: Iterable[TopicPartition]) -> None:
+        self.begun_anew += partitions
 
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         self._group.positions.update(positions)

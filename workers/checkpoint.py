@@ -117,7 +117,6 @@ class Checkpoint:
 
         Raises:
             RetryableError: not to be found out yet; call again.
-            StreamEmbedderError: somebody else commits for our partitions.
         """
         # A new producer under the same transactional id settles the old transaction, one way or the other …
         self._sink.abandon()
@@ -130,21 +129,27 @@ class Checkpoint:
         settled: list[Settled] = []
         already = {rendered.prefix.topic_partition: rendered.prefix.already for rendered in self._attempt}
         ends: dict[TopicPartition, int] = {}
+        foreign: list[TopicPartition] = []
         with self._lock:
-            try:
-                for partition, position in positions.items():
+            for partition, position in positions.items():
+                try:
                     done = self._ledger.resolve(partition, epochs[partition], position)
-                    if done:
-                        settled += self._outlets.new_of(already.get(partition, {}), done)
-                        ends[partition] = done[-1].record.origin.offset + 1
-                        if (self._files or self._known) and ends[partition] > tried.get(partition, 0):
-                            # There are no rows of these, and no state: a file that another record ends would lack them for good.
-                            raise ValueError(
-                                f"{partition} is committed up to {ends[partition]}, beyond what this reader has written"
-                            )
-            except ValueError as error:
-                raise StreamEmbedderError(str(error)) from error
+                except ValueError as error:
+                    LOG.warning("somebody else commits %s", log.fields(error=error))
+                    foreign.append(partition)
+                    continue
+                if done and done[-1].record.origin.offset >= tried.get(partition, 0):
+                    # We have not written all of these. There are no rows of them, and no state: a file that another record ends
+                    # would lack them for good.
+                    LOG.warning("somebody else commits %s", log.fields(partition=partition, committed=position.offset))
+                    foreign.append(partition)
+                elif done:
+                    settled += self._outlets.new_of(already.get(partition, {}), done)
+                    ends[partition] = done[-1].record.origin.offset + 1
             self._lock.notify_all()
+        if foreign:
+            # A successor, of whom we have not heard yet: this reader was thrown out of its group.
+            self._source.begin_anew(foreign)
         for rendered in self._attempt:
             if (reached := ends.get(rendered.prefix.topic_partition)) is not None:
                 self._hand_over(rendered, reached)

@@ -209,7 +209,8 @@ def test_a_file_that_cannot_be_read_is_left_out_and_what_cannot_start_ends_the_j
         watched.run(OtherReplica)
     outcome = watched.run(FaultyReplica)
     assert outcome.failed == [f"file://{tmp_path}/in/bad.jsonl from byte 0: its disk is broken"]
-    assert (outcome.tally.rows, len(watched.job.rows()), outcome.most) == (10, 10, 2)
+    assert (outcome.tally.rows, len(watched.job.rows())) == (10, 10)
+    assert max(state.members for state in watched.shown) == 2
     again = watched.run()
     assert (again.failed, again.tally.rows, len(watched.job.rows())) == ([], 10, 20)
 

@@ -13,7 +13,7 @@ from tests.fakes import DIM, TOPIC, FakeRenderer, FakeSink, FakeSource, Group, f
 from workers import metrics
 from workers.checkpoint import Checkpoint
 from workers.encoder.quantize import Projection, quantize
-from workers.errors import CommitError, RetryableError, StreamEmbedderError
+from workers.errors import CommitError, RetryableError
 from workers.offsets import OffsetLedger
 from workers.outlets import DeadLetterOutlet, Outlet
 from workers.records import (
@@ -241,12 +241,23 @@ def test_the_old_producer_is_gone_before_the_group_is_asked(bench: Bench):
     assert seen[0][-2:] == ["abandon", "open"]
 
 
-def test_somebody_else_who_commits_for_our_partition_ends_the_reader(bench: Bench):
+def test_a_partition_for_which_somebody_else_commits_begins_anew_and_the_others_go_on(bench: Bench):
     assert bench.ledger.add(record(0))
+    bench.settle(5, embedding("b"), partition=1)
     bench.group.positions[P0] = Position(1)
-    with pytest.raises(StreamEmbedderError, match="beyond a record") as caught:
-        bench.checkpoint.recover()
-    assert not isinstance(caught.value, RetryableError)
+    bench.checkpoint.recover()
+    assert bench.source.begun_anew == [P0]
+    assert bench.checkpoint.commit() == 1
+    assert bench.values() == [b"b"]
+
+
+def test_what_somebody_else_committed_of_what_was_not_tried_is_not_ours(bench: Bench):
+    """Its outcome is known here, and was never written by us."""
+    bench.settle(0, embedding("a"))
+    bench.group.positions[P0] = Position(1)
+    bench.checkpoint.recover()
+    assert bench.source.begun_anew == [P0] and not bench.sink.committed
+    assert bench.meter.value(metrics.RECORDS_COMMITTED, outcome="embedding") == 0
 
 
 def test_opening_again_after_a_failure_leaves_no_first_producer_behind():

@@ -70,6 +70,9 @@ class Source(Protocol):
             RetryableError: the coordinator did not answer in time.
         """
 
+    def begin_anew(self, partitions: Iterable[TopicPartition]) -> None:
+        """End the assignments of partitions for which somebody else commits; those that are ours still begin anew."""
+
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Commit outside a transaction, soon (at-least-once delivery).
 

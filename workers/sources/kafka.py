@@ -337,6 +337,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             raise RetryableError(f"this reader has not joined group {self._settings.group} yet")
         return member.committed(partitions)
 
+    def begin_anew(self, partitions: Iterable[TopicPartition]) -> None:
+        """End the assignments of partitions for which somebody else commits; those that are ours still begin anew."""
+        with self._lock:
+            self._begin_again([one for one in partitions if one in self._epochs and one not in self._unplaced])
+
     def commit(self, positions: Mapping[TopicPartition, Position]) -> None:
         """Have the poll thread commit ``positions`` between two polls; a refusal surfaces at the next call."""
         self._commits.add(positions)
