@@ -90,6 +90,15 @@ def test_a_digest_covers_all_that_is_written_and_nothing_else():
     assert len({base, *others}) == len(others) + 1
 
 
+def test_a_digest_does_not_cover_a_record_s_trace():
+    """A producer that is traced says something else with each record."""
+    document = Document("id", "text")
+    headers = (("tenant", b"a"), ("traceparent", b"00-1"), ("tracestate", b"v=1"))
+    traced = replace(record(0), headers=headers)
+    assert DIGESTS.of(traced, document) == DIGESTS.of(replace(record(0), headers=headers[:1]), document)
+    assert DIGESTS.of(traced, document) != DIGESTS.of(replace(record(0), headers=headers[1:]), document)
+
+
 def test_a_digest_takes_whatever_a_record_may_hold():
     odd = Document("\ud800", "\udfff", {"when": object, "nan": float("nan"), "raw": b"\0"}, "\ud800")
     assert len(DIGESTS.of(replace(record(0), headers=(("\ud800", b"v"),)), odd)) == 16

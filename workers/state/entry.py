@@ -102,6 +102,10 @@ def read_entry(value: bytes) -> Entry:
     return Entry(digest, tokens, chunks, offset)
 
 
+# Where in a trace a record was produced, as W3C has it: another one each time, whatever else stays as it is.
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+
 class Digests:
     """Says what an output record is made of, in 16 bytes: all that would make it another one."""
 
@@ -116,7 +120,7 @@ class Digests:
         return self._base.hexdigest()[:8]
 
     def of(self, record: Record, document: Document) -> bytes:
-        """The digest of id, text, prompt, included fields and the record's headers; not of its timestamp."""
+        """The digest of id, text, prompt, included fields and the record's headers; not of its timestamp, or its trace."""
         found = self._base.copy()
         prompt = b"" if document.prompt is None else b"p" + document.prompt.encode(errors="surrogatepass")
         fields = json.dumps(document.fields, sort_keys=True, default=repr) if document.fields else ""
@@ -128,6 +132,8 @@ class Digests:
             fields.encode(),
         )
         for name, value in record.headers:
+            if name in TRACE_HEADERS:
+                continue
             _add(found, name.encode(errors="surrogatepass"), b"" if value is None else b"v" + value)
         return found.digest()
 
