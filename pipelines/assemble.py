@@ -7,6 +7,7 @@ here: Ray, which is why the benchmarks measure the same reader that runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pipelines.model import Model
 from pipelines.outputs import file_outlets
@@ -24,6 +25,7 @@ from workers.sinks.kafka import IdempotentSink, TransactionalSink
 from workers.sources.kafka import KafkaSource
 from workers.state import Digests, Known
 from workers.state.kafka_log import state_log
+from workers.trace import UNTRACED, Trace
 
 CLIENT = "stream-embedder"
 
@@ -43,6 +45,7 @@ def stream_reader(
     slot: Callable[[], str],
     cuda: bool,
     meter: metrics.Metrics,
+    trace: Trace = UNTRACED,
 ) -> StreamReader:
     """The loop of one member of the pipeline's group.
 
@@ -55,6 +58,7 @@ def stream_reader(
         slot: this reader's own name in the group, and its successor's after it; it may change while the reader lives.
         cuda: whether encoders run on GPUs, for the default of a batch's tokens.
         meter: counts.
+        trace: is told of batches; the reader closes it at its end.
 
     Raises:
         EnvironmentFault, SettingsError: as :func:`pipelines.outputs.file_outlets`.
@@ -68,7 +72,7 @@ def stream_reader(
         meter=meter,
     )
     topics = [outlet.topic for outlet in outlets] + [settings.dead_letter.topic]
-    files = file_outlets(model, meter)
+    files = file_outlets(model, meter, trace)
     known = None
     if settings.state.topic is not None:
         topics.append(settings.state.topic)
@@ -87,6 +91,10 @@ def stream_reader(
         sink = TransactionalSink(settings.kafka, topics, meter, transactional_id=slot)
     else:
         sink = IdempotentSink(settings.kafka, topics, meter, commit=source.commit)
+    if trace is not UNTRACED:
+        from workers.otel.carrying import Carrying  # noqa: PLC0415 - only who traces has its libraries
+
+        outlets = [replace(outlet, renderer=Carrying(outlet.renderer, trace, sink.refuses)) for outlet in outlets]
     dead = DeadLetterOutlet(
         settings.dead_letter.topic,
         model.fingerprint_of(model.projection(settings.outputs[0])),
@@ -105,8 +113,11 @@ def stream_reader(
             linger_s=settings.pool.linger_ms / 1000,
         ),
         meter,
-        lambda ledger, lock: Checkpoint(ledger, lock, source, sink, outlets, dead, meter, files=files, known=known),
+        lambda ledger, lock: Checkpoint(
+            ledger, lock, source, sink, outlets, dead, meter, files=files, known=known, trace=trace
+        ),
         topics=[*(outlet.name for outlet in outlets), dead.name],
         files=[outlet.output for outlet in files],
         known=known,
+        trace=trace,
     )

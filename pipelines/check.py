@@ -15,6 +15,7 @@ import numpy as np
 from pipelines import guard, identity
 from pipelines.check_chunks import examine_chunks
 from pipelines.check_registry import examine_registry
+from pipelines.check_traces import examine_traces
 from pipelines.finding import Finding
 from pipelines.model import Model
 from pipelines.outputs import chain, position_key
@@ -72,7 +73,11 @@ def require_sound(settings: Settings) -> None:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at schemas, model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as others allow."""
+    """Look at schemas, model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as others allow.
+
+    Before them all at traces, where they are on.
+    """
+    yield from examine_traces(settings)
     try:
         decoder_for(settings)
     except EnvironmentFault as error:

@@ -14,6 +14,7 @@ from workers.outlets import FileOutlet, Outlet
 from workers.settings import KafkaOutput, ParquetOutput
 from workers.sinks.chain import Chain
 from workers.sinks.files import FileOutput
+from workers.trace import UNTRACED, Trace
 
 
 def topic_outlets(model: Model) -> list[Outlet]:
@@ -46,7 +47,7 @@ def topic_outlets(model: Model) -> list[Outlet]:
     return found
 
 
-def file_outlets(model: Model, meter: metrics.Metrics) -> list[FileOutlet]:
+def file_outlets(model: Model, meter: metrics.Metrics, trace: Trace = UNTRACED) -> list[FileOutlet]:
     """The outputs that are files; errors as above."""
     settings = model.settings
     wanted = [output for output in settings.outputs if isinstance(output, ParquetOutput)]
@@ -70,6 +71,7 @@ def file_outlets(model: Model, meter: metrics.Metrics) -> list[FileOutlet]:
             output.rotate,
             most_bytes=most,
             meter=meter,
+            trace=trace,
         )
         found.append(FileOutlet(projection, renderer, files, renderer if output.together else None))
     return found

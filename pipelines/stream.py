@@ -32,6 +32,7 @@ from pipelines.scaler import scaled
 from workers import log, metrics
 from workers.backlog import Backlog
 from workers.errors import DeviceLost, StreamEmbedderError
+from workers.otel import reader_trace, replica_trace
 from workers.outlets import Outlet
 from workers.pool import serve_pool
 from workers.reader import StreamReader
@@ -58,6 +59,7 @@ class Encoder:
         log.configure()
         started = time.monotonic()
         self._meter = metrics.Metrics(RayExporter())
+        self._trace = replica_trace(settings, self._meter)
         model, self._encoder = patiently(
             lambda: self._load(settings), "encoder", self._meter, functools.partial(has_run, APP)
         )
@@ -88,7 +90,8 @@ class Encoder:
 
     async def encode(self, batch: Batch) -> type_vectors:
         """Vectors of a batch: float32 [n, widest output's dim], unit length."""
-        return await asyncio.wrap_future(self._turns.submit(lambda: self._forward(batch, self._dim), query=False))
+        work = self._trace.timed(batch, lambda: self._forward(batch, self._dim))
+        return await asyncio.wrap_future(self._turns.submit(work, query=False))
 
     async def query(self, batch: Batch) -> tuple[type_vectors, float]:
         """Vectors of a batch that somebody waits for, before others' turn: all of the model's dims; and the seconds it took."""
@@ -112,6 +115,11 @@ class Encoder:
             self._meter.add(metrics.ENCODER_TOKENS, after.tokens - before.tokens)
             self._meter.add(metrics.ENCODER_PADDING, after.padding - before.padding)
             self._meter.add(metrics.ENCODER_HALVED, after.halved - before.halved)
+
+    def __del__(self) -> None:
+        """Serve's way to say that the replica goes."""
+        if hasattr(self, "_trace"):
+            self._trace.close()
 
 
 class Reader:
@@ -142,6 +150,7 @@ class Reader:
     def _build(self, model: Model, outlets: list[Outlet]) -> StreamReader:
         settings = self._settings
         tokenizer = model.tokenizer()
+        trace = reader_trace(settings, self._client, self._meter)
         pool = serve_pool(
             self._encoders.encode.remote,
             dim=model.widest,
@@ -149,9 +158,12 @@ class Reader:
             capacity=self._census.capacity,
             timeout_s=settings.pool.call_timeout_s,
             meter=self._meter,
+            trace=trace,
         )
         cuda = gpus_per_replica(settings) > 0
-        return stream_reader(settings, model, outlets, tokenizer, pool, slot=self._slot, cuda=cuda, meter=self._meter)
+        return stream_reader(
+            settings, model, outlets, tokenizer, pool, slot=self._slot, cuda=cuda, meter=self._meter, trace=trace
+        )
 
     def _slot(self) -> str:
         """What is this reader's own in the group, and its successor's after it: Serve numbers its replicas."""

@@ -19,6 +19,7 @@ from workers.records import Chunked, DeadLetter, Embedding, Settled, Tombstone, 
 from workers.sinks.base import Sink
 from workers.sources.base import Source
 from workers.state import Known
+from workers.trace import UNTRACED, Commit, Trace
 
 LOG = log.get(__name__)
 
@@ -42,8 +43,12 @@ class Checkpoint:
         failpoint: Callable[[str], None] = lambda _: None,
         files: Sequence[FileOutlet] = (),
         known: Known | None = None,
+        trace: Trace = UNTRACED,
     ) -> None:
-        """``failpoint`` is called with the name of each step's end; tests crash there. ``known``: the state, where one is kept."""
+        """``failpoint`` is called with the name of each step's end; tests crash there. ``known``: the state, where one is kept.
+
+        ``trace`` is told of commits.
+        """
         self._ledger = ledger
         self._lock = lock
         self._source = source
@@ -52,6 +57,7 @@ class Checkpoint:
         self._known = known
         self._meter = meter
         self._failpoint = failpoint
+        self._trace = trace
         self._files = files
         self._attempt: list[Rendered] = []
 
@@ -70,6 +76,10 @@ class Checkpoint:
         Raises:
             RetryableError: it failed or is in doubt; call :meth:`recover` before anything else.
         """
+        with self._trace.commit() as told:
+            return self._commit(told)
+
+    def _commit(self, told: Commit) -> int:
         started = time.monotonic()
         # Step 1: the completed prefix of every partition, and where that puts the group. Files that move on meanwhile are told
         # of next time: the state topic gets what belongs to these positions, no less and no more.
@@ -80,22 +90,28 @@ class Checkpoint:
             positions = self._ledger.positions(drained)
             ours = {partition: self._ledger.epochs[partition] for partition in positions}
         # Step 2: render, before anything is open. What cannot be written becomes a dead letter here.
+        told.begin(drained)
+        told.step("render")
         self._attempt, messages = self._outlets.render(drained)
         prefixes = [rendered.prefix for rendered in self._attempt]
         if self._known is not None:
             changes = {rendered.prefix.topic_partition: rendered.changes for rendered in self._attempt}
             messages += self._known.due(positions, changes)
         # Step 3: begin, write, flush; every record acknowledged.
+        told.step("send", len(messages))
         self._sink.write(messages)
         self._failpoint("written")
         # Step 4: a stable membership of the group: what fences us from a successor.
+        told.step("membership")
         membership = self._source.membership(MEMBERSHIP_WAIT_S)
         # Step 5: every partition still ours, looked at after the membership was taken.
         with self._lock:
             if not self._ledger.owns(ours):
                 raise CommitError("a partition was revoked while its outcomes were being written")
         # Step 6: offsets and commit.
+        told.step("offsets")
         self._sink.commit(positions, membership)
+        told.done()
         self._failpoint("committed")
         # Step 7: forget; what files hold is theirs now.
         with self._lock:
@@ -163,6 +179,7 @@ class Checkpoint:
     def _hand_over(self, rendered: Rendered, end: int) -> None:
         """Give the state and the outputs of files what is committed of a prefix, its records below ``end``."""
         prefix = rendered.prefix
+        self._trace.committed(prefix.topic_partition, prefix.epoch, end)
         if self._known is not None:
             try:
                 self._known.released(prefix.topic_partition, prefix.epoch, rendered.changes, end)

@@ -21,6 +21,7 @@ from workers.records import Position, Record, TopicPartition
 from workers.settings import LimitSettings
 from workers.sinks.files import FileOutput
 from workers.state import Known
+from workers.trace import UNTRACED, Trace
 
 LOG = log.get(__name__)
 
@@ -46,11 +47,12 @@ class Intake:
         known: Known | None = None,
         *,
         most_bytes: int | None = None,
+        trace: Trace = UNTRACED,
     ) -> None:
         """``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs.
 
         ``known``: the state, where one is kept. ``most_bytes``: of the records that are handed on together; one alone may have
-        more. None: as many as there are.
+        more. None: as many as there are. ``trace`` is told of batches.
         """
         self.lock = threading.Condition()
         self.ledger = OffsetLedger(topics, [output.key for output in files], [] if known is None else [known.mark])
@@ -65,6 +67,7 @@ class Intake:
         self._limits = limits
         self._most_bytes = most_bytes
         self._meter = meter
+        self._trace = trace
 
     def place(self, partition: TopicPartition, epoch: int, position: Position) -> Position | None:
         """Where a partition starts, once every output has said how far it is."""
@@ -95,7 +98,7 @@ class Intake:
     def revoked(self, partitions: Iterable[TopicPartition], *, lost: bool) -> None:
         """Partitions are ours no longer; their records are given up."""
         with self.lock:
-            self._drop(partitions)
+            self._drop(partitions, "lost" if lost else "revoked")
             dropped = self.ledger.revoke(partitions)
             for partition in partitions:
                 self._reached.pop(partition, None)
@@ -113,7 +116,9 @@ class Intake:
         """Records of one partition, in order."""
         with self.lock:
             taken = [record for record in records if self.ledger.add(record)]
-            self.inbox.extend(_portions(taken, self._most_bytes))
+            portions = list(_portions(taken, self._most_bytes))
+            self.inbox.extend(portions)
+            self._trace.received(portions)
             self.lock.notify_all()
             self.measure()
 
@@ -164,13 +169,14 @@ class Intake:
         with self.lock:
             return self.ledger.records + max((output.rows for output in self._files), default=0)
 
-    def _drop(self, partitions: Iterable[TopicPartition]) -> None:
+    def _drop(self, partitions: Iterable[TopicPartition], why: str) -> None:
         """Hold nothing of assignments that have ended: it is read again, and would be there twice. Under the lock."""
         gone = set(partitions)
         kept = [chunk for chunk in self.inbox if chunk[0].origin.topic_partition not in gone]
         self.inbox.clear()
         self.inbox.extend(kept)
         self._ended = True
+        self._trace.given_up(gone, why)
 
     def after_an_end(self) -> dict[TopicPartition, int] | None:
         """The assignments that there are, when one has ended since this was asked last; under the lock."""

@@ -174,6 +174,8 @@ FILES_LOST = Metric(
 FILE_PUTS_FAILED = Metric("file_puts_failed_total", "counter", "Attempts to put a file that failed.", ("output",))
 FILE_BYTES_WAITING = Metric("file_bytes_waiting", "gauge", "Bytes of rows that wait for their file.", ("output",))
 
+SPANS_LOST = Metric("spans_lost_total", "counter", "Spans of traces that no collector took.")
+
 type_exporter = Callable[[Metric, float, dict[str, str]], None]
 
 

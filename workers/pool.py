@@ -27,6 +27,7 @@ from workers import log, metrics
 from workers.deadline import Deadline
 from workers.errors import RetryableError
 from workers.records import Batch, DeadLetter, type_vectors
+from workers.trace import UNTRACED, Trace
 
 LOG = log.get(__name__)
 
@@ -89,6 +90,7 @@ class RetryingPool:
         classify: Callable[[Exception], Failure],
         capacity: Callable[[], int],
         meter: metrics.Metrics,
+        trace: Trace = UNTRACED,
     ) -> None:
         """``canary``: one text that every encoder must be able to take; ``classify`` reads an exception of ``call``."""
         self._call = call
@@ -97,6 +99,7 @@ class RetryingPool:
         self._classify = classify
         self._capacity = capacity
         self._meter = meter
+        self._trace = trace
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="encode")
 
@@ -135,6 +138,7 @@ class RetryingPool:
             except Exception as error:  # noqa: BLE001 - whatever a replica raises; it is classified, counted and retried
                 failure = self._classify(error)
                 self._meter.add(metrics.CALLS_RETRIED, cause=failure.value)
+                self._trace.retried(batch, failure.value)
                 LOG.warning(
                     "call failed %s",
                     log.fields(cause=failure.value, error=type(error).__name__, texts=len(batch), attempts=attempts),
@@ -203,6 +207,7 @@ def serve_pool(
     timeout_s: float,
     meter: metrics.Metrics,
     unpacked: Callable[[Any], type_vectors] = lambda vectors: vectors,
+    trace: Trace = UNTRACED,
 ) -> RetryingPool:
     """The encoder replicas behind a Ray Serve deployment.
 
@@ -233,4 +238,4 @@ def serve_pool(
             case _:
                 return Failure.RAISED
 
-    return RetryingPool(call, dim=dim, canary=canary, classify=classify, capacity=capacity, meter=meter)
+    return RetryingPool(call, dim=dim, canary=canary, classify=classify, capacity=capacity, meter=meter, trace=trace)

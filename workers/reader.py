@@ -19,7 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from workers import log, metrics, outcomes
@@ -37,6 +37,7 @@ from workers.settings import LimitSettings
 from workers.sinks.files import FileOutput
 from workers.sources.base import Source
 from workers.state import Known
+from workers.trace import UNTRACED, Trace
 from workers.window import Call, Window
 
 LOG = log.get(__name__)
@@ -71,11 +72,12 @@ class StreamReader:
         topics: Sequence[str] = (),
         files: Sequence[FileOutput] = (),
         known: Known | None = None,
+        trace: Trace = UNTRACED,
     ) -> None:
         """``checkpoint`` is made here, over the ledger and the lock that it shares with the loop.
 
         ``topics``: names of the outputs that are topics, the dead letters' included; ``files``: the other outputs; ``known``:
-        the state, where one is kept.
+        the state, where one is kept; ``trace`` is told of batches, and closed at the end.
         """
         self._source = source
         reject = options.reject_overflow
@@ -85,8 +87,10 @@ class StreamReader:
         self._pool = pool
         self._options = options
         self._meter = meter
+        self._trace = trace
         whole = isinstance(tokenizer, outcomes.CuttingTokenizer)
-        self._intake = Intake(topics, files, options.limits, meter, known, most_bytes=CHUNK_BYTES if whole else None)
+        most_bytes = CHUNK_BYTES if whole else None
+        self._intake = Intake(topics, files, options.limits, meter, known, most_bytes=most_bytes, trace=trace)
         self._flow, self.progress = Flow(meter), self._intake.progress
         self._lock, self._ledger = self._intake.lock, self._intake.ledger
         self._files = tuple(files)
@@ -134,6 +138,7 @@ class StreamReader:
             for started in (thread for thread in threads if thread.ident is not None):
                 started.join(10)
             self._checkpoint.close()
+            self._trace.close()
             self._ended.set()
         if self._failure is not None:
             raise self._failure
@@ -220,9 +225,10 @@ class StreamReader:
             self._submit()
 
     def _prepare(self, records: Sequence[Record]) -> None:
-        with self._intake.holding(records):
+        with self._intake.holding(records), self._trace.preparing(records) as ready:
             started = time.monotonic()
             texts, settled = self._understand(records)
+            ready(len(texts))
             self._gathering.expect(texts)
             tokens = self._window.add(texts, time.monotonic())
             self._flow.prepared(len(records), tokens, time.monotonic() - started)
@@ -233,6 +239,7 @@ class StreamReader:
             call = self._window.take(time.monotonic())
             if call is None:
                 return
+            call = replace(call, batch=self._trace.sent(call.rows, call.batch))
             with self._lock:
                 self._under_way += 1
                 self._intake.measure()
@@ -245,6 +252,7 @@ class StreamReader:
             answer = None if future.cancelled() or error is not None else future.result()
             if error is not None and not isinstance(error, PoolClosed):
                 self._fail(error)  # without an outcome its texts would hold up their partitions, and nobody would know
+            self._trace.answered(call.batch, error)
             with self._lock:
                 self._answers.append((call, answer, time.monotonic() - started))
                 self._lock.notify_all()

@@ -105,11 +105,13 @@ class Tokens:
 class Batch:
     """Texts for one encoder call, as plain arrays: the only thing that crosses to an encoder replica.
 
-    ``ids``: int32 [sum(lengths)], the texts' token ids one after another; ``lengths``: int32 [n].
+    ``ids``: int32 [sum(lengths)], the texts' token ids one after another; ``lengths``: int32 [n]. ``trace``: the call's place in a
+    trace, as W3C's ``traceparent`` says it; None: it is in none.
     """
 
     ids: type_ids
     lengths: type_ids
+    trace: str | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -129,7 +131,7 @@ class Batch:
     def slice(self, start: int, stop: int) -> Batch:
         """The texts ``start`` to ``stop`` (exclusive) as a batch of their own; arrays are views."""
         ends = np.concatenate(([0], np.cumsum(self.lengths)))
-        return Batch(self.ids[ends[start] : ends[stop]], self.lengths[start:stop])
+        return Batch(self.ids[ends[start] : ends[stop]], self.lengths[start:stop], self.trace)
 
 
 @dataclass(frozen=True, slots=True)

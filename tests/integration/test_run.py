@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from pipelines.loopback import free_port, listens
+from tests.collector import collector
 from tests.conftest import RunningBroker
+from tests.integration import traces
 from tests.integration.pipeline import MARK, Pipeline, reading, value_of, wait_until
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client, kafka_topics
@@ -94,18 +96,24 @@ def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model:
         assert len(out.records) == done < 60_000
 
 
-def test_a_terminal_that_closes_drains(
-    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path
+def test_a_terminal_that_closes_drains_and_every_record_can_be_followed(
+    broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGHUP goes to every process of the session, and the terminal takes no more output."""
-    produce(broker.settings, names["in"], [(None, b'{"id": "%d", "text": "word"}' % n) for n in range(100)])
-    pipeline = Pipeline(tmp_path, base(broker, names, model))
+    """SIGHUP goes to every process of the session, and the terminal takes no more output. A collector has the traces."""
+    traces.produce(broker.settings, names["in"], 100, 4)
+    lake = {"kind": "parquet", "uri": (tmp_path / "lake").as_uri()}
+    settings = base(broker, names, model) | {"telemetry": {"traces": True}}
+    settings["outputs"] = [{"topic": names["out"], "format": "binary"}, lake]
+    pipeline = Pipeline(tmp_path, settings)
     screen, terminal = os.openpty()
     in_terminal = (
         "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored where tests run under nohup
         "os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
-    with reading(broker.settings, names["out"]) as out:
+    with collector() as (found, endpoint), reading(broker.settings, names["out"]) as out:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         pipeline.process = subprocess.Popen(
             [sys.executable, "-c", in_terminal, "-m", *pipeline.module.split(), "-c", str(pipeline.config)],
             env=os.environ | {MARK: pipeline.mark},
@@ -117,7 +125,7 @@ def test_a_terminal_that_closes_drains(
         def watched() -> bool:
             while select.select([screen], [], [], 0)[0]:
                 seen.extend(os.read(screen, 65_536))
-            return out.poll() >= 100
+            return out.poll() >= 100 and traces.encoded(found) >= 100
 
         try:
             wait_until(watched, 120, lambda: seen[-2000:].decode(errors="replace"))
@@ -126,6 +134,7 @@ def test_a_terminal_that_closes_drains(
             assert members(broker.settings, names["group"]) == 0, "who does not drain does not leave"
             assert committed(broker.settings, names["group"]) == 100
             wait_until(lambda: not pipeline.parts(), 20, lambda: str(pipeline.parts()))
+            traces.assert_followed(found, names["in"], 100, 4, out.records)
         finally:
             pipeline.kill_everything()
 

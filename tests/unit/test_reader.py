@@ -34,11 +34,13 @@ from workers.checkpoint import Checkpoint
 from workers.codecs.base import Decoder
 from workers.encoder.quantize import Projection
 from workers.errors import EnvironmentFault, PoisonError, RetryableError, StreamEmbedderError
+from workers.otel.carrying import Carrying
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet
 from workers.pool import Failure, RetryingPool
 from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, Document, Message, Position, Record, Tokens, TopicPartition, type_vectors
 from workers.settings import LimitSettings
+from workers.trace import UNTRACED, Trace
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 OUT, DEAD = "vectors", "documents.dead"
@@ -70,6 +72,7 @@ class Stream:
         group: Group | None = None,
         files: Callable[[metrics.Metrics], list[FileOutlet]] = lambda _: [],
         at: Callable[[str], None] = lambda _: None,
+        trace: Trace = UNTRACED,
     ) -> None:
         self.group = group or Group()
         self.source = FakeSource(self.group, steps)
@@ -82,8 +85,11 @@ class Stream:
             classify=lambda _: Failure.RAISED,
             capacity=lambda: 3,
             meter=self.meter,
+            trace=trace,
         )
-        outlets = [Outlet(f"kafka:{OUT}", OUT, Projection(DIM), FakeRenderer(OUT))]
+        renderer = FakeRenderer(OUT)
+        told = renderer if trace is UNTRACED else Carrying(renderer, trace, self.sink.refuses)
+        outlets = [Outlet(f"kafka:{OUT}", OUT, Projection(DIM), told)]
         lakes = files(self.meter)
         dead = DeadLetterOutlet(DEAD, "f", False)
         self.reader = StreamReader(
@@ -100,10 +106,11 @@ class Stream:
             ),
             self.meter,
             lambda ledger, lock: Checkpoint(
-                ledger, lock, self.source, self.sink, outlets, dead, self.meter, at, files=lakes
+                ledger, lock, self.source, self.sink, outlets, dead, self.meter, at, files=lakes, trace=trace
             ),
             topics=[f"kafka:{OUT}", f"kafka:{DEAD}"],
             files=[lake.output for lake in lakes],
+            trace=trace,
         )
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)

@@ -36,6 +36,7 @@ from workers.settings.running import (
     ReaderSettings,
     ScalingSettings,
     StateSettings,
+    TelemetrySettings,
 )
 from workers.settings.source import SourceSettings, TopicMapping
 
@@ -63,6 +64,7 @@ __all__ = [
     "Settings",
     "SourceSettings",
     "StateSettings",
+    "TelemetrySettings",
     "TopicMapping",
     "Vectors",
     "parse_bytes",
@@ -98,6 +100,7 @@ class Settings(BaseSettings):
     pool: PoolSettings = PoolSettings()
     scaling: ScalingSettings = ScalingSettings()
     queries: QueriesSettings = QueriesSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     ray: RaySettings = RaySettings()
 
     @classmethod

@@ -150,3 +150,13 @@ class RaySettings(Section):
                 "metrics_port is for a Ray that is started here; the nodes of a running cluster have theirs"
             )
         return self
+
+
+class TelemetrySettings(Section):
+    """What `run` tells of its work beside metrics and logs."""
+
+    traces: bool = Field(
+        False,
+        description="Spans of OpenTelemetry, from record to commit, to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names "
+        "(`pip install 'stream-embedder[traces]'`).",
+    )

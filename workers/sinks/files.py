@@ -21,6 +21,7 @@ from workers.errors import EnvironmentFault
 from workers.records import TopicPartition
 from workers.settings import Rotation
 from workers.sinks.chain import Chain
+from workers.trace import UNTRACED, Trace
 
 LOG = log.get(__name__)
 
@@ -81,6 +82,7 @@ class FileOutput:
         *,
         most_bytes: int,
         meter: metrics.Metrics,
+        trace: Trace = UNTRACED,
     ) -> None:
         """Nothing is started here.
 
@@ -92,6 +94,7 @@ class FileOutput:
             rotation: when a file is full.
             most_bytes: rows of more bytes do not wait, however far from full their file is.
             meter: counts files.
+            trace: is told of them.
         """
         self.name = name
         self.key = key
@@ -100,6 +103,7 @@ class FileOutput:
         self._rotation = rotation
         self._most = most_bytes
         self._meter = meter
+        self._trace = trace
         self._lock = threading.Condition()
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._folders: dict[TopicPartition, str] = {}
@@ -222,7 +226,8 @@ class FileOutput:
         delay = 0.2
         while True:
             try:
-                reached = self._chain.put(file)
+                with self._trace.putting(self.name, lane.partition, start, end):
+                    reached = self._chain.put(file)
                 break
             except EnvironmentFault as error:
                 self._meter.add(metrics.FILE_PUTS_FAILED, output=self.name)
