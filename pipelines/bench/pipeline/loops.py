@@ -33,6 +33,7 @@ from pipelines.outputs import topic_outlets
 from workers import kafka_client, metrics
 from workers.checkpoint import MOST_RECORDS
 from workers.deadline import Deadline
+from workers.otel import reader_trace
 from workers.pool import Answer
 from workers.records import Batch, Tokens, type_vectors
 from workers.settings import KafkaSettings, Settings
@@ -133,6 +134,7 @@ def ours(job: Mapping[str, Any]) -> dict[str, Any]:
         slot=lambda: f"{settings.source.group}.0",
         cuda=True,
         meter=meter,
+        trace=reader_trace(settings, settings.source.group, meter),
     )
     logging.getLogger("stream_embedder").setLevel(logging.ERROR)
     threading.Thread(target=reader.run, name="commit", daemon=True).start()
