@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 ROWS ?=
 QUERY ?=
 TEXTS ?=
-WORKERS ?= auto
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SEEDS ?=
 LANES ?=
 NAMES ?=
@@ -40,7 +40,7 @@ demo: $(STAMP) ## real text through a real Kafka, then a search over it: make de
 bench: $(STAMP) ## the encoder beside its peers, half an hour; a quick look: make bench TEXTS=200
 	@$(BIN)/stream-embedder bench encoder $(if $(TEXTS),--texts $(TEXTS) --rounds 1 --no-sweep)
 
-test: $(STAMP) ## all tests but the long ones, a file at a time on each core: make test WORKERS=1
+test: $(STAMP) ## all tests but the long ones, a file at a time on each core and one more: make test WORKERS=1
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak and not deploy" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-deploy: $(STAMP) ## what is in deploy/, by tools that it gets with Go; on a real API server: make test-deploy API_SERVER=1

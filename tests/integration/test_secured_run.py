@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,9 +21,10 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.loopback import free_port, listens
-from tests.integration.pipeline import MARK, Pipeline, Reader, leaks, reading, value_of, wait_until
-from tests.secure_broker import REAUTH_MS, SecureBroker
+from tests.integration.pipeline import MARK, Pipeline, Reader, leaks, ray_parts, reading, value_of, wait_until
+from tests.secure_broker import APP, REAUTH_MS, SecureBroker
 from tests.tiny_model import make_tiny_bert
+from tests.token_endpoint import TokenEndpoint, unsigned_token
 from workers import kafka_client, kafka_topics
 from workers.settings import KafkaSettings
 
@@ -42,7 +45,7 @@ def settings(kafka: dict[str, Any], model: Path, stem: str) -> dict[str, Any]:
         "source": {"topics": [f"{stem}-in"], "group": stem},
         "outputs": [{"topic": f"{stem}-out"}],
         "dead_letter": {"topic": f"{stem}-dead"},
-        "kafka": {name: str(value) for name, value in kafka.items()},
+        "kafka": {name: value if isinstance(value, dict) else str(value) for name, value in kafka.items()},
         "readers": {"cpus": 0.25},
         "pool": {"cpus_per_replica": 0.5, "gpus_per_replica": 0},
         "delivery": {"commit_interval_s": 0.3},
@@ -117,15 +120,31 @@ def shown_by_ray(dashboard: str) -> dict[str, bytes]:
         try:
             with urllib.request.urlopen(dashboard + path, timeout=30) as answer:
                 found[path] = answer.read()
-        except (
-            urllib.error.HTTPError
-        ) as error:  # what an installation does not serve; the answer is looked at all the same
+        except urllib.error.HTTPError as error:  # an error page is looked at all the same
             with error:
                 found[path] = error.read()
     return found
 
 
-def test_scram_over_tls_on_a_cluster(
+@contextlib.contextmanager
+def way_in(
+    mechanism: str, secured: SecureBroker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Settings for a way in by SASL, whose secret is in the environment; and what must be nowhere to be read."""
+    if mechanism != "OAUTHBEARER":
+        monkeypatch.setenv(f"{ENV}SASL_PASSWORD", secured.password)
+        yield secured.sasl(mechanism), [secured.password]
+        return
+    secret = f"canary-{secrets.token_hex(12)}"
+    monkeypatch.setenv(f"{ENV}OAUTH__CLIENT_SECRET", secret)
+    with TokenEndpoint(folder, secured.authority, client=APP, secret=secret, life_s=8) as endpoint:
+        oauth = {"token_url": endpoint.url, "client_id": APP, "cafile": str(secured.cafile)}
+        # Every token begins in the same way.
+        yield secured.sasl(mechanism, oauth=oauth), [secret, unsigned_token(APP, 1).partition(".")[0]]
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-512", pytest.param("OAUTHBEARER", marks=pytest.mark.soak)])
+def test_sasl_over_tls_on_a_cluster(
     secured: SecureBroker,
     model: Path,
     tmp_path: Path,
@@ -133,38 +152,51 @@ def test_scram_over_tls_on_a_cluster(
     cluster: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    mechanism: str,
 ) -> None:
-    """Through several sessions of three seconds; the password is in no log, answer, argument or file of Ray's."""
+    """Through several sessions of three seconds; what opens broker and queries is in no log, answer, argument or file."""
     address, dashboard = cluster
-    make_topics(secured.plain, "scram")
-    monkeypatch.setenv(f"{ENV}SASL_PASSWORD", secured.password)
-    pipeline = Pipeline(tmp_path, settings(secured.sasl(), model, "scram") | {"ray": {"address": address}})
-    with reading(secured.plain, "scram-out") as out, pipeline:
-        produce(secured.plain, "scram-in", 0, 50)
-        wait_until(lambda: out.poll() >= 50, 120, pipeline.tail)
-        for wave in range(1, 5):
-            produce(secured.plain, "scram-in", 50 * wave, 50)
-            time.sleep(REAUTH_MS / 1000)
-        wait_until(lambda: out.poll() >= 250, 60, pipeline.tail)
-        shown = shown_by_ray(dashboard)
-        arguments = command_lines()
-        assert pipeline.terminate(60) == 0, pipeline.tail()
-        require_each_once(out, 250)
-    log = pipeline.log.read_text()
-    assert not re.search(r"(WARNING|ERROR) stream_embedder|Traceback", log), log
-    canary = secured.password.encode()
-    assert b"stream-embedder" in shown["/api/serve/applications/"]
-    assert b"Reader" in shown["/api/v0/actors?detail=1"], "the API shows what it is asked for"
-    assert not [path for path, body in shown.items() if canary in body]
-    assert str(pipeline.config).encode() in arguments
-    assert canary not in arguments
-    assert secured.password not in log
-    assert any(path.suffix == ".log" for path in ray_folder.rglob("*")), "Ray's logs are where they are looked for"
-    assert leaks([canary], ray_folder) == []
-    assert main(["config", "-c", str(pipeline.config)]) == 0
-    said = capsys.readouterr()
-    assert "**********" in said.out
-    assert secured.password not in said.out + said.err
+    stem = mechanism.lower()
+    make_topics(secured.plain, stem)
+    api_key = f"canary-{secrets.token_hex(12)}"
+    monkeypatch.setenv("STREAM_EMBEDDER_QUERIES__API_KEY", api_key)
+    more = {
+        "ray": {"address": address},
+        "queries": {"enabled": True, "port": free_port()},
+    }
+    with way_in(mechanism, secured, tmp_path, monkeypatch) as (kafka, opens):
+        canaries = [*opens, api_key]
+        pipeline = Pipeline(tmp_path, settings(kafka, model, stem) | more)
+        with reading(secured.plain, f"{stem}-out") as out, pipeline:
+            produce(secured.plain, f"{stem}-in", 0, 50)
+            wait_until(lambda: out.poll() >= 50, 120, pipeline.tail)
+            asked = urllib.request.Request(
+                f"http://127.0.0.1:{more['queries']['port']}/v1/models",
+                headers={"Authorization": f"Bearer {api_key}"},
+            )
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                assert b"dimensions" in answer.read(), "the key is the one that is in force"
+            for wave in range(1, 5):
+                produce(secured.plain, f"{stem}-in", 50 * wave, 50)
+                time.sleep(REAUTH_MS / 1000)
+            wait_until(lambda: out.poll() >= 250, 60, pipeline.tail)
+            shown = shown_by_ray(dashboard)
+            arguments = command_lines()
+            assert pipeline.terminate(60) == 0, pipeline.tail()
+            require_each_once(out, 250)
+        log = pipeline.log.read_text()
+        assert not re.search(r"(WARNING|ERROR) stream_embedder|Traceback", log), log
+        for what in (b"Reader", b"Encoder", b"Queries"):
+            assert what in shown["/api/v0/actors?detail=1"], "the API shows what it is asked for"
+        assert b"stream-embedder" in shown["/api/serve/applications/"]
+        assert str(pipeline.config).encode() in arguments
+        assert ray_parts(ray_folder, "ServeReplica:stream-embedder:Reader"), "Ray's logs are where they are looked for"
+        assert main(["config", "-c", str(pipeline.config)]) == 0
+        said = capsys.readouterr()
+        assert said.out.count("'**********'") == 2
+        places = {**shown, "arguments": arguments, "log": log.encode(), "config": (said.out + said.err).encode()}
+        assert [place for place, text in places.items() for canary in canaries if canary.encode() in text] == []
+        assert leaks([canary.encode() for canary in canaries], ray_folder) == []
 
 
 def test_mutual_tls_from_the_environment(
@@ -192,5 +224,5 @@ def test_mutual_tls_from_the_environment(
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the caller's own environment reaches a run."""
     for name in os.environ:
-        if name.startswith(ENV):
+        if name.startswith("STREAM_EMBEDDER_"):
             monkeypatch.delenv(name)
