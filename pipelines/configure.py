@@ -11,9 +11,11 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -128,7 +130,7 @@ def keys(number: str = "0") -> Iterator[tuple[str, FieldInfo]]:
     def walk(models: tuple[type[BaseModel], ...], above: str) -> Iterator[tuple[str, FieldInfo]]:
         fields: dict[str, FieldInfo] = {}
         for model in models:  # kinds of one thing share fields
-            fields |= {name: field for name, field in model.model_fields.items() if name not in fields}
+            fields |= {name: _either(fields.get(name, field), field) for name, field in model.model_fields.items()}
         for name, field in fields.items():
             if inner := _models(field.annotation):
                 yield from walk(inner, f"{above}{name}.{number}." if _is_list(field.annotation) else f"{above}{name}.")
@@ -136,6 +138,17 @@ def keys(number: str = "0") -> Iterator[tuple[str, FieldInfo]]:
                 yield f"{above}{name}", field
 
     return walk((Settings,), "")
+
+
+def _either(one: FieldInfo, other: FieldInfo) -> FieldInfo:
+    """The setting that two kinds share: of choices it takes those of both."""
+    choices = [get_args(each.annotation) for each in (one, other) if get_origin(each.annotation) is Literal]
+    if len(choices) < 2:
+        return one
+    both = copy(one)
+    every = tuple(dict.fromkeys(chain(*choices)))
+    both.annotation = Literal[every]  # type: ignore[assignment]
+    return both
 
 
 def unknown(key: str, where: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 
-from workers import log, metrics
+from workers import kafka_ends, log, metrics
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import bare_consumer, sentence
@@ -143,8 +143,8 @@ class RangeReader:
     def _skip(self, partition: TopicPartition, at: int, stop: int) -> int:
         """The log does not have what comes next: go on with its first record, and count what is gone."""
         tp = KafkaTopicPartition(*partition)
-        begin = self._consumer.beginning_offsets([tp], _ASK_MS)[tp]
-        end = self._consumer.end_offsets([tp], _ASK_MS)[tp]
+        begin = kafka_ends.begins(self._consumer, [tp], _ASK_MS)[tp]
+        end = kafka_ends.ends(self._consumer, [tp], _ASK_MS)[tp]
         if at > end:
             raise RetryableError(
                 f"{partition} ends at offset {end}, and offset {at} is asked for: records were lost, or the topic was made anew"

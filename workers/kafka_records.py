@@ -12,6 +12,7 @@ from typing import Any
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 
+from workers import kafka_ends
 from workers.deadline import Deadline
 from workers.errors import EnvironmentFault, RetryableError
 from workers.kafka_client import bare_consumer, sentence
@@ -36,7 +37,7 @@ def latest_records(
     try:
         partitions = [KafkaTopicPartition(topic.name, n) for n in range(topic.partitions)]
         consumer.assign(partitions)
-        begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        begins, ends = kafka_ends.begins(consumer, partitions), kafka_ends.ends(consumer, partitions)
         for depth in depths:
             found: dict[TopicPartition, list[Any]] = {TopicPartition(*tp): [] for tp in partitions}
             for tp in partitions:
@@ -73,9 +74,12 @@ def next_records(
         deadline = Deadline(patience_s)
         waiting = {KafkaTopicPartition(*tp): offset for tp, offset in starts.items()}
         consumer.assign(list(waiting))
-        ends = consumer.end_offsets(list(waiting), 10_000)  # of what is committed
         for tp, offset in waiting.items():
             consumer.seek(tp, offset)
+        for topic in {tp.topic for tp in waiting}:
+            consumer.partitions_for_topic(topic)  # asks for its leaders, the first time
+        ends = kafka_ends.ends(consumer, kafka_ends.led(consumer, waiting), 10_000)  # of what is committed
+        waiting = {tp: offset for tp, offset in waiting.items() if tp in ends}
         while waiting and not deadline.expired:
             for tp, records in consumer.poll(200).items():
                 if records and tp in waiting:
@@ -117,9 +121,11 @@ def committed_records(
         consumer.assign(partitions)
         # This consumer is read_committed: its end of a partition lies before the first transaction that is open.
         last = (
-            {tp: ends[TopicPartition(*tp)] for tp in partitions} if ends else consumer.end_offsets(partitions, 30_000)
+            {tp: ends[TopicPartition(*tp)] for tp in partitions}
+            if ends
+            else kafka_ends.ends(consumer, partitions, 30_000)
         )
-        first = consumer.beginning_offsets(partitions, 30_000)
+        first = kafka_ends.begins(consumer, partitions, 30_000)
         begins = starts or {TopicPartition(*tp): offset for tp, offset in first.items()}
         at = {tp: begins[TopicPartition(*tp)] for tp in partitions}
         for tp in partitions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
+import itertools
 import pickle
 import random
 import threading
@@ -22,8 +23,10 @@ from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, codec
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
+from kafka.cluster import ClusterMetadata
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.future import Future
 from kafka.record.default_records import DefaultRecordBatch
 
 from pipelines.broker import Broker
@@ -582,6 +585,112 @@ def test_a_timestamp_starts_at_the_first_record_from_then_on(
     assert [r.value for r in member.records] == [b"v3", b"v4", b"v5"]
     (place,) = member.placed[TopicPartition(topic, 1)]
     assert (place.offset, place.outputs) == (0, {}), "a partition with nothing later starts at its end"
+
+
+@pytest.fixture
+def leaderless(monkeypatch: pytest.MonkeyPatch) -> set[TopicPartition]:
+    """Partitions that clients believe to have no leader, until they are taken out again."""
+    without = set[TopicPartition]()
+    leader = ClusterMetadata.leader_for_partition
+
+    def led(cluster: Any, partition: Any) -> Any:
+        return -1 if TopicPartition(*partition) in without else leader(cluster, partition)
+
+    monkeypatch.setattr(ClusterMetadata, "leader_for_partition", led)
+    return without
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest", "2025-05-01T12:00:00+00:00"])
+def test_a_partition_without_a_leader_holds_up_no_other_and_starts_where_it_would_have(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    leaderless: set[TopicPartition],
+    start: str,
+):
+    topic, group = make_topic(2), unique_name()
+    here, away = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    at = int(datetime.datetime(2025, 5, 1, 12, 0, tzinfo=datetime.UTC).timestamp() * 1000)
+    for n in range(4):
+        produce(broker.settings, topic, 1, partitions=2, start=n, timestamp_ms=at + (n - 2) * 60_000)
+    if start == "latest":  # partitions that are new to a group are read whole
+        set_committed(broker.settings, group, {here: 4})
+    leaderless.add(away)
+    member = join(broker.settings, group, [topic], start=start)
+    wait_for(lambda: here in member.owned, "the partition that has a leader")
+    produce(broker.settings, topic, 2, start=4)
+    first = {"earliest": 0, "latest": 4}.get(start, 2)
+    wait_for(lambda: member.offsets(here) == list(range(first, 6)), "its records")
+    assert away not in member.owned and committed(broker.settings, group).get(away) is None
+    leaderless.clear()
+    first = 0 if start == "latest" else first
+    wait_for(lambda: member.offsets(away) == list(range(first, 4)), "the other's records")
+    assert member.lost == 0
+
+
+def test_a_member_whose_partitions_are_all_without_leaders_stays_in_its_group(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    leaderless: set[TopicPartition],
+):
+    topic, group = make_topic(1), unique_name()
+    produce(broker.settings, topic, 3)
+    leaderless.add(partition := TopicPartition(topic, 0))
+    member = join(broker.settings, group, [topic])
+    poll, polls = member.source._turn, itertools.count()
+    wait_for(lambda: member.source._unplaced, "the assignment")
+    member.source._turn = lambda: (next(polls), poll())[1]  # type: ignore[method-assign]
+    wait_for(lambda: next(polls) > 20, "turn after turn")
+    assert member.source._member.consumer._coordinator.stable() and partition not in member.owned
+    leaderless.clear()
+    wait_for(lambda: len(member.records) == 3, "the records")
+
+
+def test_what_the_client_says_of_silence_without_a_leader_ends_nothing(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    leaderless: set[TopicPartition],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(silence_room, "LISTEN_S", 0.3)
+    topic = make_topic(2)
+    member = join(broker.settings, unique_name(), [topic])
+    wait_for(lambda: len(member.owned) == 2, "the assignment")
+    leaderless.add(TopicPartition(topic, 1))
+    asked = member.source._member._silence._look
+    looks = itertools.count()
+    monkeypatch.setattr(member.source._member._silence, "_look", lambda excused: (next(looks), asked(excused))[1])
+    wait_for(lambda: next(looks) > 20, "looks")
+    produce(broker.settings, topic, 3)
+    wait_for(lambda: len(member.records) == 3, "the records of the other")
+    assert member.error is None and member.meter.value(metrics.CLIENTS_REPLACED) == 0
+
+
+def test_a_partition_is_placed_by_what_the_client_hears_of_its_topic_after_the_assignment(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    """A member that owned nothing of a topic may not know yet that it was made anew, and would write what it was before."""
+    topic, group = make_topic(1), unique_name()
+    produce(broker.settings, topic, 3)
+    first = join(broker.settings, group, [topic])
+    wait_for(lambda: len(first.owned) == 1, "the assignment")
+    second = join(broker.settings, group, [topic])
+    wait_for(lambda: len(group_members(broker.settings, group)) == 2 and len(first.owned) == 1, "the second member")
+    wait_for(second.source._member.consumer._coordinator.stable, "its joining")
+    cluster, answer = second.source._member.consumer._cluster, Future()
+    update = cluster.request_update
+    cluster.request_update = lambda: (update(), answer)[1]
+    first.stop()
+    wait_for(lambda: second.source._unplaced, "the assignment")
+    time.sleep(1.5)
+    assert not second.placed
+    answer.success(cluster)
+    wait_for(lambda: len(second.records) == 3, "the records")
 
 
 def test_what_retention_took_is_counted_and_reading_goes_on_behind_it(

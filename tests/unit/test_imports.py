@@ -21,6 +21,7 @@ ROWS = (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
         *(
             "kafka_client",
+            "kafka_ends",
             "kafka_groups",
             "kafka_headers",
             "kafka_rights",
@@ -65,7 +66,10 @@ SCHEMA_CODECS = (
 )
 EXCEPTIONS = {
     "workers.sources.kafka_commits": {"offsets"},  # the form of an offset's metadata
-    "workers.sources.kafka_places": {"offsets"},  # the same
+    "workers.sources.kafka_places": {"kafka_ends", "offsets"},  # the same
+    "workers.sources.kafka_silence": {"kafka_ends"},
+    "workers.sources.kafka_start": {"kafka_ends"},
+    "workers.sources.kafka": {"kafka_ends"},
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
     "workers.sources.kafka_holds": {"kafka_client"},  # how it words an error
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
@@ -75,8 +79,8 @@ EXCEPTIONS = {
     "workers.kafka_groups": {"offsets"},
     "workers.kafka_rights": {"kafka_client"},
     "workers.kafka_topics": {"kafka_client", "offsets"},
-    "workers.kafka_records": {"kafka_client", "kafka_topics"},
-    "workers.kafka_ranges": {"kafka_client", "kafka_records", "sources"},  # a batch that cannot be parsed
+    "workers.kafka_records": {"kafka_client", "kafka_ends", "kafka_topics"},
+    "workers.kafka_ranges": {"kafka_client", "kafka_ends", "kafka_records", "sources"},  # a batch that cannot be parsed
     "workers.state.kafka_log": {"kafka_client", "kafka_records", "kafka_topics"},
 }
 # Who may import what is heavy, or not there on every machine: these modules, and what is in these packages.
@@ -100,6 +104,7 @@ HEAVY = {
     ),
     "kafka": (
         "workers.kafka_client",
+        "workers.kafka_ends",
         "workers.kafka_headers",
         "workers.kafka_groups",
         "workers.kafka_rights",

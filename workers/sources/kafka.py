@@ -19,7 +19,7 @@ from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 
-from workers import log, metrics
+from workers import kafka_ends, log, metrics
 from workers.deadline import Deadline
 from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.records import Origin, Position, Record, TopicPartition
@@ -32,6 +32,8 @@ from workers.sources.kafka_places import Places
 LOG = log.get(__name__)
 
 METADATA_WAIT_S = 5.0
+# A partition that has no place for so long is spoken of, as often.
+PLACE_S = 10.0
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -60,6 +62,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epochs: dict[TopicPartition, int] = {}
         self._unplaced: dict[TopicPartition, int] = {}
         self._places = Places(source)
+        self._refresh: Any = None
+        self._placed_all = time.monotonic()
         self._commits = OffsetCommits()
         self._quiet = threading.Event()
         self._stop = threading.Event()
@@ -234,17 +238,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _place(self) -> None:
         """Give every newly assigned partition its position: what is committed, else what the start policy says."""
-        with self._lock:
-            unplaced = dict(self._unplaced)
-        if not unplaced:
-            return
-        self._places.look_up(unplaced, self.committed, self._member.starts, self._consumer)
-        early = self._member.starts.unfinished({partition.topic for partition in unplaced})
+        unplaced, early = self._looked_up()
         for partition, epoch in unplaced.items():
             assert self._listener is not None
             committed = self._places.of(partition, epoch)
-            position = None if partition.topic in early else self._listener.place(partition, epoch, committed)
-            self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)
+            position = None
+            if committed is not None and partition.topic not in early:
+                position = self._listener.place(partition, epoch, committed)
+            # Anywhere, while it is not known where: a partition without a position would end the poll of all others.
+            self._consumer.seek(KafkaTopicPartition(*partition), (position or committed or Position(0)).offset)
             if position is None:
                 continue  # it is paused, and asked about again after the next poll
             with self._lock:
@@ -257,6 +259,47 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             self._meter.set(metrics.PARTITIONS_ASSIGNED, count)
             LOG.info("assigned %s", log.fields(partition=partition, offset=position.offset))
 
+    def _looked_up(self) -> tuple[dict[TopicPartition, int], set[str]]:
+        """Assignments that have no place yet, after a try to know their positions; and topics that nothing may be read of yet.
+
+        What fails here is tried again after the next poll: without polls the group would go on without us.
+        """
+        with self._lock:
+            unplaced = dict(self._unplaced)
+        topics, early, failure = {partition.topic for partition in unplaced}, set[str](), ""
+        try:
+            if self._places.unknown(unplaced) and self._heard_of_topics():
+                # What the client knew may be older than the topic that this assignment is of.
+                self._renew()
+                with self._lock:
+                    unplaced = dict(self._unplaced)
+                self._places.look_up(unplaced, self.committed, self._member.starts, self._consumer)
+            early = self._member.starts.unfinished(topics)
+        except kafka_errors.AuthorizationError:
+            raise
+        except (kafka_errors.KafkaError, RetryableError) as error:
+            early, failure = topics, type(error).__name__
+        waiting = self._places.unknown(unplaced)
+        now = time.monotonic()
+        if not waiting and not failure:
+            self._placed_all = now
+        elif now - self._placed_all > PLACE_S:
+            self._placed_all = now
+            LOG.warning(
+                "no place yet %s", log.fields(partitions=",".join(map(str, waiting or unplaced)), error=failure)
+            )
+        return unplaced, early
+
+    def _heard_of_topics(self) -> bool:
+        """Whether the client has heard of topics since the last assignment; it has a moment for it."""
+        if self._refresh is None:
+            self._refresh = self._consumer._cluster.request_update()
+        self._wait_for(self._refresh, 1.0)
+        if not self._refresh.is_done:
+            return False
+        heard, self._refresh = self._refresh.succeeded(), None
+        return bool(heard)
+
     def _out_of_range(self, error: BaseException) -> None:
         """The log no longer has what comes next, or ends before it: go on where it has something, and say what is gone."""
         assert self._listener is not None
@@ -267,10 +310,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             with self._lock:
                 if partition in self._unplaced:
                     continue  # the client chose a position before we did; ours comes next, and fails again if it must
-            if self._consumer.position(tp) != offset:
+            if self._member.reached().get(partition) != offset:
                 continue  # a fetch that was out before the seek fails a second time
-            begin = self._consumer.beginning_offsets([tp])[tp]
-            end = self._consumer.end_offsets([tp])[tp]
+            begin = kafka_ends.begins(self._consumer, [tp])[tp]
+            end = kafka_ends.ends(self._consumer, [tp])[tp]
             if offset > end:
                 self._go_back(partition, offset, end)
             elif offset < begin:
@@ -286,15 +329,16 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _truncated(self, error: Any) -> None:
         """The client was told that the log is another one from some offset on than the one it has read. It says so once."""
+        places = self._member.reached()
         for tp, divergent in error.divergent_offsets.items():
             partition = TopicPartition(*tp)
-            with contextlib.suppress(kafka_errors.KafkaError, ValueError):  # not ours any more
-                offset = self._consumer.position(tp)
-                end = self._consumer.end_offsets([tp])[tp] if divergent is None else divergent.offset
-                self._go_back(partition, offset, min(offset, end))
+            if (offset := places.get(partition)) is not None:
+                self._go_back(partition, offset, None if divergent is None else divergent.offset)
 
-    def _go_back(self, partition: TopicPartition, offset: int, target: int) -> None:
+    def _go_back(self, partition: TopicPartition, offset: int, target: int | None) -> None:
         """The log has lost its end, by an unclean election of a leader: what it has from ``target`` on was never read.
+
+        None: nobody has said where it differs; it is read on from its end, where that lies before ``offset``.
 
         The outputs keep what they have of the lost records; those that are read from there on have offsets that were seen before,
         so positions go back with the source, all but those of files, whose names are offsets.
@@ -305,15 +349,19 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             if partition not in self._epochs or partition in self._unplaced:
                 return  # not ours any more; or its topic was made anew
             self._begin_again([partition])
-            self._places.cut(partition, target)
+            self._places.cut(partition, offset if target is None else min(offset, target), ends=target is None)
         self._meter.add(metrics.LOGS_CUT)
-        LOG.error("the log lost its end %s", log.fields(partition=partition, read_up_to=offset, continues_at=target))
+        place = "end" if target is None else target
+        LOG.error("the log lost its end %s", log.fields(partition=partition, read_up_to=offset, continues_at=place))
 
     def _await_metadata(self) -> None:
         """Hear of topics that were made anew, for some seconds at most."""
-        answer, deadline = self._consumer._cluster.request_update(), Deadline(METADATA_WAIT_S)
+        self._wait_for(self._consumer._cluster.request_update(), METADATA_WAIT_S)
+
+    def _wait_for(self, answer: Any, seconds: float) -> None:
+        deadline = Deadline(seconds)
         while not answer.is_done and not deadline.expired and not self._stop.is_set():
-            self._stop.wait(0.05)
+            self._stop.wait(0.02)
 
     # ---- other threads
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka import OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 
+from workers import kafka_ends
+from workers.errors import RetryableError
 from workers.offsets import write_position
 from workers.records import Position, TopicPartition
 from workers.settings import SourceSettings
@@ -30,16 +32,16 @@ class Places:
         self._source = source
         self._lock = threading.Lock()
         self._found: dict[tuple[TopicPartition, int], Position] = {}
-        self._cut: dict[TopicPartition, int] = {}
+        self._cut: dict[TopicPartition, _Cut] = {}
 
-    def of(self, partition: TopicPartition, epoch: int) -> Position:
-        """The position of an assignment that was looked up."""
-        return self._found[partition, epoch]
+    def of(self, partition: TopicPartition, epoch: int) -> Position | None:
+        """The position of an assignment, once it was looked up."""
+        return self._found.get((partition, epoch))
 
-    def cut(self, partition: TopicPartition, offset: int) -> None:
-        """The partition's next assignment begins at ``offset`` at the latest: nothing behind it was read."""
+    def cut(self, partition: TopicPartition, offset: int, *, ends: bool = False) -> None:
+        """The partition's next assignment begins at ``offset`` at the latest, or where its log ``ends``: no more of it was read."""
         with self._lock:
-            self._cut[partition] = offset
+            self._cut[partition] = _Cut(offset, ends)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> None:
         """Assignments have begun or ended."""
@@ -56,11 +58,18 @@ class Places:
     ) -> None:
         """Know the position of each of these assignments, by its epoch; those that are known are not asked about again.
 
+        Of a partition without a leader it may stay unknown.
+
         Raises:
             KafkaError, RetryableError: not to be known now.
         """
         self._found = {key: at for key, at in self._found.items() if unplaced.get(key[0]) == key[1]}
-        asked = {partition: epoch for partition, epoch in unplaced.items() if (partition, epoch) not in self._found}
+        cuts = self._cuts(self.unknown(unplaced), consumer)
+        asked = {
+            partition: epoch
+            for partition, epoch in self.unknown(unplaced).items()
+            if cuts.get(partition, 0) is not None
+        }
         if not asked:
             return
         ids = {partition: starts.topic_id(partition.topic) for partition in asked}
@@ -68,8 +77,7 @@ class Places:
         # A commit that was on its way when its topic was deleted outlives it, and says nothing of the one that is made anew.
         past = {partition for partition, at in found.items() if not at.of(ids[partition])}
         found = {partition: at for partition, at in found.items() if partition not in past}
-        with self._lock:
-            cut = {p: _before(found.get(p), self._cut[p]) for p in asked if p in self._cut}
+        cut = {partition: _before(found.get(partition), at) for partition, at in cuts.items() if at is not None}
         found |= cut
         missing = [partition for partition in asked if partition not in found]
         started = starts.positions(missing, past) if missing else {}
@@ -81,9 +89,36 @@ class Places:
         if fixed:
             # One that fails is tried again, because nothing is placed before it.
             consumer.commit({KafkaTopicPartition(*p): OffsetAndMetadata(*at, -1) for p, at in fixed.items()}, COMMIT_MS)
+        if cut and any(at.offset != cut[partition].offset for partition, at in committed(cut).items()):
+            raise RetryableError("a transaction that had begun before the log was cut has moved the group again")
+        found |= {partition: at for partition, (at, _) in started.items()}
         for partition, epoch in asked.items():
-            at = found[partition] if partition in found else started[partition][0]
-            self._found[partition, epoch] = replace(at, topic_id=ids[partition])
+            if partition in found:
+                self._found[partition, epoch] = replace(found[partition], topic_id=ids[partition])
+
+    def unknown(self, unplaced: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Those of these assignments whose positions are still to be looked up."""
+        return {partition: epoch for partition, epoch in unplaced.items() if (partition, epoch) not in self._found}
+
+    def _cuts(self, asked: Iterable[TopicPartition], consumer: Any) -> dict[TopicPartition, int | None]:
+        """The offset at which each of these begins, at the latest, whose log was cut; None: there is no leader that says."""
+        with self._lock:
+            cuts = {partition: self._cut[partition] for partition in asked if partition in self._cut}
+        ends = kafka_ends.ends(
+            consumer, kafka_ends.led(consumer, [KafkaTopicPartition(*p) for p, cut in cuts.items() if cut.ends])
+        )
+        known = {TopicPartition(*tp): end for tp, end in ends.items()}
+        return {
+            partition: None
+            if cut.ends and partition not in known
+            else min(cut.offset, known.get(partition, cut.offset))
+            for partition, cut in cuts.items()
+        }
+
+
+class _Cut(NamedTuple):
+    offset: int
+    ends: bool
 
 
 def _before(position: Position | None, offset: int) -> Position:

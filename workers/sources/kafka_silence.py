@@ -14,7 +14,7 @@ from typing import Any
 
 from kafka import errors as kafka_errors
 
-from workers import log
+from workers import kafka_ends, log
 from workers.records import TopicPartition
 
 LOG = log.get(__name__)
@@ -72,13 +72,11 @@ class Silence:
             if tp not in excused and state.position is not None
         }
         try:
-            ends = self._consumer.end_offsets(list(at), ASK_MS) if at else {}
-        except (
-            kafka_errors.KafkaError,
-            AttributeError,
-        ):  # AttributeError: a partition of whose end the broker says nothing
+            # One without a leader delivers nothing, and says nothing of the others.
+            ends = kafka_ends.ends(self._consumer, kafka_ends.led(self._consumer, at), ASK_MS)
+        except kafka_errors.KafkaError:
             return {}
-        return {tp: position for tp, position in at.items() if ends[tp] > position}
+        return {tp: at[tp] for tp, end in ends.items() if end > at[tp]}
 
     def _state(self, tp: Any) -> dict[str, object]:
         """What the client thinks of a partition: for whoever mends it."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from kafka import TopicPartition as KafkaTopicPartition
 
-from workers import log
+from workers import kafka_ends, log
 from workers.records import Position, TopicPartition
 from workers.settings import SourceSettings
 
@@ -44,26 +44,22 @@ class Starts:
     def positions(
         self, partitions: Iterable[TopicPartition], anew: Container[TopicPartition] = ()
     ) -> dict[TopicPartition, tuple[Position, str]]:
-        """Where the policy puts each, and the metadata to commit beside it.
+        """Where the policy puts each that has a leader, and the metadata to commit beside it.
 
         ``anew``: those of topics that were made anew, of which what is committed says nothing.
         """
-        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        wanted = kafka_ends.led(self._consumer, [KafkaTopicPartition(*partition) for partition in partitions])
         consumer, moment, notes = self._consumer, self._source.start_timestamp_ms, dict[Any, str]()
         if moment is not None:
-            at = consumer.offsets_for_times({tp: moment for tp in wanted})
-            ends = consumer.end_offsets(wanted)
-            offsets = {tp: at[tp].offset if at.get(tp) is not None else ends[tp] for tp in wanted}
+            offsets = kafka_ends.since(consumer, wanted, moment)
         elif self._source.start == "latest":
             known = {topic: self._siblings(topic) for topic in {tp.topic for tp in wanted}}
             first = [tp for tp in wanted if TopicPartition(*tp) not in anew and self._is_first(tp, known[tp.topic])]
             added = [tp for tp in wanted if tp not in first]
-            offsets = (consumer.end_offsets(first) if first else {}) | (
-                consumer.beginning_offsets(added) if added else {}
-            )
+            offsets = kafka_ends.ends(consumer, first) | kafka_ends.begins(consumer, added)
             notes = {tp: _note(len(known[tp.topic])) for tp in first}
         else:
-            offsets = consumer.beginning_offsets(wanted)
+            offsets = kafka_ends.begins(consumer, wanted)
         return {TopicPartition(*tp): (Position(offset), notes.get(tp, "")) for tp, offset in offsets.items()}
 
     def unfinished(self, topics: Iterable[str]) -> set[str]:
@@ -100,7 +96,9 @@ class Starts:
 
     def _siblings(self, topic: str) -> Mapping[int, str | None]:
         """The metadata committed for each partition of a topic, None where nothing is committed."""
-        tps = [KafkaTopicPartition(topic, number) for number in sorted(self._consumer.partitions_for_topic(topic))]
+        tps = [
+            KafkaTopicPartition(topic, number) for number in sorted(self._consumer.partitions_for_topic(topic) or ())
+        ]
         coordinator = self._consumer._coordinator
         # A fetch that timed out stays cached, and would answer with what was true then.
         coordinator._offset_fetch_futures.clear()
