@@ -18,7 +18,15 @@ from kafka import errors as kafka_errors
 def led(consumer: Any, partitions: Iterable[Any]) -> list[Any]:
     """Those that have a leader, as far as the client knows; it is asked to look again for the others."""
     cluster, wanted = consumer._cluster, list(partitions)
-    found = [tp for tp in wanted if cluster.leader_for_partition(tp) not in (None, -1)]
+
+    def leader(tp: Any) -> int | None:
+        try:
+            found: int | None = cluster.leader_for_partition(tp)
+        except KeyError:  # the client looks twice, and its topic went between
+            return None
+        return found
+
+    found = [tp for tp in wanted if leader(tp) not in (None, -1)]
     if len(found) < len(wanted):
         cluster.request_update()
     return found
@@ -38,14 +46,14 @@ def ends(consumer: Any, partitions: Iterable[Any], timeout_ms: int | None = None
     return _ask(consumer.end_offsets, partitions, timeout_ms)
 
 
-def since(consumer: Any, partitions: Iterable[Any], moment_ms: int) -> dict[Any, int]:
+def since(consumer: Any, partitions: Iterable[Any], moment_ms: int, timeout_ms: int | None = None) -> dict[Any, int]:
     """The first offset of each partition whose record is of ``moment_ms`` (Unix time) or later, else its end; as above."""
     # The end first: what is written between the two questions must not be passed over.
-    last = ends(consumer, partitions)
-    found = consumer.offsets_for_times(dict.fromkeys(last, moment_ms)) if last else {}
+    last = ends(consumer, partitions, timeout_ms)
+    found = consumer.offsets_for_times(dict.fromkeys(last, moment_ms), timeout_ms) if last else {}
     for tp in [tp for tp in last if found.get(tp) is None]:
         # None, if its leader went away meanwhile; alone, that is an error.
-        found |= consumer.offsets_for_times({tp: moment_ms})
+        found |= consumer.offsets_for_times({tp: moment_ms}, timeout_ms)
     return {tp: end if (at := found[tp]) is None else at.offset for tp, end in last.items()}
 
 

@@ -192,10 +192,36 @@ def end_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[T
 
 
 def ends_of(client: KafkaAdminClient, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-    """The same of these partitions; those that are gone are left out."""
+    """The same of these partitions; those that are gone, or have no leader at the moment, are left out."""
     wanted = {KafkaTopicPartition(*partition): OffsetSpec.LATEST for partition in partitions}
-    found = client.list_partition_offsets(wanted) if wanted else {}
+    try:
+        found = client.list_partition_offsets(wanted) if wanted else {}
+    except kafka_errors.KafkaError:
+        # The client asks whom it takes for the leader; a partition that has none fails for all.
+        led = _led(client, {tp.topic for tp in wanted})
+        if not (some := {tp: spec for tp, spec in wanted.items() if tp in led}) or some == wanted:
+            raise
+        found = client.list_partition_offsets(some)
     return {TopicPartition(*tp): answer.offset for tp, answer in found.items() if answer.offset >= 0}
+
+
+def bounds_of(client: KafkaAdminClient, partition: TopicPartition) -> tuple[int, int]:
+    """The first offset of one partition, and the one after its last; the others' leaders are not asked."""
+    tp = KafkaTopicPartition(*partition)
+    begin, end = (
+        client.list_partition_offsets({tp: spec})[tp].offset for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+    )
+    return begin, end
+
+
+def _led(client: KafkaAdminClient, topics: Iterable[str]) -> set[KafkaTopicPartition]:
+    """The partitions of these topics that have a leader."""
+    return {
+        KafkaTopicPartition(topic["name"], partition["partition_index"])
+        for topic in client.describe_topics(list(topics))
+        for partition in topic["partitions"]
+        if partition["leader_id"] >= 0
+    }
 
 
 def begin_offsets(client: KafkaAdminClient, topics: Mapping[str, Topic]) -> dict[TopicPartition, int]:

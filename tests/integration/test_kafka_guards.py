@@ -629,6 +629,25 @@ def test_a_partition_without_a_leader_holds_up_no_other_and_starts_where_it_woul
     assert member.lost == 0
 
 
+def test_latest_is_the_end_for_a_partition_that_had_no_leader_when_the_group_came(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    leaderless: set[TopicPartition],
+):
+    topic, group = make_topic(1), unique_name()
+    produce(broker.settings, topic, 3)
+    leaderless.add(partition := TopicPartition(topic, 0))
+    member = join(broker.settings, group, [topic], start="latest")
+    wait_for(lambda: member.source._looked_for, "a look")
+    time.sleep(1.5)
+    leaderless.clear()
+    wait_for(lambda: member.owned, "the place")
+    assert [at.offset for at in member.placed[partition]] == [3]
+    assert committed(broker.settings, group) == {partition: 3}
+
+
 def test_a_member_whose_partitions_are_all_without_leaders_stays_in_its_group(
     broker: RunningBroker,
     make_topic: type_make_topic,
@@ -641,7 +660,7 @@ def test_a_member_whose_partitions_are_all_without_leaders_stays_in_its_group(
     leaderless.add(partition := TopicPartition(topic, 0))
     member = join(broker.settings, group, [topic])
     poll, polls = member.source._turn, itertools.count()
-    wait_for(lambda: member.source._unplaced, "the assignment")
+    wait_for(lambda: member.source._ours.unplaced, "the assignment")
     member.source._turn = lambda: (next(polls), poll())[1]  # type: ignore[method-assign]
     wait_for(lambda: next(polls) > 20, "turn after turn")
     assert member.source._member.consumer._coordinator.stable() and partition not in member.owned
@@ -686,7 +705,7 @@ def test_a_partition_is_placed_by_what_the_client_hears_of_its_topic_after_the_a
     update = cluster.request_update
     cluster.request_update = lambda: (update(), answer)[1]
     first.stop()
-    wait_for(lambda: second.source._unplaced, "the assignment")
+    wait_for(lambda: second.source._ours.unplaced, "the assignment")
     time.sleep(1.5)
     assert not second.placed
     answer.success(cluster)
@@ -780,7 +799,7 @@ def test_latest_means_the_end_for_a_reader_that_is_late_to_the_first_start_too(
     place, may = KafkaSource._place, set[KafkaSource]()
     monkeypatch.setattr(KafkaSource, "_place", lambda source: place(source) if source in may else None)
     members = [join(broker.settings, group, [topic], start="latest") for _ in range(2)]
-    wait_for(lambda: all(len(member.source._epochs) == 1 for member in members), "one partition each")
+    wait_for(lambda: all(len(member.source._ours.owned) == 1 for member in members), "one partition each")
     may.add(members[0].source)
     wait_for(lambda: len(committed(broker.settings, group)) == 1, "the first one's commit")
     time.sleep(1)
@@ -1649,6 +1668,35 @@ def test_a_poll_brings_no_more_than_there_is_room_for(
     wait_for(lambda: len(member.records) == 100, "all of them")
     assert max(member.polls) == 7
     assert member.offsets(TopicPartition(topic, 0)) == list(range(100))
+
+
+def test_ends_are_those_of_partitions_that_have_leaders(
+    broker: RunningBroker, make_topic: type_make_topic, monkeypatch: pytest.MonkeyPatch
+):
+    topic = make_topic(2)
+    produce(broker.settings, topic, 3, partitions=2)
+    here, away = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    with kafka_client.admin(broker.settings) as client:
+        assert kafka_topics.ends_of(client, [here, away, TopicPartition(topic, 7)]) == {here: 3, away: 3}
+        assert kafka_topics.bounds_of(client, away) == (0, 3)
+        describe, ask = client.describe_topics, client.list_partition_offsets
+
+        def described(names: list[str]) -> Any:
+            found = describe(names)
+            for partition in found[0]["partitions"]:
+                partition["leader_id"] = [1, -1][partition["partition_index"]]
+            return found
+
+        def offsets(wanted: Any, **more: Any) -> Any:
+            if KafkaTopicPartition(*away) in wanted:
+                raise kafka_errors.UnknownBrokerIdError(-1)  # as it does
+            return ask(wanted, **more)
+
+        monkeypatch.setattr(client, "describe_topics", described)
+        monkeypatch.setattr(client, "list_partition_offsets", offsets)
+        assert kafka_topics.ends_of(client, [here, away]) == {here: 3}
+        with pytest.raises(kafka_errors.KafkaError):
+            kafka_topics.ends_of(client, [away])
 
 
 def test_the_lag_of_a_topic_that_is_gone_is_not_zero(broker: RunningBroker, make_topic: type_make_topic):

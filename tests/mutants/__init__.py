@@ -114,9 +114,9 @@ MUTANTS = (
         "T9",
         "an assignment goes on where the client believes it was",
         "workers/sources/kafka.py",
-        "            self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)\n",
+        "            self._consumer.seek(KafkaTopicPartition(*partition), (position or committed or Position(0)).offset)\n",
         "            if partition not in vars(self).setdefault('_sought', set()):\n"
-        "                self._consumer.seek(KafkaTopicPartition(*partition), (position or committed).offset)\n"
+        "                self._consumer.seek(KafkaTopicPartition(*partition), (position or committed or Position(0)).offset)\n"
         "            vars(self)['_sought'].add(partition)\n",
         (f"{GUARDS}::test_a_partition_that_comes_back_starts_at_what_is_committed",),
     ),
@@ -171,9 +171,9 @@ MUTANTS = (
     Mutant(
         "placed",
         "a partition is read before its place is known",
-        "workers/sources/kafka.py",
-        "if epoch is None or not placed:",
-        "if epoch is None:",
+        "workers/sources/kafka_assignments.py",
+        "for partition, epoch in self._epochs.items() if partition not in self._unplaced}",
+        "for partition, epoch in self._epochs.items()}",
         (f"{GUARDS}::test_a_partition_is_not_read_before_its_place_is_known",),
     ),
     Mutant(
@@ -311,7 +311,7 @@ MUTANTS = (
         "log-truncated",
         "what the client says once of a log that was truncated is passed over",
         "workers/sources/kafka.py",
-        "            self._truncated(error)\n",
+        "            self._losses.truncated(error)\n",
         "",
         (f"{GUARDS}::test_a_log_that_was_truncated_is_read_again_from_where_it_differs",),
     ),
@@ -332,11 +332,19 @@ MUTANTS = (
         (f"{GUARDS}::test_a_partition_without_a_leader_holds_up_no_other_and_starts_where_it_would_have",),
     ),
     Mutant(
+        "leader-latest",
+        "a topic counts as begun before one of its partitions has a place",
+        "workers/sources/kafka_start.py",
+        "if begun and all(",
+        "if all(",
+        (f"{GUARDS}::test_latest_is_the_end_for_a_partition_that_had_no_leader_when_the_group_came",),
+    ),
+    Mutant(
         "topic-heard",
         "a partition is placed by what the client knew of its topic before the assignment",
         "workers/sources/kafka.py",
-        "if self._places.unknown(unplaced) and self._heard_of_topics():",
-        "if self._places.unknown(unplaced):",
+        "if not self._member.hear_of_topics(HEAR_S, self._stop):",
+        "if False:",
         (f"{GUARDS}::test_a_partition_is_placed_by_what_the_client_hears_of_its_topic_after_the_assignment",),
     ),
     Mutant(

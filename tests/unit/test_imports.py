@@ -69,7 +69,7 @@ EXCEPTIONS = {
     "workers.sources.kafka_places": {"kafka_ends", "offsets"},  # the same
     "workers.sources.kafka_silence": {"kafka_ends"},
     "workers.sources.kafka_start": {"kafka_ends"},
-    "workers.sources.kafka": {"kafka_ends"},
+    "workers.sources.kafka_losses": {"kafka_ends"},
     "workers.sources.kafka_member": {"kafka_client", "offsets"},  # the one way to connect
     "workers.sources.kafka_holds": {"kafka_client"},  # how it words an error
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},

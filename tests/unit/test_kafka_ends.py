@@ -37,7 +37,7 @@ class Client:
     def end_offsets(self, partitions: Sequence[TopicPartition], timeout_ms: int | None) -> dict[TopicPartition, int]:
         return {tp: {HERE: self.end}[tp] if self.leaders[tp] < 0 else self.end for tp in partitions}
 
-    def offsets_for_times(self, asked: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
+    def offsets_for_times(self, asked: Mapping[TopicPartition, int], _: int | None) -> dict[TopicPartition, Any]:
         self.end += 1  # somebody writes meanwhile
         if all(self.leaders[tp] < 0 for tp in asked):
             raise kafka_errors.KafkaTimeoutError("no leader")
@@ -71,9 +71,9 @@ def test_a_leader_that_goes_between_two_questions_is_not_the_end():
     assert kafka_ends.since(client, [HERE, AWAY], 1) == {HERE: 3, AWAY: 4}
     offsets_for_times = client.offsets_for_times
 
-    def goes(asked: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
+    def goes(asked: Mapping[TopicPartition, int], timeout_ms: int | None) -> dict[TopicPartition, Any]:
         client.leaders[AWAY] = -1
-        return offsets_for_times(asked)
+        return offsets_for_times(asked, timeout_ms)
 
     client.offsets_for_times = goes  # type: ignore[method-assign]
     with pytest.raises(kafka_errors.KafkaTimeoutError):

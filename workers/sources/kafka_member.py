@@ -18,6 +18,7 @@ What the client needs, each with a test that fails without it:
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -99,6 +100,7 @@ class GroupMember:
         self.holds = Holds(self.consumer, meter)
         self.starts = Starts(self.consumer, source)
         self._silence = Silence(self.consumer)
+        self._refresh: Any = None
 
     def subscribe(self, listener: ConsumerRebalanceListener) -> None:
         """Say what to read, and who hears of assignments; the polls do the joining."""
@@ -116,6 +118,24 @@ class GroupMember:
         self._clear_line()
         polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))
         return polled
+
+    def hear_of_topics(self, seconds: float, stop: threading.Event) -> bool:
+        """Have the client ask for its topics anew; whether it was answered, within ``seconds``. If not, the next call waits on."""
+        answer = self._refresh
+        if answer is None:
+            answer = self._refresh = self.consumer._cluster.request_update()
+        deadline = Deadline(seconds)
+        while not answer.is_done and not deadline.expired and not stop.is_set():
+            stop.wait(0.02)
+        if not answer.is_done or self._refresh is not answer:
+            return False
+        self._refresh = None
+        return bool(answer.succeeded())
+
+    def assigned_anew(self) -> None:
+        """What was asked for an earlier assignment does not answer for this one; called on the client's I/O thread."""
+        self.forget_fetches()
+        self._refresh = None
 
     def reached(self) -> dict[TopicPartition, int]:
         """Where each partition goes on: past the last record, and past marks of transactions and gaps behind it."""

@@ -19,7 +19,7 @@ from workers.errors import RetryableError
 from workers.offsets import write_position
 from workers.records import Position, TopicPartition
 from workers.settings import SourceSettings
-from workers.sources.kafka_start import Starts
+from workers.sources.kafka_start import ASK_MS, Starts
 
 COMMIT_MS = 5_000
 
@@ -78,8 +78,9 @@ class Places:
         past = {partition for partition, at in found.items() if not at.of(ids[partition])}
         found = {partition: at for partition, at in found.items() if partition not in past}
         cut = {partition: _before(found.get(partition), at) for partition, at in cuts.items() if at is not None}
-        found |= cut
-        missing = [partition for partition in asked if partition not in found]
+        # At once: a leader that hangs, and is asked below, holds up none of these.
+        self._know(asked, ids, {partition: at for partition, at in found.items() if partition not in cut})
+        missing = [partition for partition in asked if partition not in found and partition not in cut]
         started = starts.positions(missing, past) if missing else {}
         fixed = {partition: (at.offset, write_position(at)) for partition, at in cut.items()}
         if self._source.start != "earliest":
@@ -87,14 +88,20 @@ class Places:
             # move it to the moment of the restart, and lose what came between.
             fixed |= {partition: (at.offset, note) for partition, (at, note) in started.items()}
         if fixed:
-            # One that fails is tried again, because nothing is placed before it.
+            # One that fails is tried again, because none of these is placed before it.
             consumer.commit({KafkaTopicPartition(*p): OffsetAndMetadata(*at, -1) for p, at in fixed.items()}, COMMIT_MS)
         if cut and any(at.offset != cut[partition].offset for partition, at in committed(cut).items()):
             raise RetryableError("a transaction that had begun before the log was cut has moved the group again")
-        found |= {partition: at for partition, (at, _) in started.items()}
-        for partition, epoch in asked.items():
-            if partition in found:
-                self._found[partition, epoch] = replace(found[partition], topic_id=ids[partition])
+        self._know(asked, ids, cut | {partition: at for partition, (at, _) in started.items()})
+
+    def _know(
+        self,
+        asked: Mapping[TopicPartition, int],
+        ids: Mapping[TopicPartition, str],
+        found: Mapping[TopicPartition, Position],
+    ) -> None:
+        for partition, at in found.items():
+            self._found[partition, asked[partition]] = replace(at, topic_id=ids[partition])
 
     def unknown(self, unplaced: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Those of these assignments whose positions are still to be looked up."""
@@ -105,7 +112,9 @@ class Places:
         with self._lock:
             cuts = {partition: self._cut[partition] for partition in asked if partition in self._cut}
         ends = kafka_ends.ends(
-            consumer, kafka_ends.led(consumer, [KafkaTopicPartition(*p) for p, cut in cuts.items() if cut.ends])
+            consumer,
+            kafka_ends.led(consumer, [KafkaTopicPartition(*p) for p, cut in cuts.items() if cut.ends]),
+            ASK_MS,
         )
         known = {TopicPartition(*tp): end for tp, end in ends.items()}
         return {

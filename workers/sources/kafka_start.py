@@ -28,6 +28,8 @@ LOG = log.get(__name__)
 
 # A partition whose owner or leader is away must not hold up its topic for ever.
 FIRST_START_S = 60.0
+# Of a leader that hangs; the thread that asks polls for all partitions.
+ASK_MS = 3_000
 
 
 class Starts:
@@ -40,6 +42,7 @@ class Starts:
         self._ids: dict[str, Any] = {}
         self._begun: set[str] = set()
         self._waiting: dict[str, float] = {}
+        self._said: set[str] = set()
 
     def positions(
         self, partitions: Iterable[TopicPartition], anew: Container[TopicPartition] = ()
@@ -51,15 +54,15 @@ class Starts:
         wanted = kafka_ends.led(self._consumer, [KafkaTopicPartition(*partition) for partition in partitions])
         consumer, moment, notes = self._consumer, self._source.start_timestamp_ms, dict[Any, str]()
         if moment is not None:
-            offsets = kafka_ends.since(consumer, wanted, moment)
+            offsets = kafka_ends.since(consumer, wanted, moment, ASK_MS)
         elif self._source.start == "latest":
             known = {topic: self._siblings(topic) for topic in {tp.topic for tp in wanted}}
             first = [tp for tp in wanted if TopicPartition(*tp) not in anew and self._is_first(tp, known[tp.topic])]
             added = [tp for tp in wanted if tp not in first]
-            offsets = kafka_ends.ends(consumer, first) | kafka_ends.begins(consumer, added)
+            offsets = kafka_ends.ends(consumer, first, ASK_MS) | kafka_ends.begins(consumer, added, ASK_MS)
             notes = {tp: _note(len(known[tp.topic])) for tp in first}
         else:
-            offsets = kafka_ends.begins(consumer, wanted)
+            offsets = kafka_ends.begins(consumer, wanted, ASK_MS)
         return {TopicPartition(*tp): (Position(offset), notes.get(tp, "")) for tp, offset in offsets.items()}
 
     def unfinished(self, topics: Iterable[str]) -> set[str]:
@@ -70,14 +73,16 @@ class Starts:
         for topic in topics:
             siblings = self._siblings(topic)
             first = _first(siblings)
-            if all(siblings.get(partition) is not None for partition in range(first)):
+            begun = any(metadata is not None for metadata in siblings.values())
+            if begun and all(siblings.get(partition) is not None for partition in range(first)):
                 self._begun.add(topic)
                 self._waiting.pop(topic, None)
                 continue
             since = self._waiting.setdefault(topic, time.monotonic())
             if time.monotonic() - since < FIRST_START_S:
                 found.add(topic)
-            else:
+            elif topic not in self._said:
+                self._said.add(topic)
                 LOG.warning("started without some partitions %s", log.fields(topic=topic, partitions=first))
         return found
 

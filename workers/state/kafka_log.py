@@ -38,8 +38,7 @@ def state_log(
                     f"state topic {topic} has {'no' if known is None else known.partitions} partitions, and {partition} needs "
                     "one of its own number: create it, or add some, and this reader goes on"
                 )
-            alone = {topic: known}
-            begin, end = kafka_topics.begin_offsets(client, alone)[at], kafka_topics.end_offsets(client, alone)[at]
+            begin, end = kafka_topics.bounds_of(client, at)
         if begin == end:
             return
         prefix = topic_prefix(partition.topic)
