@@ -575,7 +575,7 @@ def test_latest_means_the_first_start_and_a_restart_loses_nothing(
 def test_a_timestamp_starts_at_the_first_record_from_then_on(
     broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
 ):
-    topic, group = make_topic(2), unique_name()
+    topic, group = make_topic(2, retention_ms=-1), unique_name()
     moment = datetime.datetime(2025, 5, 1, 12, 0, tzinfo=datetime.UTC)
     at = int(moment.timestamp() * 1000)
     for n in range(6):
@@ -609,7 +609,7 @@ def test_a_partition_without_a_leader_holds_up_no_other_and_starts_where_it_woul
     leaderless: set[TopicPartition],
     start: str,
 ):
-    topic, group = make_topic(2), unique_name()
+    topic, group = make_topic(2, retention_ms=-1), unique_name()  # its records are old
     here, away = TopicPartition(topic, 0), TopicPartition(topic, 1)
     at = int(datetime.datetime(2025, 5, 1, 12, 0, tzinfo=datetime.UTC).timestamp() * 1000)
     for n in range(4):
