@@ -118,7 +118,7 @@ class Member:
         return None if self.look_ups >= 0 else replace(position, offset=position.offset - self.back)
 
     def parting(self, partitions: Iterable[TopicPartition]) -> None:
-        assert all(partition in self.owned for partition in partitions)
+        assert set(partitions) <= self.source._ours.owned
 
     def skipped(self, partition: TopicPartition, offset: int) -> None:
         self.skips.append((partition, offset))
@@ -517,6 +517,24 @@ def test_a_static_member_is_removed_when_it_stops(
     assert [found["group_instance_id"] for found in group_members(broker.settings, group)] == [instance]
     member.stop()
     assert group_members(broker.settings, group) == [], "else its partitions stay reserved until the session runs out"
+
+
+def test_a_client_that_fails_to_leave_leaves_no_thread_behind(
+    broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
+):
+    group = unique_name()
+    member = join(broker.settings, group, [make_topic()])
+    wait_for(lambda: member.owned, "the assignment")
+
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    member.parting = fails  # type: ignore[method-assign]
+    assert [thread for thread in threading.enumerate() if group in thread.name], (
+        "premise: the client's thread has its name"
+    )
+    member.stop()
+    wait_for(lambda: not [thread for thread in threading.enumerate() if group in thread.name], "the client's end")
 
 
 # ---- where reading starts

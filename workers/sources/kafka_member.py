@@ -216,8 +216,13 @@ class GroupMember:
 
     def leave(self) -> None:
         """Leave the group at once, also as a static member."""
-        with contextlib.suppress(kafka_errors.KafkaError):
+        try:
             self.consumer.close(autocommit=False, timeout_ms=3_000)
+        except kafka_errors.KafkaError as error:
+            LOG.warning("left the group without a word %s", log.fields(error=type(error).__name__))
+            # The client gives up where its coordinator fails, and its thread would go on for ever.
+            with contextlib.suppress(kafka_errors.KafkaError):
+                self.consumer._client.close()
         if self._instance is None:
             return
         # A static member's close keeps its partitions reserved until the session times out.
