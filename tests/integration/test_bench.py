@@ -30,6 +30,7 @@ ABSENT = ("ray", "kafka", "pydantic", "pydantic_settings", "orjson", "rich", "ma
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); "  # an import of any of them fails
 
 
+@pytest.mark.soak
 def test_the_command_runs_where_neither_ray_nor_kafka_nor_the_settings_are(tmp_path: Path):
     words = ["encoder", "--texts", "16", "--rounds", "1", "--peers", "sentence-transformers", "--dtype", "float32"]
     words += ["--no-sweep", "--peak", "1", "--out", str(tmp_path / "out"), "--venvs", str(tmp_path / "venvs")]

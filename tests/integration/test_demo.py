@@ -81,7 +81,8 @@ def test_it_embeds_answers_and_cleans_up(broker: RunningBroker, folder: Path):
     assert_nothing_is_left(broker, process.pid, folder)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM])
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_cleans_up_too(broker: RunningBroker, folder: Path, number: signal.Signals):
     with started(broker, 60, folder) as process:
         assert process.stdout is not None
