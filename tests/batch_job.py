@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.batch.finished import PieceName, Tally
@@ -118,8 +120,22 @@ def texts(count: int, prefix: str = "n") -> list[object]:
     return [{"id": f"{prefix}{n}", "text": f"{prefix} text {n}", "title": f"t{n}"} for n in range(count)]
 
 
+def write_groups(path: Path, sizes: Sequence[int]) -> None:
+    """A Parquet file with row groups of so many rows, empty ones too."""
+    table = pa.Table.from_pylist([{"id": f"n{n}", "text": f"text {n}", "title": "t"} for n in range(sum(sizes) + 1)])
+    path.parent.mkdir(exist_ok=True)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for number, size in enumerate(sizes):
+            writer.write_table(table.slice(sum(sizes[:number]), size))
+    found = pq.read_metadata(path)
+    assert [found.row_group(number).num_rows for number in range(found.num_row_groups)] == list(sizes)
+
+
 class FakeReplica(Replica):
-    """A replica without weights. What its texts say happens: ``die!`` ends the process, once where there is ``once!``."""
+    """A replica without weights.
+
+    What its texts say happens: ``die!`` ends the process once, ``late!`` does so after a while, ``always!`` each time.
+    """
 
     def load(self) -> Loaded:
         self._model = Model.open(self._settings)
@@ -132,10 +148,11 @@ class FakeReplica(Replica):
 
     def _call(self, batch: Batch) -> np.ndarray:
         for text in texts_of(batch):
-            if text.startswith("die!"):
-                marker = Path(text.removeprefix("die!"))
+            if text.startswith(("die!", "late!")):
+                marker = Path(text.partition("!")[2])
                 if not marker.exists():
                     marker.touch()
+                    time.sleep(1.5 if text.startswith("late!") else 0)
                     os._exit(1)
             if text.startswith("always!"):
                 os._exit(1)
@@ -167,4 +184,27 @@ class FaultyReplica(FakeReplica):
     def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
         if piece.file.stored.path.startswith("bad"):
             raise EnvironmentFault("its disk is broken")
+        return super().work(piece, name, there)
+
+
+class MortalReplica(FakeReplica):
+    """One that ends with whatever it is given."""
+
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+        os._exit(1)
+
+
+class LonelyReplica(FaultyReplica):
+    """One that no other can be loaded after; it ends at the files whose names begin with ``end``."""
+
+    def load(self) -> Loaded:
+        marker = Path(self._settings.batch.inputs[0]).parent / "loaded"
+        if marker.exists():
+            raise EnvironmentFault("the device is taken")
+        marker.touch()
+        return super().load()
+
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+        if piece.file.stored.path.startswith("end"):
+            os._exit(1)
         return super().work(piece, name, there)

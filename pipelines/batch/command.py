@@ -77,7 +77,8 @@ def run_batch(
             outcome, progress = _work(settings, tasks, there, stop, live, replica_class)
     failed = [*broken, *outcome.failed]
     summary = Summary(
-        complete=not failed and not outcome.stopped,
+        complete=not failed and not outcome.stopped and outcome.given_up is None,
+        failed=failed,
         files=len(files),
         partitions=len({piece.uri for piece in pieces if isinstance(piece, TopicPiece)}),
         found=found,
@@ -88,21 +89,31 @@ def run_batch(
         seconds=time.monotonic() - started,
         start_s=outcome.start_s,
         worked_s=outcome.worked_s,
+        load_s=outcome.load_s,
         replica_s=outcome.replica_s,
         busy_s=outcome.busy_s,
         replicas=outcome.most,
         replaced=outcome.replaced,
         tenth=progress.tenth,
+        gpus=outcome.gpus,
+        price_per_hour=settings.batch.price_per_hour,
     )
     out.write(summary.json().decode() + "\n" if as_json else summary.text())
     out.flush()
-    if failed:
-        more = len(failed) - _SHOWN_FAILURES
-        raise EnvironmentFault(
-            "\n".join([*failed[:_SHOWN_FAILURES], *([f"and {more:,} more"] if more > 0 else [])])
-            + "\nthe rest is done; run the same command again when this is mended"
-        )
+    if failed or outcome.given_up is not None:
+        raise EnvironmentFault("\n".join(_mistakes(failed, outcome)))
     return STOPPED if outcome.stopped else 0
+
+
+def _mistakes(failed: Sequence[str], outcome: Outcome) -> list[str]:
+    """What could not be done, in lines for people; the log and the JSON name all of it."""
+    lines = list(failed[:_SHOWN_FAILURES])
+    if (more := len(failed) - _SHOWN_FAILURES) > 0:
+        lines.append(f"and {more:,} more")
+    if outcome.given_up is not None:
+        return [*lines, f"{outcome.given_up}: run the same command again when that is mended, and it goes on"]
+    rest = "what was under way is not done" if outcome.stopped else "the rest is done"
+    return [*lines, f"{rest}; run the same command again when this is mended"]
 
 
 def _work(

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.batch.growth import wanted
+from pipelines.batch.growth import fits, wanted
+from pipelines.batch.member import Member
 from pipelines.batch.outcome import Outcome, State
 from pipelines.batch.progress import LEAST_S, Progress
+from pipelines.batch.queue import MOST_FAILED, SUSPECT, Queue
 from pipelines.batch.replica import Counts, Replica
 from pipelines.batch.there import Task, There
 from pipelines.batch.work import Done
@@ -26,23 +26,8 @@ from workers.settings import KafkaSettings, RegistrySettings, Settings
 LOG = log.get(__name__)
 
 TICK_S = 0.5
-# A piece that has failed so often is left out, and the others go on; one whose replicas have died is worked on alone.
-MOST_FAILURES = 3
-# So many replicas lost, or pieces failed, and nothing finished in between: then it is not the pieces.
-MOST_LOSSES = 6
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """One actor. ``tasks`` are under way, by what Ray will answer with."""
-
-    actor: Any
-    created: float
-    loading: Any
-    tasks: dict[Any, Task] = field(default_factory=dict)
-    asking: Any = None
-    counts: Counts = field(default_factory=Counts)
-    alone: bool = False
+# So many replicas lost before they had a piece, and nothing done in between: no more are started.
+MOST_LOST = 6
 
 
 class Crew:
@@ -63,29 +48,37 @@ class Crew:
             )
         self._cuda = gpus > 0
         self._there = there
-        self._waiting = deque(tasks)
-        self._members: list[_Member] = []
-        self._most = self._fits()
+        self._waiting = Queue(tasks)
+        self._members: list[Member] = []
+        here = ray.cluster_resources() if settings.ray.address is None else None
+        self._most = fits(pool, here)
         self._actor = ray.remote(replica_class).options(
             num_cpus=pool.cpus_per_replica, num_gpus=gpus, max_concurrency=pool.in_flight + 2, max_restarts=0
         )
         self._start_s: float | None = None
         self._gone = Counts()
-        self._losses = 0
-        self._outcome = Outcome()
+        self._left_out = 0.0
+        self._lost_early = 0
+        self._last_loss = ""
+        self._outcome = Outcome(gpus=gpus)
         self.progress = Progress(sum(task.piece.weight for task in tasks))
 
     def run(self, stop: threading.Event, show: Callable[[State], None]) -> Outcome:
         """Work until nothing is left, or ``stop`` is set; ``show`` hears of it every half second.
 
+        It ends before when it seems that nothing more can be done, and the outcome says why (``given_up``).
+
         Raises:
-            EnvironmentFault, SettingsError: the model does not work there, or replica after replica is lost.
+            EnvironmentFault, SettingsError: the model does not work there, or an output's store does not answer.
         """
         began: float | None = None
         last = time.monotonic()
         while self._waiting or any(member.tasks for member in self._members):
             if stop.is_set():
                 self._outcome.stopped = True
+                break
+            self._give_up()
+            if self._outcome.given_up is not None:
                 break
             self._adjust()
             self._hand_out()
@@ -98,7 +91,7 @@ class Crew:
             last = now
             if began is not None:
                 total = self._counts()
-                self.progress.note(now, total.worked, total.skipped)
+                self.progress.note(now, total.worked, total.skipped + self._left_out)
             self._outcome.most = max(self._outcome.most, ready)
             show(State(ready, len(self._members), self._left(), self._outcome.tally))
         self._outcome.worked_s = 0.0 if began is None else time.monotonic() - began
@@ -109,24 +102,6 @@ class Crew:
         return self._outcome
 
     # ---- how many
-
-    def _fits(self) -> int:
-        """How many replicas there may be: ``pool.max``; on this machine alone no more than it has room for."""
-        pool = self._settings.pool
-        if self._settings.ray.address is not None:
-            return pool.max
-        there = self._ray.cluster_resources()
-        needs = {"CPU": pool.cpus_per_replica, "GPU": pool.gpus_per_replica or 0.0}
-        room = [int(there.get(name, 0) / need) for name, need in needs.items() if need > 0]
-        fits = min([pool.max, *room])
-        if fits < max(1, pool.min):
-            has = ", ".join(f"{there.get(name, 0):g} {name}s" for name in needs)
-            raise EnvironmentFault(
-                f"this machine has {has}, too few for {max(1, pool.min)} replicas of pool.cpus_per_replica "
-                f"{pool.cpus_per_replica:g} and pool.gpus_per_replica {needs['GPU']:g}: lower those, or name a cluster with "
-                "ray.address"
-            )
-        return fits
 
     def _adjust(self) -> None:
         ready = sum(member.loading is None for member in self._members)
@@ -139,9 +114,9 @@ class Crew:
             left_s=None if left_s is None else left_s * max(1, ready),
             start_s=self._start_s or self._settings.scaling.start_s,
         )
-        while self._waiting and len(self._members) < count:
+        while self._waiting and len(self._members) < count and self._lost_early < MOST_LOST:
             actor = self._actor.remote(self._settings, cuda=self._cuda)
-            self._members.append(_Member(actor, time.monotonic(), actor.load.remote()))
+            self._members.append(Member(actor, time.monotonic(), actor.load.remote()))
         if not self._waiting:
             for member in [member for member in self._members if not member.tasks]:
                 self._end(member)
@@ -149,23 +124,20 @@ class Crew:
     def _left(self) -> int:
         return len(self._waiting) + sum(len(member.tasks) for member in self._members)
 
-    def _end(self, member: _Member) -> None:
-        """Let a replica go; what it counted stays."""
+    def _end(self, member: Member) -> None:
+        """Let a replica go; what it counted stays, but for pieces that others will have to look at from their beginnings."""
         self._members.remove(member)
-        counts, gone = member.counts, self._gone
-        self._gone = Counts(*(one + two for one, two in zip(counts, gone, strict=True)))
+        self._gone += member.settled._replace(busy_s=member.counts.busy_s)
         self._ray.kill(member.actor)
 
     def _counts(self) -> Counts:
-        every = [self._gone, *(member.counts for member in self._members)]
-        return Counts(*(sum(column) for column in zip(*every, strict=True)))
+        return sum((member.counts for member in self._members), self._gone)
 
     # ---- the work
 
     def _hand_out(self) -> None:
         """Give waiting pieces to those who have the least to do."""
-        while self._waiting:
-            task = self._waiting[0]
+        while (task := self._waiting.next) is not None:
             alone = task.deaths > 0
             room = 1 if alone else self._settings.pool.in_flight
             able = [
@@ -176,7 +148,7 @@ class Crew:
             if not able:
                 return
             member = min(able, key=lambda each: len(each.tasks))
-            self._waiting.popleft()
+            self._waiting.take()
             member.alone = alone
             member.tasks[member.actor.work.remote(task.piece, task.name, task.there)] = task
 
@@ -196,10 +168,10 @@ class Crew:
                 self._take(owners[ref], ref)
 
     @staticmethod
-    def _refs(member: _Member) -> list[Any]:
+    def _refs(member: Member) -> list[Any]:
         return [ref for ref in (member.loading, member.asking, *member.tasks) if ref is not None]
 
-    def _take(self, member: _Member, ref: Any) -> None:
+    def _take(self, member: Member, ref: Any) -> None:
         from ray import exceptions  # noqa: PLC0415
 
         try:
@@ -223,6 +195,7 @@ class Crew:
                     "same files"
                 )
             member.loading = None
+            self._outcome.load_s += answer.seconds
             self._start_s = time.monotonic() - member.created
         elif ref is member.asking:
             member.asking = None
@@ -230,27 +203,24 @@ class Crew:
         else:
             del member.tasks[ref]
             member.counts = answer.counts
+            member.settled += answer.own
             self._done(answer.done)
 
     def _done(self, done: Done) -> None:
         self._outcome.tally += done.tally
         self._outcome.reasons.update(done.reasons)
-        self._losses = 0
+        self._went_on()
 
     def _failed(self, task: Task, error: Exception) -> None:
-        """A piece could not be read or put: try again, on whoever is next, or leave it out."""
+        """A piece could not be read or put: others come first, and then it is tried again, by whoever is next."""
         said = str(error) if isinstance(error, StreamEmbedderError) else f"unexpected {type(error).__name__}"
-        task.failures += 1
         self._look(task)
-        if task.failures >= MOST_FAILURES:
-            LOG.warning("piece left out %s", log.fields(piece=task.piece, error=said))
-            self._outcome.failed.append(f"{task.piece}: {said}")
-        else:
-            LOG.warning("piece failed, and is tried again %s", log.fields(piece=task.piece, error=said))
-            self._waiting.append(task)
-        self._count_loss(said)
+        suspect = self._waiting.suspect
+        self._note_failure(task, left_out=self._waiting.failed(task, said))
+        if self._waiting.suspect and not suspect:
+            self._probe()
 
-    def _not_loaded(self, member: _Member, error: Exception) -> None:
+    def _not_loaded(self, member: Member, error: Exception) -> None:
         if self._start_s is None:
             raise (
                 error
@@ -259,32 +229,62 @@ class Crew:
             )
         self._lost(member, error)
 
-    def _lost(self, member: _Member, error: Exception) -> None:
+    def _lost(self, member: Member, error: Exception) -> None:
         """A replica is gone, and its pieces go to others."""
         said = error if isinstance(error, StreamEmbedderError) else type(error).__name__
         LOG.warning("replica lost %s", log.fields(error=said, pieces=len(member.tasks)))
         tasks = list(member.tasks.values())
         self._end(member)
         self._outcome.replaced += 1
+        self._lost_early += not tasks
+        self._last_loss = str(said)
         for task in tasks:
-            task.deaths += 1
             self._look(task)
-            if task.deaths >= MOST_FAILURES:
-                self._outcome.failed.append(f"{task.piece}: {task.deaths} replicas have died at it")
-            else:
-                self._waiting.append(task)
-        self._count_loss(f"a replica is gone ({said})")
+            self._note_failure(task, left_out=self._waiting.died(task))
+
+    def _note_failure(self, task: Task, *, left_out: bool) -> None:
+        told = log.fields(piece=task.piece, error=task.fault)
+        LOG.warning("piece left out %s" if left_out else "piece failed, and is tried again %s", told)
+        if left_out:
+            self._left_out += task.piece.weight
+            self._outcome.failed.append(f"{task.piece}: {task.fault}")
 
     def _look(self, task: Task) -> None:
         """See what an attempt has finished before it failed."""
         self._there.look()
         task.there = self._there.numbers(task.name)
-        self._outcome.tally += self._there.count([task.name])
+        found = self._there.count([task.name])
+        self._outcome.tally += found
+        if found.parts:
+            self._went_on()
 
-    def _count_loss(self, said: str) -> None:
-        self._losses += 1
-        if self._losses >= MOST_LOSSES:
-            raise EnvironmentFault(
-                f"{self._losses} times in a row a piece failed or a replica was lost, the last time: {said}; run the same "
-                "command again when that is mended, and it goes on where it stopped"
-            )
+    def _went_on(self) -> None:
+        """Something was done."""
+        self._waiting.done()
+        self._lost_early = 0
+
+    # ---- when nothing more can be done
+
+    def _probe(self) -> None:
+        """A store that takes nothing makes every piece fail, after it was embedded and the store waited for."""
+        try:
+            self._there.probe()
+        except EnvironmentFault as error:
+            self._outcome.given_up = str(error)
+
+    def _give_up(self) -> None:
+        """Do, if nothing under way is left to hope for; the pieces that have failed until then are named."""
+        waiting, outcome = self._waiting, self._outcome
+        if outcome.given_up is None and not any(member.tasks for member in self._members):
+            if waiting.held:
+                outcome.given_up = (
+                    f"{MOST_FAILED} pieces in a row and more failed, after the first {SUSPECT} drawn from all of the input, and "
+                    "nothing was done in between"
+                )
+            elif self._lost_early >= MOST_LOST and not self._members:
+                outcome.given_up = (
+                    f"{self._lost_early} replicas in a row were lost before they had a piece ({self._last_loss})"
+                )
+        if outcome.given_up is not None:
+            outcome.failed += [f"{task.piece}: {task.fault}" for task in waiting.failing()]
+            outcome.given_up += f"; {waiting.untried:,} pieces were not tried"

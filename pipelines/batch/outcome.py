@@ -23,7 +23,10 @@ class State:
 
 @dataclass
 class Outcome:
-    """What became of the tasks; ``failed``: a sentence for each that was left out."""
+    """What became of the tasks; ``failed``: a sentence for each that failed; ``given_up``: why others were not tried.
+
+    Seconds of all replicas: ``load_s`` until they were ready, ``replica_s`` from then on. ``gpus`` of each.
+    """
 
     tally: Tally = field(default_factory=Tally)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -32,6 +35,9 @@ class Outcome:
     replaced: int = 0
     start_s: float = 0.0
     worked_s: float = 0.0
+    load_s: float = 0.0
     replica_s: float = 0.0
     busy_s: float = 0.0
     stopped: bool = False
+    given_up: str | None = None
+    gpus: float = 0.0

@@ -16,7 +16,7 @@ from workers.codecs import rows_for
 from workers.codecs.parquet import ParquetRenderer, read_notes
 from workers.encoder.quantize import Projection
 from workers.object_store import Location, ObjectStore
-from workers.settings import ParquetOutput, Settings
+from workers.settings import ParquetOutput, Settings, SourceSettings
 from workers.sinks.chain import Chain
 
 
@@ -58,7 +58,9 @@ def batch_outlets(model: Model) -> list[BatchOutlet]:
             included.append(("chunk_text", "", None))
         if output.together:
             included.append(("chunks", "", None))
-        folder = folder_of(settings_digest(fingerprint, source.id, source.empty, included))
+        folder = folder_of(
+            settings_digest(fingerprint, source.id, source.empty, included, *_mapped(source, output.include))
+        )
         renderer = rows_for(
             output, dim=projection.dim, model=model.name, fingerprint=fingerprint, chunked=model.settings.model.chunked
         )
@@ -79,7 +81,21 @@ def dead_letter_location(settings: Settings) -> Location:
 def dead_letter_folder(model: Model) -> str:
     """The folder of the rows that were refused with these settings; outputs that come later share it."""
     source = model.settings.source
-    return folder_of(settings_digest(model.fingerprint(model.layout.dim, "float32"), source.id, source.empty))
+    fingerprint = model.fingerprint(model.layout.dim, "float32")
+    return folder_of(settings_digest(fingerprint, source.id, source.empty, *_mapped(source)))
+
+
+def _mapped(source: SourceSettings, include: Sequence[str] = ()) -> list[object]:
+    """What decides about rows of topics that have mappings: of each whose rows they are, and what they are made of.
+
+    A fingerprint knows the templates and prompts, and not whose they are. Without mappings nothing is told.
+    """
+    told: list[object] = []
+    for mapping in source.mappings:
+        own = source.mapped(mapping)
+        topics, fields = sorted(mapping.topics), [own.include.get(name, name) for name in include]
+        told.append((topics, mapping.pattern, own.text, mapping.prompt, mapping.prompt_text, own.id, own.empty, fields))
+    return told
 
 
 def probe(settings: Settings, location: Location) -> None:

@@ -6,14 +6,15 @@ Never here: columns that nobody needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.batch.object_file import AHEAD_BYTES
-from pipelines.batch.rows import Read, row
+from pipelines.batch.rows import FileRow, Read, row
 from workers.errors import EnvironmentFault, PoisonError
 
 _BATCH_ROWS = 1024
@@ -65,31 +66,68 @@ def parquet_rows(
     start: int,
     columns: Sequence[str],
     done: Callable[[int], float],
-    *,
-    skip: int = 0,
 ) -> Iterator[Read]:
     """The rows of the groups ``numbers``, the first of which is the file's row ``start``; ``done``: the share up to a row.
-
-    ``skip`` of them are passed over.
 
     Raises:
         EnvironmentFault: a group is broken.
     """
+    offset = start
+    for batch in _batches(parquet, numbers, columns):
+        for found in _rows(batch, file, offset):
+            yield Read(found, done(found.origin.offset + 1))
+        offset += batch.num_rows
+
+
+def parquet_spans(
+    parquet: Any, file: str, columns: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> list[list[FileRow]]:
+    """The rows of each of these spans of the file's rows (begin and end), which do not overlap.
+
+    A group is read once at most, and no further than to the last row that is asked for: nothing leads to a row but those before.
+
+    Raises:
+        EnvironmentFault: a group is broken.
+    """
+    found: list[list[FileRow]] = [[] for _ in spans]
+    for number, group in enumerate(groups(parquet, ())):
+        within = [
+            place
+            for place, (start, stop) in enumerate(spans)
+            if start < group.start + group.rows and stop > group.start
+        ]
+        if not within:
+            continue
+        offset, last = group.start, max(spans[place][1] for place in within)
+        with contextlib.closing(_batches(parquet, [number], columns)) as batches:
+            for batch in batches:
+                end = offset + batch.num_rows
+                for place in within:
+                    first, stop = max(spans[place][0], offset), min(spans[place][1], end)
+                    if first < stop:
+                        found[place] += _rows(batch.slice(first - offset, stop - first), file, first)
+                offset = end
+                if offset >= last:
+                    break
+    return found
+
+
+def _batches(parquet: Any, numbers: Sequence[int], columns: Sequence[str]) -> Generator[Any, None, None]:
     names = set(columns)
     wanted = [name for name in columns_of(parquet) if name in names]
-    offset = start
     try:
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(numbers), columns=wanted, use_threads=False):
-            passed = min(batch.num_rows, skip)
-            skip, offset = skip - passed, offset + passed
-            for fields in plain_rows(batch.slice(passed) if passed else batch):
-                refused = fields if isinstance(fields, PoisonError) else None
-                values = None if isinstance(fields, PoisonError) else fields
-                held = 0 if values is None else sum(map(_size, values.values()))
-                yield Read(row(file, offset, None, fields=values, refused=refused, held=held), done(offset + 1))
-                offset += 1
+        yield from parquet.iter_batches(_BATCH_ROWS, row_groups=list(numbers), columns=wanted, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise EnvironmentFault("a group of its rows cannot be read: the file is broken") from error
+
+
+def _rows(batch: Any, file: str, offset: int) -> Iterator[FileRow]:
+    """The rows of a batch, the first of which is the file's row ``offset``."""
+    for number, fields in enumerate(plain_rows(batch), offset):
+        refused = fields if isinstance(fields, PoisonError) else None
+        values = None if isinstance(fields, PoisonError) else fields
+        held = 0 if values is None else sum(map(_size, values.values()))
+        yield row(file, number, None, fields=values, refused=refused, held=held)
 
 
 def plain_rows(batch: Any) -> Iterator[Mapping[str, object] | PoisonError]:

@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 from pipelines.batch import csv_file, lines
 from pipelines.batch.inputs import InputFile
 from pipelines.batch.object_file import AHEAD_BYTES, ObjectFile, buffered
-from pipelines.batch.rows import Part, Read, parts
+from pipelines.batch.rows import FileRow, Part, Read, parts
 from workers.codecs import id_template, prompt_template, text_template
 from workers.errors import EnvironmentFault, SettingsError
 from workers.object_store import Location, ObjectStore
@@ -160,6 +160,8 @@ def _cut_parquet(file: InputFile, stores: Stores, fields: Fields, most_rows: int
     fields.require_in(file, parquet_file.columns_of(opened))
     found: list[Piece] = []
     for number, group in enumerate(parquet_file.groups(opened, fields.names)):
+        if not group.rows:
+            continue  # a piece of its own would have the name of the one after it, which starts at the same row
         last = found[-1] if found else None
         if last is not None and last.stop - last.start + group.rows <= most_rows:
             found[-1] = Piece(
@@ -181,14 +183,26 @@ def parts_of(piece: Piece, stores: Stores, columns: Sequence[str], batch: BatchS
 
 
 def rows_of(
-    piece: Piece, stores: Stores, columns: Sequence[str], *, skip: int = 0, ahead: int = AHEAD_BYTES
+    piece: Piece, stores: Stores, columns: Sequence[str], *, ahead: int = AHEAD_BYTES
 ) -> Generator[Read, None, None]:
-    """Read a piece, row by row; errors as above.
-
-    ``skip``: of Parquet, so many of its first rows are passed over. ``ahead``: of the others, the bytes that are read ahead.
-    """
+    """Read a piece, row by row; errors as above. ``ahead``: of all but Parquet, the bytes that are read ahead."""
     with _said_of(piece.file), contextlib.ExitStack() as opened:
-        yield from _read(piece, stores.file(piece.file), columns, opened, skip, ahead)
+        yield from _read(piece, stores.file(piece.file), columns, opened, ahead)
+
+
+def rows_at(
+    file: InputFile, stores: Stores, columns: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> list[list[FileRow]]:
+    """Of a Parquet file the rows of each of these spans of them, which do not overlap; see :func:`parquet_file.parquet_spans`.
+
+    Raises:
+        EnvironmentFault: as above.
+    """
+    from pipelines.batch import parquet_file  # noqa: PLC0415
+
+    with _said_of(file):
+        opened = parquet_file.open_parquet(cast("BinaryIO", stores.file(file)))
+        return parquet_file.parquet_spans(opened, file.uri, columns, spans)
 
 
 def beginning_of(piece: Piece, stores: Stores, most: int) -> tuple[list[Read], float]:
@@ -208,7 +222,7 @@ def beginning_of(piece: Piece, stores: Stores, most: int) -> tuple[list[Read], f
 
 
 def _read(
-    piece: Piece, raw: ObjectFile, columns: Sequence[str], opened: contextlib.ExitStack, skip: int, ahead: int
+    piece: Piece, raw: ObjectFile, columns: Sequence[str], opened: contextlib.ExitStack, ahead: int
 ) -> Iterator[Read]:
     file, size = piece.file, max(1, piece.stop - piece.start)
 
@@ -219,7 +233,7 @@ def _read(
         from pipelines.batch import parquet_file  # noqa: PLC0415
 
         parquet = parquet_file.open_parquet(cast("BinaryIO", raw))
-        return parquet_file.parquet_rows(parquet, file.uri, piece.groups, piece.start, columns, done, skip=skip)
+        return parquet_file.parquet_rows(parquet, file.uri, piece.groups, piece.start, columns, done)
     stream = opened.enter_context(contextlib.closing(_unpacked(file, buffered(raw, ahead))))
     stop: int | None = piece.stop
     share: Callable[[int], float] = done

@@ -38,10 +38,16 @@ class Progress:
     _seen: deque[tuple[float, float]] = field(default_factory=deque)
 
     def note(self, now: float, done: float, skipped: float = 0.0) -> None:
-        """``done`` is done by now; ``skipped``, of the total, turned out to need no work."""
+        """``done`` is done by now; ``skipped``, of the total, turned out to need no work.
+
+        Where less is done than before, the difference was lost, and is to be done or skipped another time.
+        """
         if self._began is None:
             self._began = now
         self.total = max(self.total, done + skipped)
+        if (lost := self.done - done) > 0:
+            # It says nothing of the speed, which is that of all work.
+            self._seen = deque((then, before - lost) for then, before in self._seen)
         self.done, self._skipped = done, skipped
         if done <= 0:
             self._seen.clear()  # until the first texts come out, time says nothing of the speed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -42,18 +43,27 @@ class Counts(NamedTuple):
     skipped: float = 0.0
     busy_s: float = 0.0
 
+    def __add__(self, other: object) -> Counts:
+        assert isinstance(other, Counts)
+        return Counts(*(one + two for one, two in zip(self, other, strict=True)))
+
 
 class Loaded(NamedTuple):
-    """A replica that is ready: the folders that it writes to, whose names say which vectors it makes."""
+    """A replica that is ready: the folders that it writes to, whose names say which vectors it makes.
+
+    ``seconds`` is what that took.
+    """
 
     folders: tuple[str, ...]
+    seconds: float = 0.0
 
 
 class Answer(NamedTuple):
-    """What became of a piece, and what the replica has done until then."""
+    """What became of a piece, what the replica has done until then, and what of that is the piece."""
 
     done: Done
     counts: Counts
+    own: Counts
 
 
 class Replica:
@@ -76,6 +86,7 @@ class Replica:
             EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
         """
         log.configure()
+        began = time.monotonic()
         share = self._settings.batch.share
         if share < 1:
             give_way()  # before the encoder has a thread of its own, and that one the threads of torch
@@ -90,7 +101,7 @@ class Replica:
         # One that rests does so after each pass: between two of them others have the device.
         passes = PASSES_A_CALL if share == 1 else 1
         self._worker = Worker(self._model, pool, self._settings.pool.batch_tokens(cuda=self._cuda), passes=passes)
-        return Loaded(self._worker.folders)
+        return Loaded(self._worker.folders, time.monotonic() - began)
 
     def work(self, piece: Piece | TopicPiece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
         """Embed what is missing of a piece, and put it.
@@ -106,21 +117,26 @@ class Replica:
         """
         if self._settings.batch.share < 1:
             give_way()
-        tally, reasons = Tally(), dict[str, int]()
-        with closing(self._parts(piece, there)) as parts:
-            for part in parts:
-                weight = part.share * piece.weight
-                has = [part.number in numbers for numbers in there]
-                if all(has):
-                    self._count(skipped=weight)
-                    continue
-                with self._tokenizer() as tokenizer, self._progress() as key:
-                    done = self._worker.do(name, part, has, tokenizer, partial(self._note, key, weight))
-                self._count(worked=weight)
-                tally += done.tally
-                for reason, count in done.reasons.items():
-                    reasons[reason] = reasons.get(reason, 0) + count
-        return Answer(Done(tally, reasons), self.counts())
+        tally, reasons, own = Tally(), dict[str, int](), Counts()
+        try:
+            with closing(self._parts(piece, there)) as parts:
+                for part in parts:
+                    weight = part.share * piece.weight
+                    has = [part.number in numbers for numbers in there]
+                    if all(has):
+                        own += self._count(Counts(skipped=weight))
+                        continue
+                    with self._tokenizer() as tokenizer, self._progress() as key:
+                        done = self._worker.do(name, part, has, tokenizer, partial(self._note, key, weight))
+                    own += self._count(Counts(worked=weight))
+                    tally += done.tally
+                    for reason, count in done.reasons.items():
+                        reasons[reason] = reasons.get(reason, 0) + count
+        except BaseException:
+            # Who tries again finds what is finished, and counts it then.
+            self._count(Counts(-own.worked, -own.skipped))
+            raise
+        return Answer(Done(tally, reasons), self.counts(), own)
 
     def counts(self) -> Counts:
         """What is done so far, that which is under way included."""
@@ -175,9 +191,10 @@ class Replica:
         with self._lock:
             self._under_way[key] = weight * share
 
-    def _count(self, worked: float = 0.0, skipped: float = 0.0) -> None:
+    def _count(self, counts: Counts) -> Counts:
         with self._lock:
-            self._counts = Counts(self._counts.worked + worked, self._counts.skipped + skipped)
+            self._counts += counts
+        return counts
 
 
 def _end(_: Exception) -> None:

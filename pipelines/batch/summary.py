@@ -6,7 +6,7 @@ what was not measured is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -20,8 +20,9 @@ class Summary:
     """One run of a job, over files or over partitions of topics.
 
     ``found``: what earlier runs had finished; ``made``: what this one has. ``seconds`` of the run, ``worked_s`` of them with a
-    replica at work, after ``start_s`` until the first was; ``replica_s`` adds up what each replica was there for, ``busy_s``
-    what of that its encoder computed.
+    replica at work, after ``start_s`` until the first was; ``replica_s`` adds up what each replica was there for, after the
+    ``load_s`` that it took all of them to be; ``busy_s`` is what of the former its encoder computed. ``gpus`` are those of
+    each, ``price_per_hour`` is its own, if anybody has said. ``failed``: a sentence for each file or piece that failed.
     """
 
     complete: bool
@@ -36,10 +37,14 @@ class Summary:
     worked_s: float = 0.0
     replica_s: float = 0.0
     busy_s: float = 0.0
+    load_s: float = 0.0
     replicas: int = 0
     replaced: int = 0
     tenth: Forecast | None = None
     partitions: int = 0
+    gpus: float = 0.0
+    price_per_hour: float | None = None
+    failed: Sequence[str] = ()
 
     @property
     def rows_per_s(self) -> float:
@@ -55,6 +60,16 @@ class Summary:
     def busy(self) -> float:
         """The encoders' share of the time that replicas were there, 0 to 1."""
         return min(1.0, self.busy_s / self.replica_s) if self.replica_s else 0.0
+
+    @property
+    def replica_hours(self) -> float:
+        """What all replicas were there for, from the beginning of their loading on."""
+        return (self.load_s + self.replica_s) / 3600
+
+    @property
+    def cost(self) -> float | None:
+        """What that costs; None: nobody has said what an hour does."""
+        return None if self.price_per_hour is None else self.replica_hours * self.price_per_hour
 
     @property
     def eta_error(self) -> float | None:
@@ -92,6 +107,8 @@ class Summary:
                     + (f"; {self.replaced} replaced" if self.replaced else ""),
                 )
             )
+        if self.replica_hours:
+            lines.append(("cost", self._cost()))
         if self.tenth is not None and (error := self.eta_error) is not None:
             took = spoken(self.worked_s - self.tenth.at_s)
             lines.append(
@@ -128,6 +145,10 @@ class Summary:
                 "replicas": self.replicas,
                 "replicas_replaced": self.replaced,
                 "encoders_busy": round(self.busy, 4),
+                "replica_hours": round(self.replica_hours, 6),
+                "gpu_hours": round(self.replica_hours * self.gpus, 6),
+                "cost": None if self.cost is None else round(self.cost, 6),
+                "failed": list(self.failed),
                 "eta_error_after_first_tenth": None if (error := self.eta_error) is None else round(error, 4),
             }
         )
@@ -142,7 +163,17 @@ class Summary:
         told = ", ".join(f"{name} {count:,}" for name, count in sorted(self.reasons.items()))
         return f" in {self.dead_letters}" + (f" ({told})" if told else "")
 
+    def _cost(self) -> str:
+        hours = f"{_number(self.replica_hours)} replica-hours"
+        if self.gpus:
+            hours += f", {_number(self.replica_hours * self.gpus)} GPU-hours"
+        return hours if self.cost is None else f"{_number(self.cost)} at {self.price_per_hour:,} an hour: {hours}"
+
     def _time(self) -> str:
         if not self.worked_s:
             return ""
         return f", {spoken(self.worked_s)} of it at work; the first replica took {spoken(self.start_s)} to start"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"

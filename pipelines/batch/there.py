@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipelines.batch.finished import Lying, PieceName, Tally, tally
 from pipelines.batch.inputs import InputFile
-from pipelines.batch.outlets import BatchOutlet, lying_in
+from pipelines.batch.outlets import BatchOutlet, dead_letter_location, lying_in, probe
 from pipelines.batch.pieces import Piece, file_digest, version_digest
 from pipelines.batch.topic import TopicPiece
 from workers.codecs.parquet import read_notes
@@ -26,7 +26,8 @@ _AT_ONCE = 64
 class Task:
     """A piece of which something is missing; ``there``: for each output, the numbers of the parts that it has.
 
-    ``failures`` are attempts that ended in a fault, ``deaths`` those that ended with their replica.
+    ``failures`` are attempts that ended in a fault, ``deaths`` those that ended with their replica; ``fault`` says of the last
+    one how.
     """
 
     piece: Piece | TopicPiece
@@ -34,6 +35,7 @@ class Task:
     there: list[frozenset[int]]
     failures: int = 0
     deaths: int = 0
+    fault: str = ""
 
 
 class There:
@@ -44,6 +46,7 @@ class There:
     ) -> None:
         """Nothing is asked of the stores here. ``inputs``: files, or all pieces of topics."""
         self._outlets = outlets
+        self._settings = settings
         self._any = settings.delivery.allow_fingerprint_change
         self._names = {
             each.uri: (each.digest, each.version)
@@ -69,6 +72,15 @@ class There:
             EnvironmentFault: a store does not answer, or holds what does not go together with ours.
         """
         self._lying = lying_in(self._outlets, self._named, any_settings=self._any)
+
+    def probe(self) -> None:
+        """Find out whether the stores take files.
+
+        Raises:
+            EnvironmentFault: one does not.
+        """
+        for location in (*(outlet.location for outlet in self._outlets), dead_letter_location(self._settings)):
+            probe(self._settings, location)
 
     def name(self, piece: Piece | TopicPiece) -> PieceName:
         """The piece, in the names of its parts."""

@@ -5,7 +5,7 @@ Comes in: windows of the input, and what reads one. Goes out: blocks. Never here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,3 +59,18 @@ def sample(windows: Windows, wanted: int, read: Callable[[Window], Sequence[Reco
         blocks.append(Block(records, window.width))
         count += len(records)
     return Sampled(windows.units, tuple(blocks), whole=len(blocks) == len(windows))
+
+
+def sample_known(
+    windows: Windows, wanted: int, read: Callable[[Sequence[Window]], Mapping[Window, Sequence[Record]]]
+) -> Sampled:
+    """The same where each unit is a record: then it is known before what is to be read, and read at one go."""
+    chosen, count = list[Window](), 0
+    for window in windows.draw(MOST_BLOCKS):
+        if count >= wanted and len(chosen) >= LEAST_BLOCKS:
+            break
+        chosen.append(window)
+        count += window.width
+    found = read(chosen)
+    blocks = tuple(Block(found[window], window.width) for window in chosen)
+    return Sampled(windows.units, blocks, whole=len(blocks) == len(windows))

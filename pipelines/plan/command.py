@@ -86,7 +86,7 @@ def run_plan(settings: Settings, arguments: Arguments, out: TextIO) -> int:
         sampled=looked.sampled,
         found=found,
         rate=rate,
-        price=options.price_per_hour,
+        price=options.price_per_hour or settings.batch.price_per_hour,
         file_bytes=looked.file_bytes,
     )
     out.write(json.dumps(words.values(made), ensure_ascii=False) if options.json else words.text(made))

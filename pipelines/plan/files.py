@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
-from pipelines.batch.pieces import Fields, Piece, Stores, beginning_of, rows_of
-from pipelines.plan.blocks import BLOCK_RECORDS, Block, Sampled, sample
+from pipelines.batch.inputs import InputFile
+from pipelines.batch.pieces import Fields, Piece, Stores, beginning_of, rows_at, rows_of
+from pipelines.plan.blocks import BLOCK_RECORDS, Block, Sampled, sample, sample_known
 from pipelines.windows import SEED, Window, Windows
 from workers.records import Record
 from workers.settings import Settings
@@ -48,10 +49,14 @@ def sample_files(pieces: Sequence[Piece], settings: Settings, wanted: int) -> li
         with contextlib.closing(rows_of(cut, stores, columns, ahead=_READ_AHEAD)) as found:
             return [each.row for each in found]
 
-    def read_rows(window: Window) -> Sequence[Record]:
-        piece = tables[window.part]
-        with contextlib.closing(rows_of(piece, stores, columns, skip=window.start - piece.start)) as found:
-            return [each.row for each in islice(found, window.width)]
+    def read_rows(windows: Sequence[Window]) -> Mapping[Window, Sequence[Record]]:
+        by_file, rows = defaultdict[InputFile, list[Window]](list), dict[Window, Sequence[Record]]()
+        for window in windows:
+            by_file[tables[window.part].file].append(window)
+        for file, some in by_file.items():
+            read = rows_at(file, stores, columns, [(window.start, window.stop) for window in some])
+            rows.update(zip(some, read, strict=True))
+        return rows
 
     found = []
     if lines:
@@ -61,7 +66,7 @@ def sample_files(pieces: Sequence[Piece], settings: Settings, wanted: int) -> li
     if tables:
         spans, rows = [(piece.start, piece.stop) for piece in tables], sum(piece.stop - piece.start for piece in tables)
         width = BLOCK_RECORDS if rows > share(tables) else max(1, rows)
-        found.append(sample(Windows(spans, width), share(tables), read_rows))
+        found.append(sample_known(Windows(spans, width), share(tables), read_rows))
     if front:
         found.append(_from_the_front(front, stores))
     return found

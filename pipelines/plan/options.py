@@ -17,7 +17,12 @@ def add_options(parser: argparse.ArgumentParser, positive: Callable[[str], int])
     add("--records", type=positive, metavar="N", help="how many to sample; default: 2,000")
     add("--tokens-per-s", type=_above_zero, metavar="N", help="what one replica embeds in a second")
     add("--measure", action="store_true", help="measure that here, for a few seconds, with the model")
-    add("--price-per-hour", type=_above_zero, metavar="PRICE", help="of one replica, in any currency")
+    add(
+        "--price-per-hour",
+        type=_above_zero,
+        metavar="PRICE",
+        help="of one replica, in any currency; default: batch.price_per_hour",
+    )
     add("--json", action="store_true", help="a JSON object, and no table")
 
 

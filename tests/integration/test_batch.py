@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from pipelines import cluster
+from pipelines.batch import crew, queue
 from pipelines.batch.command import line
 from pipelines.batch.crew import Crew
 from pipelines.batch.inputs import find
@@ -28,7 +29,16 @@ from pipelines.batch.outcome import Outcome, State
 from pipelines.batch.outlets import batch_outlets
 from pipelines.batch.pieces import plan
 from pipelines.batch.there import There
-from tests.batch_job import FakeReplica, FaultyReplica, Job, NoReplica, OtherReplica, texts
+from tests.batch_job import (
+    FakeReplica,
+    FaultyReplica,
+    Job,
+    LonelyReplica,
+    MortalReplica,
+    NoReplica,
+    OtherReplica,
+    texts,
+)
 from tests.batch_kill import killed_and_run_again, require_each_once, write_rows
 from tests.tiny_model import make_tiny_bert
 from workers.errors import EnvironmentFault
@@ -166,24 +176,29 @@ class Watched:
         files = find(settings.batch.inputs, "auto", [])
         there = There(batch_outlets(self.job.model), files, settings)
         there.look()
-        crew = Crew(settings, there.tasks(plan(files, settings).pieces), there, replica_class)
+        made = Crew(settings, there.tasks(plan(files, settings).pieces), there, replica_class)
+
+        self.progress = made.progress
 
         def show(state: State) -> None:
             self.shown.append(state)
-            self.lines.append(line(state, crew.progress))
+            self.lines.append(line(state, made.progress))
 
-        return crew.run(threading.Event(), show)
+        return made.run(threading.Event(), show)
 
 
 @pytest.mark.usefixtures("ray")
 def test_a_replica_that_dies_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path):
     watched = Watched(tmp_path)
-    watched.job.texts("a.jsonl", [*texts(30), {"id": "die", "text": f"die!{tmp_path}/died"}, *texts(30, "m")])
+    watched.job.texts("a.jsonl", [*texts(30), {"id": "die", "text": f"late!{tmp_path}/died"}, *texts(30, "m")])
     watched.job.texts("b.jsonl", texts(30, "o"))
     outcome = watched.run()
     assert (outcome.replaced, outcome.failed, outcome.tally.rows) == (1, [], 91)
     assert len({row["id"] for row in watched.job.rows()}) == len(watched.job.rows()) == 91
     assert watched.shown[-1].left == 0 and "100.0%" in watched.lines[-1]
+    # The 28 rows before the one that it died at were found when their file was read again, and count as that alone.
+    size = sum(file.stat().st_size for file in (tmp_path / "in").iterdir())
+    assert watched.progress.total == pytest.approx(size) and 0 < watched.progress.done < 0.8 * size
 
 
 @pytest.mark.usefixtures("ray")
@@ -201,27 +216,63 @@ def test_a_piece_that_kills_every_replica_is_left_out_and_named_and_the_others_a
 @pytest.mark.usefixtures("ray")
 def test_a_file_that_cannot_be_read_is_left_out_and_what_cannot_start_ends_the_job(tmp_path: Path):
     watched = Watched(tmp_path, pool={"min": 2, "max": 2})
-    watched.job.texts("bad.jsonl", texts(10))
-    watched.job.texts("good.jsonl", texts(10, "m"))
+    # The largest come first, and there are more of them than may fail in a row before others are drawn.
+    for n in range(9):
+        watched.job.texts(f"bad{n}.jsonl", texts(10 + n, f"{n}-"))
+    watched.job.texts("good.jsonl", texts(5, "m"))
+    watched.job.texts("more.jsonl", texts(5, "o"))
     with pytest.raises(EnvironmentFault, match="the model has no weights"):
         watched.run(NoReplica)
     with pytest.raises(EnvironmentFault, match="a replica has another model than this machine"):
         watched.run(OtherReplica)
     outcome = watched.run(FaultyReplica)
-    assert outcome.failed == [f"file://{tmp_path}/in/bad.jsonl from byte 0: its disk is broken"]
+    assert sorted(outcome.failed) == [
+        f"file://{tmp_path}/in/bad{n}.jsonl from byte 0: its disk is broken" for n in range(9)
+    ]
+    assert outcome.given_up is None and watched.progress.share == 1.0, "what is left out needs no work"
     assert (outcome.tally.rows, len(watched.job.rows())) == (10, 10)
     assert max(state.members for state in watched.shown) == 2
     again = watched.run()
-    assert (again.failed, again.tally.rows, len(watched.job.rows())) == ([], 10, 20)
+    assert (again.failed, again.tally.rows, len(watched.job.rows())) == ([], 126, 136)
 
 
 @pytest.mark.usefixtures("ray")
-def test_when_everything_fails_the_job_ends(tmp_path: Path):
+def test_when_everything_fails_the_job_ends_and_names_what_it_has_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     watched = Watched(tmp_path)
-    for n in range(4):
-        watched.job.texts(f"bad{n}.jsonl", texts(2, f"{n}-"))
-    with pytest.raises(EnvironmentFault, match=r"6 times in a row .* its disk is broken; run the same command again"):
-        watched.run(FaultyReplica)
+    for n in range(10):
+        watched.job.texts(f"a{n}.jsonl", texts(2, f"{n}-"))
+    monkeypatch.setattr(queue, "MOST_FAILED", 2)
+    outcome = watched.run(MortalReplica)
+    assert outcome.given_up is not None and outcome.given_up.endswith("; 8 pieces were not tried")
+    assert outcome.replaced == 1 and len(outcome.failed) == 2
+    assert all(each.endswith(": a replica has died at it") for each in outcome.failed)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_store_that_takes_nothing_any_more_ends_the_job(tmp_path: Path):
+    watched = Watched(tmp_path)
+    for n in range(20):
+        watched.job.texts(f"bad{n:02}.jsonl", texts(2, f"{n}-"))
+    (tmp_path / "vectors-dead-letters").write_text("a file in the place of a folder")
+    outcome = watched.run(FaultyReplica)
+    assert outcome.given_up is not None and f"file://{tmp_path}/vectors-dead-letters" in outcome.given_up
+    assert 6 <= len(outcome.failed) <= 7
+
+
+@pytest.mark.usefixtures("ray")
+def test_replicas_that_do_not_live_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crew, "MOST_LOST", 2)
+    watched = Watched(tmp_path)
+    watched.job.texts("end.jsonl", texts(20))
+    watched.job.texts("good.jsonl", texts(2, "m"))
+    outcome = watched.run(LonelyReplica)
+    assert outcome.given_up is not None and outcome.given_up.startswith(
+        "2 replicas in a row were lost before they had a"
+    )
+    assert "(the device is taken)" in outcome.given_up
+    assert f"file://{tmp_path}/in/end.jsonl from byte 0: a replica has died at it" in outcome.failed
 
 
 @pytest.mark.usefixtures("ray")
@@ -231,4 +282,4 @@ def test_a_machine_that_is_too_small_is_said(tmp_path: Path):
     with pytest.raises(EnvironmentFault, match=r"too few for 1 replicas of .* pool\.gpus_per_replica 64"):
         watched.run()
     elsewhere = Watched(tmp_path, pool={"max": 1000, "cpus_per_replica": 1000}, ray={"address": "auto"})
-    assert Crew(elsewhere.job.settings, [], There([], [], elsewhere.job.settings))._fits() == 1000
+    assert Crew(elsewhere.job.settings, [], There([], [], elsewhere.job.settings))._most == 1000

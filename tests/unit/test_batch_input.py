@@ -23,6 +23,7 @@ from pipelines.batch.csv_file import csv_rows
 from pipelines.batch.inputs import find
 from pipelines.batch.pieces import Fields, Piece, Stores, parts_of, plan, version_digest
 from pipelines.batch.rows import FileRow, Part, RowValues
+from tests.batch_job import write_groups
 from workers.errors import EnvironmentFault, PoisonError, SettingsError
 from workers.object_store import Location
 from workers.settings import Settings
@@ -337,6 +338,16 @@ def test_parquet_pieces_are_whole_row_groups_small_ones_together(tmp_path: Path)
     cut, found = read(settings(tmp_path / "a.parquet", rows=4))  # a group that is larger than a part is several of them
     assert len(cut) == 10 and [len(part.rows) for part in found[0]] == [4, 4, 2]
     assert [part.share for part in found[0]] == pytest.approx([0.4, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("sizes", [[0, 30], [30, 0, 30], [0, 0, 12, 0], [5, 0, 3, 0], [0], []])
+def test_groups_without_rows_are_in_no_piece_and_no_two_start_at_one_row(tmp_path: Path, sizes: list[int]):
+    write_groups(tmp_path / "a.parquet", sizes)
+    cut, found = read(settings(tmp_path / "a.parquet", rows=10))
+    assert all(size == 0 for number, size in enumerate(sizes) if number not in {g for p in cut for g in p.groups})
+    assert len({piece.start for piece in cut}) == len(cut) and all(piece.stop > piece.start for piece in cut)
+    every = [row.origin.offset for each in found for part in each for row in part.rows]
+    assert every == list(range(sum(sizes)))
 
 
 def test_parquet_rows_that_python_cannot_have_are_refused_alone(tmp_path: Path):

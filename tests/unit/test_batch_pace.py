@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import os
 import threading
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipelines.batch.pieces import plan
 from pipelines.batch.there import There
 from pipelines.model import Model
 from tests.batch_job import DIM, Job, pool_of, texts
+from workers.errors import EnvironmentFault
 from workers.pool import EncoderPool
 from workers.records import Batch, type_vectors
 
@@ -152,6 +155,30 @@ def test_a_replica_with_a_share_rests_after_each_pass_and_gives_way(
         assert max(encoder.calls) <= 64 and encoder.classes == {os.SCHED_IDLE}
     else:
         assert 64 < max(encoder.calls) <= 256 and os.SCHED_IDLE not in encoder.classes
+
+
+def test_what_a_replica_did_for_a_piece_that_failed_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replica, "LocalEncoder", Encoder)
+    job = Job(tmp_path, batch={"inputs": [str(tmp_path / "in")], "rows": 200}, model={"max_tokens": 64})
+    (tmp_path / "in").mkdir()
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in texts(2_000)).encode())
+    (tmp_path / "in/a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    job.texts("b.jsonl", texts(10, "b"))
+    files = find(job.settings.batch.inputs, "auto", [])
+    there = There(batch_outlets(job.model), files, job.settings)
+    there.look()
+    broken, good = sorted(there.tasks(plan(files, job.settings).pieces), key=lambda task: task.piece.uri)
+    made = replica.Replica(job.settings, cuda=False)
+    made.load()
+    answer = made.work(good.piece, good.name, good.there)
+    assert (answer.own.worked, answer.own.skipped) == pytest.approx((good.piece.weight, 0))
+    for _ in range(2):
+        there.look()
+        with pytest.raises(EnvironmentFault, match="not packed by gzip, or not whole"):
+            made.work(broken.piece, broken.name, there.numbers(broken.name))
+        counts = made.counts()
+        assert (counts.worked, counts.skipped) == pytest.approx((good.piece.weight, 0))
+    assert len(job.rows()) >= 210
 
 
 def test_the_encoder_of_this_process_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch):

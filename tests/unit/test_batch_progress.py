@@ -59,6 +59,17 @@ def test_the_present_speed_counts():
     assert progress.speed == pytest.approx(40)
 
 
+# Should not take for slowness that work was lost with its replica, nor count it when it turns out to be finished.
+def test_what_is_lost_is_not_done_and_no_change_of_speed():
+    progress = steady(1000, 10, 40)
+    progress.note(140, 200)
+    assert progress.share == pytest.approx(0.2)
+    assert progress.speed == pytest.approx(10) and progress.left_s == pytest.approx(80)
+    progress.note(141, 210, 150)  # a part of it was written before
+    assert progress.share == pytest.approx(210 / 850) and progress.left_s == pytest.approx(64)
+    assert progress.total == 1000
+
+
 def test_nothing_is_said_before_anything_is_known():
     progress = Progress(100)
     assert (progress.left_s, progress.speed, progress.age_s) == (None, None, 0.0)
@@ -141,6 +152,7 @@ def summary(**changes: object) -> Summary:
         "worked_s": 20.0,
         "replica_s": 40.0,
         "busy_s": 36.0,
+        "load_s": 14.0,
         "replicas": 2,
         "tenth": Forecast(2.0, 20.0),
         **changes,
@@ -158,14 +170,27 @@ def test_a_summary_for_people():
         "to            file:///vectors",
         "time          30 s, 20 s of it at work; the first replica took 8 s to start",
         "speed         3 rows/s, 30 tokens/s on 2 replicas, whose encoders were busy 90% of the time",
+        "cost          0.015 replica-hours",
         "forecast      20 s after the first tenth, and it took 18 s: +11%",
     ]
 
 
+def test_what_a_job_costs_is_said_where_the_price_is_known():
+    said = summary(gpus=0.5, price_per_hour=2.5)
+    assert "cost          0.0375 at 2.5 an hour: 0.015 replica-hours, 0.0075 GPU-hours" in said.text()
+    found = json.loads(said.json())
+    assert (found["replica_hours"], found["gpu_hours"], found["cost"]) == (0.015, 0.0075, 0.0375)
+    assert json.loads(summary().json())["cost"] is None
+    assert (
+        "cost          3,000.0 at 1,500.0 an hour: 2 replica-hours"
+        in summary(load_s=0.0, replica_s=7200.0, price_per_hour=1500.0).text()
+    )
+
+
 def test_a_summary_of_nothing_to_do_says_no_speed():
-    said = summary(made=Tally(), worked_s=0.0, replica_s=0.0, busy_s=0.0, tenth=None, reasons={}).text()
+    said = summary(made=Tally(), worked_s=0.0, load_s=0.0, replica_s=0.0, busy_s=0.0, tenth=None, reasons={}).text()
     assert "rows          40 embedded: 0 by this run, 40 found" in said
-    assert "speed" not in said and "forecast" not in said
+    assert not any(name in said for name in ("speed", "forecast", "cost"))
 
 
 def test_a_summary_for_programs():

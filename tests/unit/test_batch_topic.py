@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.batch import topic
-from pipelines.batch.finished import Tally
-from pipelines.batch.outlets import batch_outlets
+from pipelines.batch.finished import Tally, folder_of, settings_digest
+from pipelines.batch.outlets import batch_outlets, dead_letter_folder
 from pipelines.batch.there import There
 from pipelines.batch.topic import TopicPiece, topic_parts, topic_pieces
 from pipelines.batch.work import Worker
@@ -170,6 +170,38 @@ def test_another_range_or_reading_is_another_job(tmp_path: Path, world: World, c
     fixed(job(tmp_path))
     with pytest.raises(EnvironmentFault, match=says):
         fixed(job(tmp_path, **change))
+
+
+def test_what_a_mapping_makes_of_rows_is_in_the_name_of_their_folders(tmp_path: Path):
+    def folders(*mappings: dict[str, Any]) -> tuple[str, str]:
+        source = {"topics": ["documents", "notes"], "text": "text", "id": "id", "mappings": mappings}
+        model = job(tmp_path, source=source).model
+        (outlet,) = batch_outlets(model)
+        return outlet.folder, dead_letter_folder(model)
+
+    note: dict[str, Any] = {"topics": ["notes"], "id": "number"}
+    more: list[dict[str, Any]] = [
+        {"id": "nr"},
+        {"empty": "embed"},
+        {"pattern": "n.*", "topics": []},
+        {"text": "title"},
+        {"prompt_text": "a note: "},
+    ]
+    every = [folders(), folders(note), *(folders({**note, **change}) for change in more)]
+    for made in zip(*every, strict=True):
+        assert len(set(made)) == len(every)
+    # What is included is the outputs', and not the dead letters'.
+    included = folders({**note, "include": {"title": "headline"}})
+    assert included[0] not in {made[0] for made in every} and included[1] == every[1][1]
+    # Texts that change places make other rows of the same space.
+    one, other = ({"topics": [name], "text": text} for name, text in (("documents", "title"), ("notes", "text")))
+    same, swapped = folders(one, other), folders({**one, "topics": ["notes"]}, {**other, "topics": ["documents"]})
+    assert same[0] != swapped[0]
+    # Folders of earlier versions keep their names where there are no mappings.
+    model = job(tmp_path, source={"topics": ["documents", "notes"], "text": "text", "id": "id"}).model
+    space = model.fingerprint(model.layout.dim, "float32")
+    assert every[0][0] == folder_of(settings_digest(space, "id", "reject", [("title", "title", None)]))
+    assert every[0][1] == folder_of(settings_digest(space, "id", "reject"))
 
 
 def test_a_topic_that_was_made_anew_is_another_one(tmp_path: Path, world: World):

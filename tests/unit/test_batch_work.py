@@ -16,11 +16,13 @@ import pytest
 from pipelines.batch import command, finished, place
 from pipelines.batch.finished import Tally
 from pipelines.batch.inputs import find
+from pipelines.batch.outcome import Outcome
 from pipelines.batch.outlets import batch_outlets
 from pipelines.batch.pieces import plan
+from pipelines.batch.progress import Progress
 from pipelines.batch.there import There
 from pipelines.batch.work import Worker
-from tests.batch_job import DIM, Job, pool_of, texts, vector_of
+from tests.batch_job import DIM, Job, pool_of, texts, vector_of, write_groups
 from workers.errors import EnvironmentFault, SettingsError
 from workers.object_store import Location, ObjectStore
 from workers.settings import Settings
@@ -138,6 +140,19 @@ def test_a_job_that_is_run_again_does_what_is_missing_and_nothing_twice(tmp_path
     assert set(job.embedded.values()) == {1}
     again, made, _ = job.run()
     assert (again.rows, made) == (38, Tally())
+    assert set(job.embedded.values()) == {1}
+
+
+def test_a_group_without_rows_hides_none_of_those_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The smallest is done first, as when a crash finds the largest under way.
+    monkeypatch.setattr(There, "tasks", lambda self, pieces, of=There.tasks: of(self, pieces)[::-1])
+    job = Job(tmp_path, batch={"inputs": [str(tmp_path / "in")], "rows": 10})
+    write_groups(tmp_path / "in/a.parquet", [0, 30, 0, 30])
+    count = 0
+    while job.run(parts=1)[1].parts:
+        count += 1
+        assert count <= 6
+    assert sorted(row["offset"] for row in job.rows()) == list(range(60))
     assert set(job.embedded.values()) == {1}
 
 
@@ -326,6 +341,30 @@ def test_files_that_are_broken_are_named_when_the_rest_is_done(tmp_path: Path):
     assert lines[0] == f"file://{tmp_path}/in/broken00.parquet: it is no Parquet file, or a broken one"
     assert lines[10:] == ["and 2 more", "the rest is done; run the same command again when this is mended"]
     assert "not complete" in out.getvalue() and "3 embedded" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("given_up", "stopped", "says"),
+    [
+        (None, False, "the rest is done; run the same command again when this is mended"),
+        (None, True, "what was under way is not done; run the same command again when this is mended"),
+        ("no room", False, "no room: run the same command again when that is mended, and it goes on"),
+    ],
+)
+def test_a_job_with_failures_ends_with_its_summary_and_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: str | None, stopped: bool, says: str
+):
+    job = Job(tmp_path)
+    job.texts("a.jsonl", texts(3))
+    failed = [f"piece {n}: its disk is broken" for n in range(12)]
+    outcome = Outcome(Tally(rows=2, parts=1), failed=failed, given_up=given_up, stopped=stopped)
+    monkeypatch.setattr(command, "_work", lambda *_: (outcome, Progress(0.0)))
+    out = io.StringIO()
+    with pytest.raises(EnvironmentFault) as caught:
+        command.run_batch(job.settings, threading.Event(), out, as_json=True)
+    assert str(caught.value).splitlines() == [*failed[:10], "and 2 more", says]
+    said = json.loads(out.getvalue())
+    assert (said["complete"], said["rows"], said["failed"]) == (False, 2, failed)
 
 
 @pytest.mark.parametrize(

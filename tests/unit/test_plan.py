@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from pipelines.batch.inputs import find
+from pipelines.batch.object_file import ObjectFile
 from pipelines.batch.pieces import plan as cut
 from pipelines.cli import main
 from pipelines.model import Model
@@ -157,6 +158,27 @@ def test_rows_come_from_everywhere_of_a_file(tmp_path: Path):
     assert row.fields["text"] == texts()[row.origin.offset]["text"]  # type: ignore[attr-defined]
 
 
+def test_a_table_is_read_once_whatever_the_number_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw = random.Random(7)
+    rows = [{"text": f"{n} {draw.randbytes(100).hex()}"} for n in range(COUNT)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=COUNT // 2)
+    asked = 0
+
+    def readinto(self: ObjectFile, buffer: Any, original: Any = ObjectFile.readinto) -> int:
+        nonlocal asked
+        found: int = original(self, buffer)
+        asked += found
+        return found
+
+    monkeypatch.setattr(ObjectFile, "readinto", readinto)
+    (found,), _ = sampled(tmp_path)
+    # Of a footer, 64 KiB are asked for; when the file is cut, too.
+    assert len(found.blocks) >= 25 and asked < (128 << 10) + 1.05 * (tmp_path / "a.parquet").stat().st_size
+    for record in (record for block in found.blocks for record in block.records):
+        assert record.fields["text"] == rows[record.origin.offset]["text"]  # type: ignore[attr-defined]
+    assert all(len(block.records) == block.size for block in found.blocks)
+
+
 def test_what_is_small_is_read_whole(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n{"text": "c"}')
     (tmp_path / "b.csv").write_text('text\n"a\nb"\nlast')
@@ -230,6 +252,9 @@ def test_a_plan_counts_what_the_job_would(tmp_path: Path, plan: Callable[..., tu
     assert said["encoders"]["hours"]["value"] == pytest.approx(sum(expected) / 4000 / 3600, abs=1e-6)
     assert said["encoders"]["price"]["value"] == pytest.approx(2 * sum(expected) / 1000 / 3600, abs=1e-6)
     assert not (tmp_path / "whole").exists(), "a plan writes nothing"
+    batch = {"inputs": [str(tmp_path / "in")], "price_per_hour": 2}
+    known = json.loads(plan("--json", "--tokens-per-s", "1000", batch=batch, outputs=outputs, pool={"max": 4})[1])
+    assert known["encoders"] == said["encoders"]
 
 
 def test_made_up_vectors_take_the_room_of_those_that_a_job_writes(

@@ -53,6 +53,12 @@ class BatchSettings(Section):
         "all that the replica does gives way to whatever else wants its cores: for a job beside live traffic.",
     )
 
+    price_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="What a replica costs in an hour, in any currency: the summary then says what the job has cost, "
+        "and `plan` what it would.",
+    )
+
     @field_validator("inputs", mode="before")
     @classmethod
     def _one_input(cls, value: object) -> object:
