@@ -183,7 +183,7 @@ class FaultyReplica(FakeReplica):
 
     def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
         if piece.file.stored.path.startswith("bad"):
-            raise EnvironmentFault("its disk is broken")
+            raise EnvironmentFault(f"{piece.uri}: its disk is broken")
         return super().work(piece, name, there)
 
 

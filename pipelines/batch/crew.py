@@ -214,6 +214,7 @@ class Crew:
     def _failed(self, task: Task, error: Exception) -> None:
         """A piece could not be read or put: others come first, and then it is tried again, by whoever is next."""
         said = str(error) if isinstance(error, StreamEmbedderError) else f"unexpected {type(error).__name__}"
+        said = said.removeprefix(f"{task.piece.uri}: ")  # which piece, and so which file, is said before it
         self._look(task)
         suspect = self._waiting.suspect
         self._note_failure(task, left_out=self._waiting.failed(task, said))
