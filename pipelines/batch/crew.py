@@ -69,7 +69,7 @@ class Crew:
         It ends before when it seems that nothing more can be done, and the outcome says why (``given_up``).
 
         Raises:
-            EnvironmentFault, SettingsError: the model does not work there, or an output's store does not answer.
+            EnvironmentFault, SettingsError: the model does not work there.
         """
         began: float | None = None
         last = time.monotonic()
@@ -252,9 +252,13 @@ class Crew:
 
     def _look(self, task: Task) -> None:
         """See what an attempt has finished before it failed."""
-        self._there.look()
-        task.there = self._there.numbers(task.name)
-        found = self._there.count([task.name])
+        try:
+            self._there.look()
+            task.there = self._there.numbers(task.name)
+            found = self._there.count([task.name])
+        except EnvironmentFault as error:
+            self._outcome.given_up = str(error)
+            return
         self._outcome.tally += found
         if found.parts:
             self._went_on()

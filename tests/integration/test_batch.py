@@ -251,7 +251,7 @@ def test_when_everything_fails_the_job_ends_and_names_what_it_has_tried(
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_store_that_takes_nothing_any_more_ends_the_job(tmp_path: Path):
+def test_a_store_that_takes_nothing_any_more_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     watched = Watched(tmp_path)
     for n in range(20):
         watched.job.texts(f"bad{n:02}.jsonl", texts(2, f"{n}-"))
@@ -259,6 +259,17 @@ def test_a_store_that_takes_nothing_any_more_ends_the_job(tmp_path: Path):
     outcome = watched.run(FaultyReplica)
     assert outcome.given_up is not None and f"file://{tmp_path}/vectors-dead-letters" in outcome.given_up
     assert 6 <= len(outcome.failed) <= 7
+    looks = iter([None])
+
+    def look(there: There, original: Any = There.look) -> None:
+        if next(looks, "later") is not None:
+            raise EnvironmentFault("the store does not answer")
+        original(there)
+
+    monkeypatch.setattr(There, "look", look)
+    outcome = watched.run(FaultyReplica)
+    assert outcome.given_up is not None and outcome.given_up.startswith("the store does not answer; ")
+    assert 1 <= len(outcome.failed) <= 2
 
 
 @pytest.mark.usefixtures("ray")
