@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pipelines.reading import Reading
-from workers.codecs.base import Decoder
+from workers.codecs.base import Decoder, understood
 from workers.errors import PoisonError
 from workers.records import Document, Origin, Record
 
@@ -85,9 +85,11 @@ def _record(number: int, value: bytes) -> Record:
 
 def _decoded(decoder: Callable[[], Decoder], record: Record, number: int) -> Text:
     try:
-        document = decoder().decode(record)
-    except PoisonError as error:
-        return Text(str(number), refused=error)
-    if isinstance(document, Document):
-        return Text(document.id, document.text, document.prompt)
+        found = understood(decoder(), record)
+    except PoisonError as error:  # no decoder reads the line
+        found = error
+    if isinstance(found, PoisonError):
+        return Text(str(number), refused=found)
+    if isinstance(found, Document):
+        return Text(found.id, found.text, found.prompt)
     return Text(str(number), refused=PoisonError("decode", "deleted", "the line deletes a row, and has no text"))

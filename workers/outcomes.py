@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from workers.codecs.base import Decoder
+from workers.codecs.base import Decoder, understood
 from workers.errors import PoisonError
 from workers.pool import Answer
 from workers.records import (
@@ -103,10 +103,7 @@ def prepare(
 def _found(record: Record, decoder: Decoder) -> type_found:
     if record.value is None and record.key is not None:
         return Tombstone()
-    try:
-        return decoder.decode(record)
-    except PoisonError as error:
-        return error
+    return understood(decoder, record)
 
 
 def tokenised(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[type_parts | PoisonError]:

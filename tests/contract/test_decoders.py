@@ -6,7 +6,7 @@ import base64
 import functools
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from workers.codecs import decoder_for
 from workers.codecs.base import Decoder
 from workers.codecs.protobuf_schema import ProtobufSchema
-from workers.errors import PoisonError
-from workers.records import Document, Origin, Record
+from workers.errors import EnvironmentFault, PoisonError, RetryableError
+from workers.outcomes import prepare
+from workers.records import DeadLetter, Document, Origin, Record, Tokens
 from workers.schema_registry import Schema
 from workers.settings import Settings
 
@@ -220,3 +221,46 @@ def test_the_id_is_the_key_or_the_origin(kind: Kind):
     assert kind.decode(value, "schlüssel".encode()).id == "schlüssel"
     assert kind.decode(value, b"\xff\x00").id == base64.b64encode(b"\xff\x00").decode()
     assert kind.decode(value, None).id == "documents/0/7"
+
+
+class NoTexts:
+    """A tokenizer that nothing comes to."""
+
+    def encode(self, texts: Sequence[str], prompts: Sequence[str | None]) -> list[Tokens | PoisonError]:
+        assert not texts
+        return []
+
+
+class Raising:
+    """Breaks the promise."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def decode(self, record: Record) -> Document:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("a secret"), KeyError("a secret"), RecursionError(), AssertionError()]
+)
+def test_whatever_a_decoder_raises_is_one_records_and_says_where(error: Exception):
+    _, [(origin, letter)] = prepare([Record(ORIGIN, b"k", b"v", 0)], Raising(error), NoTexts(), reject_overflow=False)
+    assert isinstance(letter, DeadLetter) and origin == ORIGIN
+    assert (letter.stage, letter.reason) == ("decode", "decoder_raised")
+    assert type(error).__name__ in letter.message and "test_decoders.py:" in letter.message
+    assert "secret" not in letter.message
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RetryableError("down"), RetryableError),
+        (EnvironmentFault("no token"), EnvironmentFault),
+        (OSError(28, "No space left on device"), RetryableError),
+        (MemoryError(), RetryableError),
+    ],
+)
+def test_what_is_not_a_records_fault_makes_no_dead_letter(error: Exception, kind: type[Exception]):
+    with pytest.raises(kind):
+        prepare([Record(ORIGIN, b"k", b"v", 0)], Raising(error), NoTexts(), reject_overflow=False)

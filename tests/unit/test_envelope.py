@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.test_avro import Registry, framed, write
 from workers.codecs import decoder_for
 from workers.codecs.base import Decoder
+from workers.codecs.connect import as_typed
 from workers.errors import PoisonError
 from workers.outcomes import prepare
 from workers.records import Document, Origin, Record, Tombstone, TopicPartition
@@ -231,6 +234,23 @@ def test_connects_types_are_what_they_would_be_in_avro():
     assert refusal(wrapped(PAYLOAD, TYPES), made("connect", text="raw")).reason == "wrong_type"
     assert decode(wrapped(PAYLOAD | {"price": None}, TYPES), made("connect", text="{price|none}")) == "none"
     assert decode(wrapped(PAYLOAD | {"price": 12.5}, TYPES), made("connect", text="{price} EUR")) == "12.5 EUR"
+
+
+def test_the_fields_of_a_struct_are_looked_through_once_for_all_of_its_values():
+    """Thousands of fields and of empty values take a record of 100 kB, and took minutes."""
+
+    class Counted(list[object]):
+        looked = 0
+
+        def __iter__(self) -> Iterator[object]:
+            self.looked += 1
+            return super().__iter__()
+
+    fields = Counted([field("day", "int32", "Date"), field("price", "bytes", "Decimal", scale="1")])
+    items: dict[str, object] = {"type": "struct", "fields": fields}
+    found = as_typed({"type": "array", "items": items}, [{"day": 20574}, {}, {"day": 20575, "more": 1}])
+    assert found == [{"day": datetime.date(2026, 5, 1)}, {}, {"day": datetime.date(2026, 5, 2), "more": 1}]
+    assert fields.looked == 1
 
 
 @pytest.mark.parametrize(

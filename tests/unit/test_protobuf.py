@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,34 @@ def test_a_field_that_is_out_of_range_is_refused_when_it_is_asked_for():
     )
     assert made.decode(Record(ORIGIN, b"k", body, 0)).text == "x"
     assert refusal(body).reason == "invalid_protobuf"
+
+
+@pytest.mark.parametrize(
+    ("text", "body"),
+    [
+        (
+            "package google.protobuf; message Struct { map<string, Value> fields = 1; } message Value { oneof kind { double "
+            "number_value = 2; } }",
+            b"\x0a\x0e\x0a\x01a\x12\x09\x11" + struct.pack("<d", float("nan")),
+        ),
+        (
+            "package google.protobuf; message Timestamp { int64 seconds = 1; int32 nanos = 2; }",
+            b"\x08" + b"\xff" * 8 + b"\x7f",
+        ),
+        ("package google.protobuf; message Timestamp { string seconds = 1; }", b"\x0a\x01x"),
+        ("package google.type; message Decimal { string text = 1; }", b"\x0a\x01x"),
+        ("package confluent.type; message Decimal { string value = 1; string scale = 2; }", b"\x0a\x01x"),
+    ],
+    ids=["nan", "late", "alike", "decimal", "other decimal"],
+)
+def test_a_record_that_is_itself_of_a_known_type_and_wrong_is_refused(text: str, body: bytes):
+    made = decoder_for(
+        Settings(source={"format": "protobuf"}, registry={"url": "http://localhost:1"}),
+        Registry(_1=Schema("PROTOBUF", f'syntax = "proto3"; {text}')),
+    )
+    with pytest.raises(PoisonError) as caught:
+        made.decode(Record(ORIGIN, b"k", framed(1, b"\x00" + body), 0))
+    assert (caught.value.stage, caught.value.reason) == ("decode", "invalid_protobuf")
 
 
 def _varint(number: int) -> bytes:

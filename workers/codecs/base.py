@@ -6,13 +6,15 @@ Comes in: a record. Goes out: a document, or a PoisonError that never quotes the
 from __future__ import annotations
 
 import base64
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from workers.errors import PoisonError
+from workers.errors import PoisonError, RetryableError, StreamEmbedderError
 from workers.records import Document, Embedding, Message, Record, Tombstone, type_headers
 
 # Where Confluent's newer wire format has the id of the value's schema.
@@ -34,6 +36,32 @@ class Decoder(Protocol):
             RetryableError: what the format needs from outside, such as a schema, cannot be had now; nothing is the record's fault.
             EnvironmentFault: so it is, and somebody has to do something.
         """
+
+
+def understood(decoder: Decoder, record: Record) -> Document | Tombstone | PoisonError:
+    """What a decoder makes of a record, or why it makes nothing of it.
+
+    What a decoder should never raise it raises again at every start, for the record is still the next one: so that, too, is a
+    reason, of the class ``decoder_raised``. It says where, which is ours to mend, and not what, which may quote the record.
+
+    Raises:
+        RetryableError, EnvironmentFault: as :meth:`Decoder.decode`; and when there is no memory or no file here just now.
+    """
+    try:
+        return decoder.decode(record)
+    except PoisonError as error:
+        return error
+    except StreamEmbedderError:
+        raise
+    except (OSError, MemoryError) as error:
+        raise RetryableError(f"a record cannot be read here now ({type(error).__name__})") from None
+    except Exception as error:  # noqa: BLE001 - one record may not end the reader of all
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}, {Path(place.filename).name}:{place.lineno}"
+        message = (
+            f"reading the value fails in a way that no value should ({what}): that is a mistake in stream-embedder"
+        )
+        return PoisonError("decode", "decoder_raised", message)
 
 
 class Renderer(Protocol):

@@ -26,32 +26,48 @@ def as_typed(schema: object, payload: object) -> object:
         PoisonError: stage ``decode``: the two do not go together.
     """
     try:
-        return _typed(schema, payload, 0)
+        return _Typing().of(schema, payload, 0)
     except (ValueError, TypeError, AttributeError, ArithmeticError):
         raise PoisonError("decode", "wrong_envelope", "the envelope's payload is not what its schema says") from None
 
 
-def _typed(schema: Any, value: Any, depth: int) -> Any:
-    if depth > MOST_LEVELS:
-        raise ValueError
-    if not isinstance(schema, Mapping) or value is None:
+class _Typing:
+    """One envelope's payload, by its schema; which fields a struct has is looked up once, and not for each value of it."""
+
+    def __init__(self) -> None:
+        # By the node's identity, which is its own while the envelope is here.
+        self._fields: dict[int, dict[Any, Any]] = {}
+
+    def of(self, schema: Any, value: Any, depth: int) -> Any:
+        if depth > MOST_LEVELS:
+            raise ValueError
+        if not isinstance(schema, Mapping) or value is None:
+            return value
+        name = schema.get("name")
+        logical = _LOGICAL.get(name) if isinstance(name, str) else None
+        if logical is not None:
+            return logical(value, schema)
+        match schema.get("type"):
+            case "struct":
+                if not isinstance(value, Mapping):
+                    raise ValueError
+                types = self._of_struct(schema)
+                return {name: self.of(types.get(name), inner, depth + 1) for name, inner in value.items()}
+            case "array":
+                return [self.of(schema.get("items"), inner, depth + 1) for inner in _require(value, list)]
+            case "map" if isinstance(value, Mapping):
+                return {name: self.of(schema.get("values"), inner, depth + 1) for name, inner in value.items()}
+            case "bytes" if isinstance(value, str):
+                return base64.b64decode(value, validate=True)
         return value
-    logical = _LOGICAL.get(str(schema.get("name")))
-    if logical is not None:
-        return logical(value, schema)
-    match schema.get("type"):
-        case "struct":
-            if not isinstance(value, Mapping):
-                raise ValueError
-            types = {field.get("field"): field for field in schema.get("fields") or () if isinstance(field, Mapping)}
-            return {name: _typed(types.get(name), inner, depth + 1) for name, inner in value.items()}
-        case "array":
-            return [_typed(schema.get("items"), inner, depth + 1) for inner in _require(value, list)]
-        case "map" if isinstance(value, Mapping):
-            return {name: _typed(schema.get("values"), inner, depth + 1) for name, inner in value.items()}
-        case "bytes" if isinstance(value, str):
-            return base64.b64decode(value, validate=True)
-    return value
+
+    def _of_struct(self, schema: Mapping[str, Any]) -> dict[Any, Any]:
+        found = self._fields.get(id(schema))
+        if found is None:
+            fields = schema.get("fields") or ()
+            found = {field.get("field"): field for field in fields if isinstance(field, Mapping)}
+            self._fields[id(schema)] = found
+        return found
 
 
 def _decimal(value: Any, schema: Mapping[str, Any]) -> Decimal:

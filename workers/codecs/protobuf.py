@@ -42,10 +42,11 @@ class ProtobufValues:
             raise PoisonError("decode", "not_framed", "the value names a message that its schema does not have")
         protobuf_bounds.check(found.DESCRIPTOR, body)
         try:
-            parsed = found.FromString(body)
-        except Exception as error:  # noqa: BLE001 - parsers differ in what they raise for wrong bytes
+            return _of(found.FromString(body))
+        except PoisonError:
+            raise
+        except Exception as error:  # noqa: BLE001 - parsers differ in what they raise, and a message may only be called like Google's
             raise _refusal(error) from None
-        return _of(parsed)
 
 
 class Fields(Mapping[str, object]):
