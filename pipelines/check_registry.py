@@ -12,7 +12,7 @@ from pipelines.finding import Finding
 from pipelines.model import Model
 from workers.codecs import renderer_for, whole_for
 from workers.errors import EnvironmentFault, RetryableError
-from workers.schema_registry import Forbidden, SchemaRegistry
+from workers.schema_registry import Forbidden, SchemaRegistry, Unusable
 from workers.settings import KafkaOutput, Settings
 
 _KINDS = {"avro": "AVRO", "protobuf": "PROTOBUF", "json_schema": "JSON"}
@@ -81,6 +81,9 @@ def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
         except Forbidden as error:
             yield Finding(subject, str(error), may_never_happen=True)
             continue
+        except Unusable as error:
+            yield _not_taken(subject, error)
+            continue
         if schema is None or schema.kind != _KINDS[own.source.format]:
             continue
         try:
@@ -92,17 +95,18 @@ def _sources(registry: SchemaRegistry, settings: Settings) -> Iterator[Finding]:
                 continue
         except ValueError as error:
             missing = []
-            yield Finding(
-                subject,
-                f"the latest schema of subject {subject} is not one that we take: {error}",
-                may_never_happen=True,
-            )
+            yield _not_taken(subject, error)
         for each in missing:
             yield Finding(
                 subject,
                 f"{where}{each}, which the latest schema of subject {subject} does not have",
                 may_never_happen=True,
             )
+
+
+def _not_taken(subject: str, why: ValueError) -> Finding:
+    said = f"the latest schema of subject {subject} is not one that we take: {why}"
+    return Finding(subject, said, may_never_happen=True)
 
 
 def _output(registry: SchemaRegistry, settings: Settings, model: Model, output: KafkaOutput) -> Finding:

@@ -160,7 +160,7 @@ class Gateway:
 
     ``authorization``: the header that it wants. ``allowed``: whether who has come in may do anything. ``fail``: the HTTP status
     that it answers by itself, instead of passing requests on. ``guids``: GUID → id, for a registry that does not know GUIDs:
-    the published form of that request is answered with the schema of the id.
+    the published form of that request is answered with the schema of the id. ``said``: what it answers by itself at some paths.
     """
 
     def __init__(self, server: RegistryServer, certificate: tuple[Path, Path] | None = None) -> None:
@@ -168,6 +168,7 @@ class Gateway:
         self.allowed = True
         self.fail: int | None = None
         self.guids: dict[str, int] = {}
+        self.said: dict[str, tuple[int, bytes]] = {}
         self.paths: list[str] = []
         gateway = self
 
@@ -214,6 +215,8 @@ class Gateway:
             return 401, b'{"error_code": 401, "message": "Unauthorized"}'
         if not self.allowed:
             return 403, b'{"error_code": 40301, "message": "User is denied operation Read"}'
+        if path in self.said:
+            return self.said[path]
         if path.startswith("/schemas/guids/"):
             id = self.guids.get(path.rpartition("/")[2])
             if id is None:

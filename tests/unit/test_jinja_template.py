@@ -238,16 +238,51 @@ def test_what_is_not_taken_is_said_when_it_is_compiled(source: str, says: str):
         "{{ many | join(long) }}",
         "{% for a in many %}{{ many | sort | length }}{% endfor %}",
         "{% for a in many %}{{ many | tojson | length }}{% endfor %}",
+        "{% for a in many %}{% if a in known %}x{% endif %}{% endfor %}",
+        "{% for a in many if a not in known %}x{% endfor %}",
+        "{% for a in many %}{% if 'b' in long %}x{% endif %}{% endfor %}",
+        "{% for a in many %}{% if known == same %}x{% endif %}{% endfor %}",
+        "{% for a in many %}{% if long < alike %}x{% endif %}{% endfor %}",
+        "{% for a in many %}{% if doc == other %}x{% endif %}{% endfor %}",
+        "{% for a in many %}{% if long[1:] %}x{% endif %}{% endfor %}",
+        "{% for a in many %}{% if known[1:] %}x{% endif %}{% endfor %}",
+        "{% for a in many %}{{ [long, alike] | sort | length }}{% endfor %}",
+        "{% for a in many %}{{ [long, alike] | unique | length }}{% endfor %}",
+        "{{ many | sort(attribute=long) | length }}",
     ],
 )
 def test_what_blows_up_is_a_dead_letter_before_it_does(source: str):
-    values = {"many": ["a"] * (MOST_ITEMS // 2), "long": "a" * 100_000}
+    values = {"many": ["a"] * (MOST_ITEMS // 2), "long": "a" * 100_000, "alike": "a" * 100_001}
+    values |= {"known": list(map(str, range(10_000))), "same": list(map(str, range(10_000)))}
+    values |= {"doc": {"a": {"b": values["known"]}}, "other": {"a": {"b": values["same"]}}}
     error = refused(source, values)
     assert error.reason == "too_much"
     assert f"{MOST_ITEMS:,} items, or {MOST_CHARACTERS:,} characters" in error.message
     assert render("{% for a in many %}{{ a }}{% endfor %}{{ long }}", values) == "a" * (100_000 + MOST_ITEMS // 2), (
         "and no less"
     )
+
+
+def test_what_is_compared_in_a_text_of_use_is_not_too_much():
+    """A thousand tags, each looked for among a thousand."""
+    values = {
+        "tags": list(map(str, range(1_000))),
+        "known": list(map(str, range(0, 2_000, 2))),
+        "a": {"b": "x" * 1_000_000},
+    }
+    source = (
+        "{% for tag in tags if tag in known %}{{ tag }}{% endfor %}{% if 'b' in a and a.b[:1] == 'x' %}!{% endif %}"
+    )
+    assert render(source, values) == "".join(map(str, range(0, 1_000, 2))) + "!"
+
+
+def test_what_is_no_name_is_not_written_down_to_find_nothing():
+    class Shown(list[str]):
+        def __repr__(self) -> str:
+            raise AssertionError
+
+    values = {"m": {"a": "b"}, "list": ["x"], "known": Shown(["a"])}
+    assert render("{{ m[known] | default('none') }}{{ list[known] | default('none') }}", values) == "nonenone"
 
 
 def test_it_knows_its_fields_and_which_of_them_are_needed():

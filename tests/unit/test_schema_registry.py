@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from tests.certificates import Authority
 from tests.schema_registry import Gateway, RegistryServer, basic
-from workers.errors import EnvironmentFault, RetryableError
+from workers.codecs.wire import RegisteredSchemas
+from workers.errors import EnvironmentFault, PoisonError, RetryableError
+from workers.records import Origin, Record
 from workers.schema_registry import Forbidden, Refused, Schema, SchemaRegistry
 from workers.settings import RegistrySettings
 
@@ -64,6 +67,78 @@ def test_a_guid_is_asked_for_as_published(registry: RegistryServer, gateway: Gat
     assert mine.schema(guid) == Schema("AVRO", avro("g"))
     assert gateway.paths == [f"/schemas/guids/{guid}"]
     assert mine.schema(uuid.uuid4()) is None
+
+
+def test_a_path_that_older_registries_do_not_have_is_no_schema_and_no_wrong_address(
+    registry: RegistryServer, gateway: Gateway
+):
+    """Of GUIDs they know nothing, and a number beyond Java's int is no id to them, but a path."""
+    no_path = 404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}'
+    guid, number = uuid.uuid4(), (1 << 32) - 1
+    gateway.said = {f"/schemas/guids/{guid}": no_path, f"/schemas/ids/{number}": no_path, "/schemas/ids/1": no_path}
+    mine = client(gateway.url)
+    assert mine.schema(guid) is None and mine.schema(number) is None
+    with pytest.raises(RetryableError, match=r"is registry\.url right"):
+        mine.schema(1)
+    real = client(registry.url)
+    assert real.schema(guid) is None and real.schema(number) is None
+    for id in (guid, number):
+        with pytest.raises(RetryableError, match=r"is registry\.url right"):
+            client(f"{registry.url}/nowhere").schema(id)
+
+
+def test_what_a_schema_refers_to_may_be_deleted_since(
+    registry: RegistryServer, gateway: Gateway, unique_name: Callable[[], str]
+):
+    """As is published: without being asked for it, what was deleted and not forgotten is not told of."""
+    subject = unique_name()
+    inner = avro("inner")
+    registry.register(subject, inner)
+    place = f"/subjects/{subject}/versions/1"
+    gone = 404, b'{"error_code": 40406, "message": "Version was soft deleted"}'
+    gateway.said = {place: gone, "/schemas/ids/7": (200, json.dumps(referring(subject, 1)).encode())}
+    assert client(gateway.url).schema(7) == Schema("AVRO", avro("outer"), (("name0", inner),))
+    assert gateway.paths[1:] == [f"{place}?deleted=true"]
+
+
+def referring(subject: str, count: int) -> dict[str, object]:
+    names = [{"name": f"name{number}", "subject": subject, "version": 1} for number in range(count)]
+    return {"schema": avro("outer"), "references": names}
+
+
+@pytest.mark.parametrize("what", ["gone", "many", "large", "large inside"])
+def test_a_schema_that_cannot_be_taken_is_its_records_fault(
+    registry: RegistryServer,
+    gateway: Gateway,
+    unique_name: Callable[[], str],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("workers.schema_registry.client.MOST_REFERENCES", 20)
+    subject = unique_name()
+    registry.register(subject, avro("inner"))
+    large = 200, b'{"schema": "' + b"x" * (16 << 20) + b'"}'
+    answer, says = {
+        "gone": ((200, json.dumps(referring(unique_name(), 1)).encode()), "does not have any more (404"),
+        "many": ((200, json.dumps(referring(subject, 21)).encode()), "more than 20 others"),
+        "large": (large, "more than 16,777,216 bytes"),
+        "large inside": ((200, json.dumps(referring(subject, 1)).encode()), "more than 16,777,216 bytes"),
+    }[what]
+    gateway.said = {"/schemas/ids/7": answer}
+    if what == "large inside":
+        gateway.said[f"/subjects/{subject}/versions/1?deleted=true"] = large
+    now = [0.0]
+    mine = SchemaRegistry(RegistrySettings(url=gateway.url, timeout_s=20), clock=lambda: now[0])
+    schemas = RegisteredSchemas(mine, "AVRO", lambda schema: schema)
+    record = Record(Origin("documents", 0, 0, 0), b"k", b"\0\0\0\0\7", 0)
+    for _ in range(3):
+        with pytest.raises(PoisonError, match=re.escape(says)) as caught:
+            schemas.of(record)
+        assert caught.value.reason == "bad_schema" and "schema with id 7" in caught.value.message
+    assert gateway.paths.count("/schemas/ids/7") == 1
+    now[0] = 31.0
+    gateway.said = {"/schemas/ids/7": (200, json.dumps({"schema": avro("mended")}).encode())}
+    assert schemas.of(record)[0] == Schema("AVRO", avro("mended"))
 
 
 def test_that_an_id_is_unknown_is_kept_for_a_while(gateway: Gateway):

@@ -65,6 +65,12 @@ def _of_list(function: Callable[..., Any]) -> Callable[..., Any]:
     return pass_context(filtered)
 
 
+def _weigh(context: Any, value: list[Any], attribute: str | None) -> None:
+    """Count what it costs to compare the items of a list, by an attribute whose path is looked up in each."""
+    context.weigh(value)
+    context.spend(characters=len(value) * len(attribute or ""))
+
+
 # ---- of texts
 
 
@@ -134,11 +140,13 @@ def _reverse(context: Any, value: list[Any]) -> list[Any]:
 def _sort(
     context: Any, value: list[Any], reverse: bool = False, case_sensitive: bool = False, attribute: str | None = None
 ) -> list[Any]:
+    _weigh(context, value, attribute)
     return do_sort(context.environment, value, reverse, case_sensitive, attribute)
 
 
 @_of_list
 def _unique(context: Any, value: list[Any], case_sensitive: bool = False, attribute: str | None = None) -> list[Any]:
+    _weigh(context, value, attribute)
     return list(do_unique(context.environment, value, case_sensitive, attribute))
 
 

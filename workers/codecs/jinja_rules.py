@@ -16,8 +16,10 @@ from typing import Any, NoReturn
 from jinja2 import nodes
 from jinja2.exceptions import TemplateSyntaxError
 
-# Filters that no template can name: a value to write, to do something with, to go through.
+# Filters that no template can name: a value to write, to do something with, to go through; to compare, to look for something in,
+# to cut a piece out of.
 WRITE, NEED, STEPS = " write", " need", " steps"
+COMPARE, SEARCH, CUT = " compare", " search", " cut"
 # The whole record, for fields whose names are no words: fields['product-name'].
 WHOLE = "fields"
 
@@ -141,6 +143,8 @@ class _Rules:
                 node.node = self._expression(node.node, bound, looks=looks)
             case nodes.Getitem():
                 node.node = self._expression(node.node, bound, looks=looks)
+                if isinstance(node.arg, nodes.Slice):
+                    node.node = _counted(node.node, CUT)
                 node.arg = self._expression(node.arg, bound)
             case nodes.Slice():
                 node.start, node.stop, node.step = (
@@ -154,9 +158,10 @@ class _Rules:
             case nodes.Not() | nodes.Neg():
                 node.node = self._expression(node.node, bound)
             case nodes.Compare():
-                node.expr = self._expression(node.expr, bound)
+                node.expr = _counted(self._expression(node.expr, bound), COMPARE)
                 for operand in node.ops:
-                    operand.expr = self._expression(operand.expr, bound)
+                    name = SEARCH if operand.op in ("in", "notin") else COMPARE
+                    operand.expr = _counted(self._expression(operand.expr, bound), name)
             case nodes.CondExpr():
                 node.test = self._expression(node.test, bound)
                 node.expr1 = self._expression(node.expr1, bound)
@@ -209,6 +214,11 @@ class _Rules:
             self.found[path] = self.found.get(path, False) or needed
         else:
             self.every = True
+
+
+def _counted(node: Any, name: str) -> Any:
+    """An expression whose value costs as much as it is long; what stands in the template itself is not long."""
+    return node if isinstance(node, nodes.Const) else nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 def _path(node: Any, bound: frozenset[str]) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from workers.codecs import jinja_filters
-from workers.codecs.jinja_rules import NEED, STEPS, WHOLE, WRITE, Checked, checked
+from workers.codecs.jinja_rules import COMPARE, CUT, NEED, SEARCH, STEPS, WHOLE, WRITE, Checked, checked
 from workers.codecs.plain import UNAVAILABLE
 from workers.codecs.values import id_part, missing, scalar, unavailable, wrong_type
 from workers.errors import PoisonError
@@ -26,6 +26,8 @@ from workers.errors import PoisonError
 # What a template may do for one record: far more than any text takes, and done in a second.
 MOST_ITEMS = 10_000
 MOST_CHARACTERS = 1 << 24
+# What an item counts for that is only compared: with its characters, for it takes as long as these.
+ITEM_CHARACTERS = 8
 
 # What Python says of values that do not go together, or are nested too deeply to be compared.
 _FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RecursionError)
@@ -55,6 +57,21 @@ class _Context(Context):
                 f"the template goes through more than {MOST_ITEMS:,} items, or {MOST_CHARACTERS:,} characters, of the record",
             )
 
+    def weigh(self, value: object) -> None:
+        """Count what comparing a value may cost: all of its characters, and those that its items count for."""
+        stack = [value]
+        while stack:
+            match stack.pop():
+                case str() | bytes() as found:
+                    self.spend(characters=len(found))
+                case Mapping() as found:
+                    self.spend(characters=2 * ITEM_CHARACTERS * len(found))
+                    stack += found
+                    stack += found.values()
+                case list() | tuple() as found:
+                    self.spend(characters=ITEM_CHARACTERS * len(found))
+                    stack += found
+
 
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja without what is its own: no globals, our filters and tests, and nothing of an object but a mapping's values."""
@@ -66,6 +83,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(undefined=ChainableUndefined, keep_trailing_newline=True, cache_size=0)
         self.globals.clear()
         self.filters = {**jinja_filters.FILTERS, WRITE: _write, NEED: _need, STEPS: _steps}
+        self.filters |= {COMPARE: _compare, SEARCH: _search, CUT: _cut}
         self.tests = dict(jinja_filters.TESTS)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -84,7 +102,8 @@ class _Environment(ImmutableSandboxedEnvironment):
                 found = None
         if found is UNAVAILABLE:
             raise unavailable(str(argument))
-        return self.undefined(name=str(argument)) if found is None else found
+        # By no name: nobody sees it, and what stands in the brackets may be a list as long as the record.
+        return self.undefined(name="item") if found is None else found
 
 
 class JinjaTemplate:
@@ -184,3 +203,26 @@ def _steps(context: _Context, value: object, name: str) -> list[object]:
     found = list(value)
     context.spend(items=len(found))
     return found
+
+
+@jinja_filters.pass_context
+def _compare(context: _Context, value: object) -> object:
+    """A value that is compared."""
+    context.weigh(value)
+    return value
+
+
+@jinja_filters.pass_context
+def _search(context: _Context, value: object) -> object:
+    """A value in which something is looked for; in a mapping that takes no time."""
+    if not isinstance(value, Mapping):
+        context.weigh(value)
+    return value
+
+
+@jinja_filters.pass_context
+def _cut(context: _Context, value: object) -> object:
+    """A value of which a piece is taken."""
+    if isinstance(value, str | bytes | list | tuple):
+        context.spend(characters=len(value))
+    return value

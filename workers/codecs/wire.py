@@ -19,7 +19,7 @@ from workers.codecs.base import SCHEMA_HEADER, bytes_of
 from workers.codecs.varint import zigzag
 from workers.errors import PoisonError, RetryableError
 from workers.records import Record
-from workers.schema_registry import Schema, type_schema_id
+from workers.schema_registry import Schema, Unusable, type_schema_id
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -86,13 +86,14 @@ class RegisteredSchemas(Generic[T]):
             found = self._ask(framed.id)
         self._known.move_to_end(framed.id)  # what goes when there is no more room is what was longest not used
         if isinstance(found, ValueError):
-            raise PoisonError(
-                "decode", "bad_schema", f"the schema with id {framed.id} is not one that we take: {found}"
-            )
+            raise _bad_schema(framed.id, found)
         return found, framed.indexes, framed.body
 
     def _ask(self, id: type_schema_id) -> T | ValueError:
-        schema = self._registry.schema(id)
+        try:
+            schema = self._registry.schema(id)
+        except Unusable as error:  # remembered there, and for a while: what is gone may come back
+            raise _bad_schema(id, error) from None
         if schema is None:
             raise PoisonError("decode", "unknown_schema", f"the schema registry has no schema with the id {id}")
         if schema.kind != self._kind:
@@ -112,6 +113,10 @@ class RegisteredSchemas(Generic[T]):
         if len(self._known) > MOST_READ:
             self._known.popitem(last=False)
         return made
+
+
+def _bad_schema(id: type_schema_id, why: ValueError) -> PoisonError:
+    return PoisonError("decode", "bad_schema", f"the schema with id {id} is not one that we take: {why}")
 
 
 def unframe(record: Record, *, indexed: bool) -> Framed:

@@ -41,6 +41,10 @@ class NotFound(Exception):
         self.code = code
 
 
+class TooLarge(RetryableError):
+    """The registry answers with more than any schema has."""
+
+
 class Forbidden(RetryableError):
     """The registry knows us, and does not allow us this."""
 
@@ -55,11 +59,17 @@ class Transport:
         self._pool: urllib3.PoolManager | None = None
         self._answered = True
 
-    def ask(self, method: str, *path: str, body: object = None) -> Any:
+    def ask(
+        self, method: str, *path: str, body: object = None, deleted: bool = False, no_such_path: bool = False
+    ) -> Any:
         """What the registry answers, from JSON; ``path`` is put together with slashes, its parts quoted.
+
+        ``deleted``: of what a subject has, also what was deleted and is not forgotten. ``no_such_path``: a 404 that is not the
+        registry's own is no fault, but NotFound with the code 404; whether it comes from a registry is for the caller to find out.
 
         Raises:
             NotFound: the registry says that it has no such thing.
+            TooLarge: it says more than :data:`MOST_BYTES`.
             Refused: it does not take ``body``.
             RetryableError: it does not answer, does not let us in, or what answers is no registry.
             EnvironmentFault: a certificate or the token's file cannot be read.
@@ -69,14 +79,15 @@ class Transport:
         for pause in _AGAIN_AFTER_S if self._answered else _AGAIN_AFTER_S[:1]:
             time.sleep(pause)
             for url in tuple(self._urls):
+                place = "/".join((url, *(quote(part, safe="") for part in path))) + ("?deleted=true" if deleted else "")
                 try:
-                    status, raw = self._request(method, "/".join((url, *(quote(part, safe="") for part in path))), body)
+                    status, raw = self._request(method, place, body)
                 except urllib3.exceptions.HTTPError as error:
                     sentence = f"the schema registry at {url} does not answer: {_cause(error, self._settings)}"
                 else:
                     if status not in _ASK_AGAIN:
                         self._answered = True
-                        return self._answer(url, status, raw, method, path)
+                        return self._answer(url, status, raw, method, path, no_such_path=no_such_path)
                     sentence = f"the schema registry at {url} answers HTTP {status}, and not as a registry does"
                 with self._lock:  # the others go on with the next one too
                     if self._urls[0] == url:
@@ -96,6 +107,8 @@ class Transport:
         try:
             raw = response.read(MOST_BYTES + 1)
             if len(raw) > MOST_BYTES:
+                if response.status == 200:
+                    raise TooLarge(f"the schema registry answers with more than {MOST_BYTES:,} bytes")
                 raise urllib3.exceptions.HTTPError("too much")
             return response.status, raw
         except BaseException:
@@ -104,7 +117,9 @@ class Transport:
         finally:
             response.release_conn()
 
-    def _answer(self, url: str, status: int, raw: bytes, method: str, path: tuple[str, ...]) -> Any:
+    def _answer(
+        self, url: str, status: int, raw: bytes, method: str, path: tuple[str, ...], *, no_such_path: bool
+    ) -> Any:
         try:
             answer: Any = json.loads(raw)
         except (ValueError, RecursionError):
@@ -120,6 +135,8 @@ class Transport:
             raise Forbidden(f"the schema registry at {url} does not allow {who} to {_what(method, path)} (HTTP 403)")
         if status == 404 and isinstance(code, int) and 40400 <= code < 40500:
             raise NotFound(code)
+        if status == 404 and no_such_path:
+            raise NotFound(status)
         if status in (409, 422) and isinstance(code, int):
             said = answer.get("message")
             raise Refused(" ".join(str(said).split())[:300])

@@ -26,5 +26,9 @@ class Schema:
     references: tuple[tuple[str, str], ...] = ()
 
 
+class Unusable(ValueError):
+    """The registry has the schema, and it is none that can be taken; the sentence says why. Asking again changes nothing soon."""
+
+
 class Refused(EnvironmentFault):
     """The registry answers, and does not take what it was given; trying again changes nothing by itself."""
