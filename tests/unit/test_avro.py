@@ -426,6 +426,48 @@ def test_many_lists_of_nothing_are_bounded_together():
     assert caught.value.reason == "too_many_items"
 
 
+WIDE = {
+    "type": "record",
+    "name": "W",
+    "fields": [{"name": "b", "type": "boolean"}, *({"name": f"n{number}", "type": "null"} for number in range(300))],
+}
+# Each level is in the one above it twice, and takes no bytes.
+DOUBLED = functools.reduce(
+    lambda inner, level: {
+        "type": "record",
+        "name": f"D{level}",
+        "fields": [{"name": "a", "type": inner}, {"name": "b", "type": "null" if inner == "null" else inner["name"]}],
+    },
+    range(40),
+    "null",
+)
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        ({"type": "array", "items": WIDE}, write("long", 5_000) + b"\1" * 5_000 + b"\0"),
+        ({"type": "map", "values": WIDE}, write("long", 5_000) + b"\0\1" * 5_000 + b"\0"),
+        (DOUBLED, b""),
+    ],
+    ids=["array", "map", "doubled"],
+)
+def test_fields_of_nothing_are_bounded(schema: object, body: bytes):
+    """Of five kilobytes they would take 31 megabytes, and of none at all any number."""
+    with pytest.raises(PoisonError) as caught:
+        AvroSchema(Schema("AVRO", json.dumps(schema))).read(body)
+    assert (caught.value.stage, caught.value.reason) == ("decode", "too_many_items")
+
+
+def test_fields_of_nothing_in_a_value_of_use_are_read():
+    body = write("long", 30) + b"\1" * 30 + b"\0"
+    found = AvroSchema(Schema("AVRO", json.dumps({"type": "array", "items": WIDE}))).read(body)
+    assert found == [{"b": True, **{f"n{number}": None for number in range(300)}}] * 30
+    thin = {"type": "record", "name": "T", "fields": [{"name": "a", "type": "int"}, {"name": "n", "type": "null"}]}
+    body = write("long", 20_000) + b"\2" * 20_000 + b"\0"
+    assert len(AvroSchema(Schema("AVRO", json.dumps({"type": "array", "items": thin}))).read(body)) == 20_000
+
+
 @pytest.mark.parametrize(
     "body", [b"\xfe\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x02\xfe\xff\xff\xff\x0f", b"\xff" * 12, b"\x01\x01\x02\x01"]
 )

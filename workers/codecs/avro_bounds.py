@@ -2,9 +2,11 @@
 
 Comes in: a schema, then bytes. Goes out: nothing, or a refusal. Never here: values.
 
-Two kinds of schema let a few bytes ask for a lot. One that contains itself is read by recursion, a level for each byte, and C has
-no limit to that but the end of its stack. An array of what takes no bytes, such as nulls, has as many items as it says. Only
-values of these two are walked through here; all others are bounded by their own length.
+Three kinds of schema let a few bytes ask for a lot. One that contains itself is read by recursion, a level for each byte, and C has
+no limit to that but the end of its stack. An array of what takes no bytes, such as nulls, has as many items as it says. A record
+with fields that take none has a place for each of them, however small it is: hundreds in a byte, and where such records are in
+each other twice at every level, any number in no byte at all. Only values of these are walked through here; all others are
+bounded by their own length.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from workers.errors import PoisonError
 
 MOST_LEVELS = 100
 MOST_EMPTY_ITEMS = 10_000
+# Fields that take no bytes: so many, and for each byte of the value some more. Each takes about 20 bytes.
+MOST_EMPTY_FIELDS, EMPTY_FIELDS_A_BYTE = 10_000, 4
 _FIXED_SIZES = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 _NUMBERS = ("int", "long", "enum")
 
@@ -75,6 +79,8 @@ class Bounds:
                 return True
             if name in self._safe:
                 return False
+            if any(self.fewest(field["type"]) == 0 for field in schema["fields"]):
+                return True
             if any(self._dangerous(field["type"], (*above, name)) for field in schema["fields"]):
                 return True
             self._safe.add(name)
@@ -90,7 +96,8 @@ class _Walk:
     def __init__(self, bounds: Bounds, body: bytes) -> None:
         self._bounds = bounds
         self._body = body
-        self._empty_items = 0
+        self._empty_items = self._empty_fields = 0
+        self._most_empty_fields = MOST_EMPTY_FIELDS + EMPTY_FIELDS_A_BYTE * len(body)
 
     def skip(self, schema: Any, at: int, depth: int) -> int:
         if depth > MOST_LEVELS:
@@ -106,7 +113,14 @@ class _Walk:
         match kind:
             case "record" | "error":
                 for field in schema["fields"]:
-                    at = self.skip(field["type"], at, depth + 1)
+                    before, at = at, self.skip(field["type"], at, depth + 1)
+                    self._empty_fields += at == before
+                    if self._empty_fields > self._most_empty_fields:
+                        message = (
+                            f"the value has more than {MOST_EMPTY_FIELDS:,} fields that take no bytes, and "
+                            f"{EMPTY_FIELDS_A_BYTE} more for each byte that there is"
+                        )
+                        raise PoisonError("decode", "too_many_items", message)
                 return at
             case "array" | "map":
                 return self._skip_blocks(schema, at, depth)
