@@ -37,8 +37,9 @@ T = TypeVar("T")
 # Outcomes that are written as they are.
 _GOOD = (Embedding, Chunked, Tombstone)
 
-# Refused for what did not travel because it did not change: the vector that is there is still right for it.
-STILL_RIGHT = ("unavailable_value",)
+# Refused for what did not travel because it did not change: the vector that is there was made of it, and lacks at most what
+# other fields of the text have become.
+OLDER_STAYS = ("unavailable_value",)
 
 # Refused for what does not lie in the record alone: read again, it may end in another way than the first time.
 CIRCUMSTANTIAL = frozenset({"encoder_died", "encoder_timeout", "encoder_raised", "unknown_schema"})
@@ -221,7 +222,7 @@ class Outlets:
 
     def _deletes_older(self, record: Record, reason: str) -> bool:
         """Whether what stands under a refused record's key goes."""
-        return self._dead_letters.tombstone and record.key is not None and reason not in STILL_RIGHT
+        return self._dead_letters.tombstone and record.key is not None and reason not in OLDER_STAYS
 
     def _wanted(self, of_topics: Sequence[T], offset: int, prefix: Prefix) -> list[T]:
         """What belongs to the topics, one each, without those that have this offset from an earlier run."""

@@ -366,7 +366,7 @@ def test_a_refused_update_deletes_the_older_vector_from_every_output_when_told_t
 
 
 def test_an_update_whose_text_did_not_travel_deletes_nothing():
-    """It did not change, so the older vector is still right."""
+    """It did not change, so the older vector lacks at most what other fields of the text have become."""
     bench = opened(tombstone=True)
     bench.settle(0, DeadLetter("decode", "unavailable_value", "it did not travel"), key=b"k")
     bench.settle(1, REFUSED, key=b"r")

@@ -296,6 +296,8 @@ def test_a_dead_letter_sent_round_again_carries_the_newer_reason():
 def test_a_tombstone_keeps_what_it_deletes_by():
     message = render_tombstone(RECORD, "vectors")
     assert message == Message("vectors", RECORD.key, None, RECORD.headers, RECORD.timestamp_ms)
+    of_a_schema = replace(RECORD, headers=(("__value_schema_id", b"\0\0\0\0\7"), *RECORD.headers))
+    assert render_tombstone(of_a_schema, "vectors") == message
 
 
 # ---- JSON in: what is its own

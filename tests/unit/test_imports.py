@@ -75,6 +75,7 @@ EXCEPTIONS = {
     "workers.sinks.kafka": {"kafka_client", "kafka_topics", "offsets"},
     "workers.codecs": {"schema_registry"},  # where schemas come from
     **{f"workers.codecs.{name}": {"schema_registry"} for name in SCHEMA_CODECS},
+    "workers.state.entry": {"codecs"},  # which headers outputs keep
     "workers.kafka_client": {"kafka_headers", "kafka_security"},
     "workers.kafka_groups": {"offsets"},
     "workers.kafka_rights": {"kafka_client"},

@@ -40,8 +40,8 @@ def unavailable(field: str) -> PoisonError:
     return PoisonError(
         "decode",
         "unavailable_value",
-        f"field {field} did not change, and Debezium did not send it: the older vector is still right for it; "
-        "REPLICA IDENTITY FULL makes Postgres send it",
+        f"field {field} did not change, and Debezium did not send it: the older vector stays, without what else has changed in "
+        "the row; REPLICA IDENTITY FULL makes Postgres send it",
     )
 
 

@@ -19,7 +19,7 @@ from workers.codecs.base import SCHEMA_HEADER, bytes_of
 from workers.codecs.varint import zigzag
 from workers.errors import PoisonError, RetryableError
 from workers.records import Record
-from workers.schema_registry import Schema, Unusable, type_schema_id
+from workers.schema_registry import Incomplete, Schema, Unusable, type_schema_id
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -92,6 +92,8 @@ class RegisteredSchemas(Generic[T]):
     def _ask(self, id: type_schema_id) -> T | ValueError:
         try:
             schema = self._registry.schema(id)
+        except Incomplete as error:
+            raise PoisonError("decode", "unknown_schema", f"the schema with id {id} is not whole: {error}") from None
         except Unusable as error:  # remembered there, and for a while: what is gone may come back
             raise _bad_schema(id, error) from None
         if schema is None:

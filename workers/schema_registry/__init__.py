@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from workers.schema_registry.client import SchemaRegistry
 from workers.schema_registry.http import Forbidden
-from workers.schema_registry.schema import Refused, Schema, Unusable, type_schema_id
+from workers.schema_registry.schema import Incomplete, Refused, Schema, Unusable, type_schema_id
 
-__all__ = ["Forbidden", "Refused", "Schema", "SchemaRegistry", "Unusable", "type_schema_id"]
+__all__ = ["Forbidden", "Incomplete", "Refused", "Schema", "SchemaRegistry", "Unusable", "type_schema_id"]

@@ -20,7 +20,7 @@ from typing import Any
 from workers import log
 from workers.errors import RetryableError
 from workers.schema_registry.http import MOST_BYTES, NotFound, TooLarge, Transport
-from workers.schema_registry.schema import Refused, Schema, Unusable, type_schema_id
+from workers.schema_registry.schema import Incomplete, Refused, Schema, Unusable, type_schema_id
 from workers.settings import RegistrySettings
 
 LOG = log.get(__name__)
@@ -64,7 +64,7 @@ class SchemaRegistry:
             until, unusable = self._unknown.get(id, (0.0, None))
             if self._clock() < until:
                 if unusable is not None:
-                    raise Unusable(str(unusable))
+                    raise type(unusable)(str(unusable))
                 return None
         try:
             schema = self._ask(id)
@@ -169,7 +169,7 @@ class SchemaRegistry:
         except (KeyError, TypeError, AttributeError):
             raise RetryableError("the schema registry answers with a schema that is none") from None
         except NotFound as error:
-            raise Unusable(f"it refers to one that the registry does not have any more ({error.code})") from None
+            raise Incomplete(f"it refers to one that the registry does not have any more ({error.code})") from None
 
     def _collect(self, answer: Any, found: dict[str, str], depth: int = 0) -> None:
         """The references of a schema and, before them, theirs."""

@@ -30,5 +30,9 @@ class Unusable(ValueError):
     """The registry has the schema, and it is none that can be taken; the sentence says why. Asking again changes nothing soon."""
 
 
+class Incomplete(Unusable):
+    """What the schema refers to is not there any more."""
+
+
 class Refused(EnvironmentFault):
     """The registry answers, and does not take what it was given; trying again changes nothing by itself."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from workers.codecs.base import kept_headers
+from workers.codecs.dead_letter import REPLAYED
 from workers.records import Document, Record
 
 VERSION = 1
@@ -104,6 +106,8 @@ def read_entry(value: bytes) -> Entry:
 
 # Where in a trace a record was produced, as W3C has it: another one each time, whatever else stays as it is.
 TRACE_HEADERS = ("traceparent", "tracestate")
+# And how often it was sent again.
+_NOT_SAID = frozenset({*TRACE_HEADERS, REPLAYED})
 
 
 class Digests:
@@ -120,7 +124,7 @@ class Digests:
         return self._base.hexdigest()[:8]
 
     def of(self, record: Record, document: Document) -> bytes:
-        """The digest of id, text, prompt, included fields and the record's headers; not of its timestamp, or its trace."""
+        """The digest of id, text, prompt, included fields and the headers that outputs keep; not of timestamp or way here."""
         found = self._base.copy()
         prompt = b"" if document.prompt is None else b"p" + document.prompt.encode(errors="surrogatepass")
         fields = json.dumps(document.fields, sort_keys=True, default=repr) if document.fields else ""
@@ -131,8 +135,8 @@ class Digests:
             prompt,
             fields.encode(),
         )
-        for name, value in record.headers:
-            if name in TRACE_HEADERS:
+        for name, value in kept_headers(record):
+            if name in _NOT_SAID:
                 continue
             _add(found, name.encode(errors="surrogatepass"), b"" if value is None else b"v" + value)
         return found.digest()
