@@ -14,6 +14,7 @@ import numpy as np
 
 from pipelines import guard, identity
 from pipelines.check_chunks import examine_chunks
+from pipelines.check_deletes import examine_deletes
 from pipelines.check_registry import examine_registry
 from pipelines.check_traces import examine_traces
 from pipelines.finding import Finding
@@ -75,13 +76,14 @@ def require_sound(settings: Settings) -> None:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at schemas, model, brokers, topics, rights, sizes and fingerprints, in that order; each as far as others allow.
 
-    Before them all at traces, where they are on.
+    Before them all at traces, where they are on, and after schemas at ids.
     """
     yield from examine_traces(settings)
     try:
         decoder_for(settings)
     except EnvironmentFault as error:
         yield Finding("schema", str(error))
+    yield from examine_deletes(settings)
     model = None
     try:
         model = Model.open(settings)
