@@ -25,7 +25,8 @@ def examine_deletes(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 output.uri,
                 f"{named} takes ids from the value, which a record that deletes does not have: below {output.uri} "
-                f"(outputs.{number}) the row of a deletion has the key as its id, so match deletions by the column key, or leave {named} out",
+                f"(outputs.{number}) the row of a deletion has the key as its id, so match deletions by the column key, or "
+                f"leave {named} out",
                 may_never_happen=True,
             )
 
