@@ -10,7 +10,7 @@ it, to filter it or to go through it, makes the record a dead letter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import ChainableUndefined, TemplateSyntaxError, Undefined, UndefinedError
@@ -26,8 +26,8 @@ from workers.errors import PoisonError
 # What a template may do for one record: far more than any text takes, and done in a second.
 MOST_ITEMS = 10_000
 MOST_CHARACTERS = 1 << 24
-# What an item counts for that is only compared: with its characters, for it takes as long as these.
-ITEM_CHARACTERS = 8
+# What an item counts for that is only compared, beside its characters; and one that has items itself. It takes as long as these.
+ITEM_CHARACTERS, NESTED_CHARACTERS = 8, 40
 
 # What Python says of values that do not go together, or are nested too deeply to be compared.
 _FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RecursionError)
@@ -65,12 +65,20 @@ class _Context(Context):
                 case str() | bytes() as found:
                     self.spend(characters=len(found))
                 case Mapping() as found:
-                    self.spend(characters=2 * ITEM_CHARACTERS * len(found))
-                    stack += found
-                    stack += found.values()
+                    self._weigh_items([*found, *found.values()], stack)
                 case list() | tuple() as found:
-                    self.spend(characters=ITEM_CHARACTERS * len(found))
-                    stack += found
+                    self._weigh_items(found, stack)
+
+    def _weigh_items(self, items: Sequence[object], stack: list[object]) -> None:
+        """Count items; those that have items of their own are left on the ``stack``."""
+        characters = ITEM_CHARACTERS * len(items)
+        for each in items:
+            if type(each) is str:  # what most are, and quick to ask
+                characters += len(each)
+            elif isinstance(each, str | bytes | list | tuple | Mapping):
+                characters += NESTED_CHARACTERS - ITEM_CHARACTERS
+                stack.append(each)
+        self.spend(characters=characters)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
