@@ -46,11 +46,12 @@ def check(
 
 def test_ids_that_no_deletion_has_are_said(check: Callable[..., tuple[int, list[str]]], tmp_path: Path) -> None:
     """A row of files is deleted by its key; vectors in topics stand under theirs, whatever their id."""
-    files = json.dumps([{"kind": "parquet", "uri": str(tmp_path / "files")}])
+    uri = (tmp_path / "files").as_uri()
+    files = json.dumps([{"kind": "parquet", "uri": uri}])
     assert check("--outputs", files) == (0, [])
     code, [said] = check("--outputs", files, "--source.id", "{id}")
     assert code == 0 and said.startswith("warn   source.id takes ids from the value")
-    assert f"below {tmp_path / 'files'} (outputs.0)" in said and "by the column key" in said
+    assert f"below {uri} (outputs.0)" in said and "by the column key" in said
 
 
 def test_nothing_is_wrong(check: Callable[..., tuple[int, list[str]]]) -> None:

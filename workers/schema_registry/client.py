@@ -32,7 +32,7 @@ UNKNOWN_S = 30.0
 # if that has not been done for the second.
 SECOND_LOOK_S, SECOND_LOOK_EVERY_S = 0.5, 10.0
 MOST_REFERENCES = 200
-# Registries count schemas by Java's int. What does not fit one is to them no id but another path, which they do not have.
+# Registries count schemas by Java's int. What does not fit one is to them no id, but a path that they do not have or understand.
 _MOST_ID = (1 << 31) - 1
 _TOO_LARGE = f"it, or one that it refers to, takes more than {MOST_BYTES:,} bytes"
 

@@ -64,8 +64,9 @@ class Transport:
     ) -> Any:
         """What the registry answers, from JSON; ``path`` is put together with slashes, its parts quoted.
 
-        ``deleted``: of what a subject has, also what was deleted and is not forgotten. ``no_such_path``: a 404 that is not the
-        registry's own is no fault, but NotFound with the code 404; whether it comes from a registry is for the caller to find out.
+        ``deleted``: of what a subject has, also what was deleted and is not forgotten. ``no_such_path``: an answer to a path
+        that is none (HTTP 400, 404, 422) is no fault, but NotFound with the code 404; whether it comes from a registry is for the
+        caller to find out.
 
         Raises:
             NotFound: the registry says that it has no such thing.
@@ -135,8 +136,8 @@ class Transport:
             raise Forbidden(f"the schema registry at {url} does not allow {who} to {_what(method, path)} (HTTP 403)")
         if status == 404 and isinstance(code, int) and 40400 <= code < 40500:
             raise NotFound(code)
-        if status == 404 and no_such_path:
-            raise NotFound(status)
+        if no_such_path and status in (400, 404, 422):
+            raise NotFound(404)
         if status in (409, 422) and isinstance(code, int):
             said = answer.get("message")
             raise Refused(" ".join(str(said).split())[:300])
