@@ -53,7 +53,8 @@ def run_cutover(
     The old one is read first: what comes meanwhile the new one may have, and need not.
 
     Returns 0 when every document that has a vector in the old output has one in each new one, of these settings and of no older
-    record, and the new ones have no others; else 1.
+    record, and the new ones have no others; else 1. Where nothing in the old output is as old as ``until``, or there is nothing at
+    all, nothing is known: 1.
 
     Raises:
         SettingsError: the arguments do not suit each other, or the settings name no output.
@@ -103,12 +104,13 @@ def _lines(verdict: Verdict, old: str, new: str, fingerprint: str, *, keys: bool
     said = {
         "every document is there": (verdict.missing, "missing"),
         "with this fingerprint": (verdict.foreign, "of another"),
-        "of no older record": (verdict.stale, "older, or deleted since"),
+        "of no older record": (verdict.stale, "older, in whole or in a chunk, or deleted since"),
         "and no others": (verdict.more, "in the new output alone"),
     }
     width = max(map(len, said))
+    fine = "yes" if verdict.judged else "not known"
     for name, (case, wrong) in said.items():
-        yield f"{name:<{width}}  " + ("yes" if not case.count else f"NO: {case.count:,} {wrong}, {_such(case, keys)}")
+        yield f"{name:<{width}}  " + (fine if not case.count else f"NO: {case.count:,} {wrong}, {_such(case, keys)}")
     yield ""
     if verdict.ahead:
         yield f"{verdict.ahead:,} are further in the new output than in the old one"
@@ -118,6 +120,11 @@ def _lines(verdict: Verdict, old: str, new: str, fingerprint: str, *, keys: bool
         yield f"of {verdict.untold:,} nothing says which record they were made of: what is newer may be missing there"
     if verdict.old == 0:
         yield "the old output holds nothing, so nothing is known of the new one"
+    elif verdict.judged == 0:
+        yield (
+            "--until leaves out every document that the old output has, so nothing is known of the new one: name a later time, or "
+            "none"
+        )
     yield "ready: the new output may take the old one's place" if verdict.ready else "not ready"
 
 
@@ -137,6 +144,7 @@ def _values(verdict: Verdict, old: str, new: str, fingerprint: str, *, keys: boo
             }
             for name, case in verdict.cases.items()
         },
+        "judged": verdict.judged,
         "ahead": verdict.ahead,
         "recent": verdict.recent,
         "untold": verdict.untold,

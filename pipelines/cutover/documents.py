@@ -18,12 +18,16 @@ _EXAMPLES = 5
 
 
 class Version(NamedTuple):
-    """Which record of the source a vector was made of: where that lay (``offset`` -1: not known), and when it was (ms; -1: not)."""
+    """Which record of the source a vector was made of: where that lay (``offset`` -1: not known), and when it was (ms; -1: not).
+
+    ``appended``: the time is the vector's own, when the broker appended it, and says nothing of the record but that it is older.
+    """
 
     topic: str = ""
     partition: int = 0
     offset: int = -1
     timestamp_ms: int = -1
+    appended: bool = False
 
     def __str__(self) -> str:
         if self.offset >= 0:
@@ -34,7 +38,8 @@ class Version(NamedTuple):
 class Mark(NamedTuple):
     """A vector without its numbers; ``fingerprint`` None: the deletion of what had its ``key``.
 
-    ``document``: its id, of a chunk without the number. ``vectors``: how many its document has.
+    ``document``: its id, of a chunk without the number. ``vectors``: how many its document has. ``chunk``: its number among them,
+    which its key ends with; None: it is of a whole document.
     """
 
     key: bytes | str
@@ -42,6 +47,13 @@ class Mark(NamedTuple):
     fingerprint: str | None
     version: Version
     vectors: int = 1
+    chunk: int | None = None
+
+    @property
+    def siblings(self) -> bytes | str:
+        """What the keys of all of its document's chunks begin with."""
+        end = "" if self.chunk is None else f"#{self.chunk}"
+        return self.key.removesuffix(end) if isinstance(self.key, str) else self.key.removesuffix(end.encode())
 
 
 def later(one: Version, other: Version) -> int | None:
@@ -51,19 +63,23 @@ def later(one: Version, other: Version) -> int | None:
     """
     if min(one.offset, other.offset) >= 0 and one[:2] == other[:2]:
         return one.offset - other.offset
-    if min(one.timestamp_ms, other.timestamp_ms) >= 0:
+    if min(one.timestamp_ms, other.timestamp_ms) >= 0 and not (one.appended or other.appended):
         return one.timestamp_ms - other.timestamp_ms
     return None
 
 
 @dataclass(slots=True)
 class Document:
-    """What an output holds of a document: ``vectors`` that stand, of ``count``; none: it was deleted."""
+    """What an output holds of a document: ``vectors`` that stand, of ``count``; none: it was deleted.
+
+    ``older``: chunks of an older record, which stand beside them and are not counted.
+    """
 
     version: Version
     fingerprints: frozenset[str] = frozenset()
     vectors: int = 0
     count: int = 0
+    older: int = 0
 
     @property
     def live(self) -> bool:
@@ -101,6 +117,7 @@ class Held:
 
     def documents(self) -> dict[str, Document]:
         """By their ids."""
+        latest = self._latest_of_siblings()
         found: dict[str, Document] = {}
         same: dict[frozenset[str], frozenset[str]] = {}  # nearly all documents have one and the same
         for mark in self._latest.values():
@@ -109,12 +126,34 @@ class Held:
                 if not one.live and (later(mark.version, one.version) or 0) > 0:
                     one.version = mark.version
                 continue
-            if not one.live or (later(mark.version, one.version) or 0) > 0:
-                one.version, one.count = mark.version, mark.vectors
             joined = one.fingerprints | {mark.fingerprint}
             one.fingerprints = same.setdefault(joined, joined)
+            if mark.chunk is not None and _apart(mark, latest[mark.siblings]):
+                one.older += 1
+                continue
+            if not one.live or (later(mark.version, one.version) or 0) > 0:
+                one.version, one.count = mark.version, mark.vectors
             one.vectors += 1
         return found
+
+    def _latest_of_siblings(self) -> dict[bytes | str, Mark]:
+        """Of those chunks that stand under one key but for their numbers, one of the latest record."""
+        found: dict[bytes | str, Mark] = {}
+        for mark in self._latest.values():
+            if mark.fingerprint is not None and mark.chunk is not None:
+                before = found.setdefault(mark.siblings, mark)
+                if (later(mark.version, before.version) or 0) > 0:
+                    found[mark.siblings] = mark
+        return found
+
+
+def _apart(one: Mark, other: Mark) -> bool:
+    """Whether two chunks under one key are of two records, as far as anything says it."""
+    if one.vectors != other.vectors:
+        return True
+    if min(one.version.offset, other.version.offset) >= 0:
+        return one.version[:3] != other.version[:3]
+    return later(one.version, other.version) not in (None, 0)
 
 
 def _behind(one: Version, other: Version) -> bool:
@@ -140,13 +179,15 @@ class Verdict:
     """What holds of a new output beside the old one.
 
     ``old``, ``new``: documents that have vectors there. ``missing``: they have none in the new output, or too few of a text in
-    chunks. ``foreign``: vectors of another fingerprint. ``stale``: made of an older record, or deleted in the old one since.
-    ``more``: in the new one alone. Not held against it: ``ahead``, what the new output knows already, and ``recent``, what is
-    younger than was asked for. ``untold``: nothing says which version one of the two has.
+    chunks. ``foreign``: vectors of another fingerprint. ``stale``: made of an older record, be it a chunk beside newer ones, or
+    deleted in the old one since. ``more``: in the new one alone. Not held against it: ``ahead``, what the new output knows
+    already, and ``recent``, what is younger than was asked for. ``judged``: those of ``old`` that are not. ``untold``: nothing says
+    which version one of the two has.
     """
 
     old: int = 0
     new: int = 0
+    judged: int = 0
     missing: Case = field(default_factory=Case)
     foreign: Case = field(default_factory=Case)
     stale: Case = field(default_factory=Case)
@@ -162,8 +203,8 @@ class Verdict:
 
     @property
     def ready(self) -> bool:
-        """Whether the new output may take the old one's place. Where the old one holds nothing, nothing is known."""
-        return self.old > 0 and not any(case.count for case in self.cases.values())
+        """Whether the new output may take the old one's place. Where nothing of the old one was judged, nothing is known."""
+        return self.judged > 0 and not any(case.count for case in self.cases.values())
 
 
 def compare(old: Held, new: Held, fingerprint: str, until_ms: int | None = None) -> Verdict:
@@ -183,6 +224,7 @@ def compare(old: Held, new: Held, fingerprint: str, until_ms: int | None = None)
         if until_ms is not None and latest > until_ms:
             verdict.recent += 1
             continue
+        verdict.judged += one is not None and one.live
         _judge(verdict, name, one, other)
         if other is not None and other.live and other.fingerprints != {fingerprint}:
             verdict.foreign.note(name, other.version)
@@ -213,9 +255,8 @@ def _judge(verdict: Verdict, name: str, old: Document | None, new: Document | No
     verdict.untold += order is None
     ahead = order is not None and order > 0
     verdict.ahead += ahead
-    if order is not None and order < 0:
+    stale = (order is not None and order < 0) or (new.live and not old.live and not ahead)
+    if stale or new.older:
         verdict.stale.note(name, old.version)
-    elif new.vectors < new.count or (old.live and not new.live and not ahead):
+    if not stale and (new.vectors < new.count or (old.live and not new.live and not ahead)):
         verdict.missing.note(name, old.version)
-    elif new.live and not old.live and not ahead:
-        verdict.stale.note(name, old.version)

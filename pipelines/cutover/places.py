@@ -66,10 +66,11 @@ def _of_row(row: Mapping[str, Any]) -> Mark:
 def _of_topic(settings: Settings, place: TopicRecords) -> Iterator[list[Mark]]:
     reader = StoredReader(settings)
     for records in place.records():
-        yield [mark for record in records if (mark := _of_record(reader, record)) is not None]
+        appended = place.log_append_time
+        yield [mark for record in records if (mark := _of_record(reader, record, appended=appended)) is not None]
 
 
-def _of_record(reader: StoredReader, record: Record) -> Mark | None:
+def _of_record(reader: StoredReader, record: Record, *, appended: bool) -> Mark | None:
     stored = reader.read(record)
     if not stored:
         return None
@@ -77,7 +78,8 @@ def _of_record(reader: StoredReader, record: Record) -> Mark | None:
     topic, _, rest = (dict(record.headers).get("embedding-source") or b"").decode("utf-8", "replace").partition("/")
     partition, _, offset = rest.partition("/")
     known = partition.isdecimal() and offset.isdecimal()
-    version = Version(*((topic, int(partition), int(offset)) if known else ("", 0, -1)), record.timestamp_ms)
+    where = (topic, int(partition), int(offset)) if known else ("", 0, -1)
+    version = Version(*where, record.timestamp_ms, appended)
     fingerprint = None if first.space is None else first.space.fingerprint
     # Chunks that come together are there together, under one key.
     chunk = first.chunk if len(stored) == 1 or first.chunk is None else (first.chunk[0], 1)
@@ -90,4 +92,4 @@ def _mark(
     if chunk is None:
         return Mark(key, name, fingerprint, version)
     index, count = chunk
-    return Mark(key, name.removesuffix(f"#{index}"), fingerprint, version, count)
+    return Mark(key, name.removesuffix(f"#{index}"), fingerprint, version, count, index)

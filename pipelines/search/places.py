@@ -94,6 +94,7 @@ class TopicRecords:
         """Nothing is read yet."""
         self.name = f"topic {topic}"
         self.others = 0  # records that are no embeddings of ours, by the latest reading
+        self.log_append_time = False  # whether the broker dates the records, by the latest reading
         self._settings = settings
         self._topic = topic
 
@@ -117,4 +118,5 @@ class TopicRecords:
         with kafka_client.admin(kafka) as client:
             topics = kafka_topics.describe_topics(client, [self._topic])
         require_topic(kafka, topics, self._topic, "READ", "read")
+        self.log_append_time = topics[self._topic].log_append_time
         yield from kafka_records.committed_records(kafka, topics[self._topic])

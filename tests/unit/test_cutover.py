@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -57,6 +58,12 @@ def test_offsets_of_a_partition_say_which_is_later_and_else_timestamps():
     assert later(Version(timestamp_ms=9), at(1, 1, 9)) == 0
     assert later(at(2, 0), at(1, 1)) is None
     assert later(Version(), at(1, 1, 9)) is None
+
+
+def test_when_the_broker_wrote_a_vector_says_nothing_of_its_record():
+    appended = Version(timestamp_ms=9, appended=True)
+    assert later(appended, at(1, timestamp=5)) is later(at(1, timestamp=5), appended) is None
+    assert later(at(2)._replace(appended=True), at(1)) == 1, "offsets do"
 
 
 def test_of_files_the_greater_offset_counts_and_of_a_topic_what_was_written_last():
@@ -117,6 +124,17 @@ def test_what_is_later_than_asked_for_is_left_out():
     assert counts(verdict(old, new, until_ms=970)) == {"missing": 1}
 
 
+def test_where_until_leaves_out_all_that_the_old_output_has_nothing_is_ready():
+    """Deletions that are older, and what the new output knows beyond, make it no better."""
+    old = [mark(f"d{n}", version=at(n, 0, 900)) for n in range(10)] + [mark("gone", None, None, version=at(10, 0, 100))]
+    for new in ([], [mark("d0", version=at(0, 0, 900))], [mark("gone", None, None, version=at(10, 0, 100))]):
+        found = verdict(old, new, until_ms=500)
+        assert not found.ready and (found.old, found.judged, found.recent, counts(found)) == (10, 0, 10, {})
+    one = mark("one", version=at(11, 0, 100))
+    found = verdict([*old, one], [one], until_ms=500)
+    assert found.ready and found.judged == 1
+
+
 def test_where_nothing_says_which_record_it_was_that_is_told():
     found = verdict([mark("a", 5, THEIRS)], [mark("a", version=Version("file:///x", 0, 3))])
     assert found.ready and found.untold == 1
@@ -124,7 +142,7 @@ def test_where_nothing_says_which_record_it_was_that_is_told():
 
 def chunks(name: str, offset: int, count: int, fingerprint: str | None = OURS, only: int | None = None) -> list[Mark]:
     rows = range(count if only is None else only)
-    return [mark(name, offset, fingerprint, key=f"{name}#{n}".encode(), vectors=count) for n in rows]
+    return [mark(name, offset, fingerprint, key=f"{name}#{n}".encode(), vectors=count, chunk=n) for n in rows]
 
 
 def test_documents_in_chunks_are_compared_whole():
@@ -140,6 +158,38 @@ def test_documents_in_chunks_are_compared_whole():
     assert verdict(shrunk, chunks("a", 6, 4)).ready
     gone = [*shrunk, *(mark(f"a#{n}", 7, None, key=f"a#{n}".encode()) for n in range(2)), mark("b", 8, THEIRS)]
     assert counts(verdict(gone, [*chunks("a", 6, 4), mark("b", 8)])) == {"stale": 1}
+
+
+def test_chunks_of_an_older_record_do_not_count_and_are_a_fault_of_their_own():
+    """Of the newer record one of two has come, and two of the older one's three have stayed."""
+    old = chunks("a", 6, 2, THEIRS)
+    assert counts(verdict(old, [*chunks("a", 1, 3), *chunks("a", 6, 2, only=1)])) == {"missing": 1, "stale": 1}
+    assert counts(verdict(old, [*chunks("a", 1, 3), *chunks("a", 6, 2)])) == {"stale": 1}, "the third of three"
+    assert counts(verdict(old, [*chunks("a", 1, 2), *chunks("a", 6, 2, only=1)])) == {"missing": 1, "stale": 1}
+    assert counts(verdict(old, [*chunks("a", 1, 3), *chunks("a", 9, 2)])) == {"stale": 1}, "also when it is newer"
+    assert counts(verdict(old, [*chunks("a", 1, 3), *chunks("a", 6, 2), mark("a#2", 6, None, key=b"a#2")])) == {}
+    assert verdict([*chunks("a", 1, 3, THEIRS), *old], chunks("a", 6, 2)).ready, (
+        "the old output's are not held against it"
+    )
+
+
+def test_documents_of_one_id_under_two_keys_are_no_older_chunks_of_each_other():
+    both = [mark("a", n, key=b"k%d#%d" % (n, i), vectors=2, chunk=i) for n in (1, 5) for i in range(2)]
+    assert verdict(both, both).ready
+
+
+def test_chunks_that_the_broker_has_dated_are_told_apart_by_their_count_alone():
+    """It writes those of one record at different times."""
+
+    def written(count: int, since: int, only: int | None = None) -> list[Mark]:
+        found = chunks("a", 0, count, only=only)
+        return [one._replace(version=Version(timestamp_ms=since + n, appended=True)) for n, one in enumerate(found)]
+
+    old = chunks("a", 6, 2, THEIRS)
+    found = verdict(old, written(3, 100))
+    assert found.ready and found.untold == 1
+    assert counts(verdict(old, [*written(3, 100), *written(2, 200)])) == {"stale": 1}
+    assert counts(verdict(old, [*written(3, 100), *written(2, 200, only=1)])) == {"missing": 1, "stale": 1}
 
 
 def test_too_many_keys_are_said(monkeypatch: pytest.MonkeyPatch):
@@ -213,6 +263,18 @@ def test_it_passes_and_fails_when_one_record_is_removed(places):
     assert "k13" not in said and "k13" in run(*places([source(n) for n in range(13)]), keys=True)[1]
 
 
+def test_nothing_that_is_old_enough_is_said_and_so_is_nothing_at_all(tmp_path: Path, places):
+    new, old = places([source(n) for n in range(20, 40)])
+    code, said = run(new, old, until="2020-01-01T00:00:00Z")
+    assert code == 1 and said.splitlines()[-1] == "not ready" and "yes" not in said
+    assert "--until leaves out every document that the old output has, so nothing is known of the new one" in said
+    found = json.loads(run(new, old, until="2020-01-01T00:00:00Z", as_json=True)[1])
+    assert not found["ready"] and found["old"]["documents"] == 19 and found["judged"] == 0
+    write(settings(f"file://{tmp_path}/empty"), tmp_path / "empty/0.parquet", [], [source(1)])
+    code, said = run(new, tmp_path / "empty", until="1s")
+    assert code == 1 and "the old output holds nothing, so nothing is known of the new one" in said
+
+
 def test_as_json(places):
     code, said = run(*places([source(n) for n in range(19)], [source(19)]), as_json=True)
     found = json.loads(said)
@@ -258,6 +320,25 @@ def test_a_topic_says_the_same_of_its_records(format: str, monkeypatch: pytest.M
     }
     assert stamps == {"k1": 1, "k2": 2, "k3": 4}
     assert found["k2"].version.offset == (2 if format == "binary" else -1)
+    assert not any(one.version.appended for one in found.values())
+
+
+@pytest.mark.parametrize("format", ["json", "binary"])
+def test_a_topic_whose_records_the_broker_dates_says_so_of_the_whole_document(
+    format: str, monkeypatch: pytest.MonkeyPatch
+):
+    given = Settings(outputs=[{"topic": "out", "format": format}])
+    (output,) = given.outputs
+    assert isinstance(output, KafkaOutput)
+    renderer = renderer_for(output, dim=384, model="m", fingerprint=OURS)
+    cut = [Embedding(Document("k1", "", {}), vector(), 3, False, Chunk(n, 3, n, n + 1)) for n in range(3)]
+    written = [message_as_record(renderer.render(source(1), each, each.vector), n) for n, each in enumerate(cut)]
+    dated = [dataclasses.replace(record, timestamp_ms=1_800_000_000_000 + n) for n, record in enumerate(written)]
+    place = TopicRecords(given, "out")
+    place.log_append_time = True
+    monkeypatch.setattr(TopicRecords, "records", lambda _: iter([dated]))
+    found = held(given, place).documents()["k1"]
+    assert (found.vectors, found.count, found.older, found.version.appended) == (3, 3, 0, True)
 
 
 def test_files_say_the_same_of_documents_in_chunks(tmp_path: Path):
