@@ -16,7 +16,11 @@ QUERY = "query"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A model as it is offered. ``prompt``: the text that goes before a query which names none of ``prompts``."""
+    """A model as it is offered.
+
+    ``max_tokens``: of the longest query, which is what encoders and the tokenizer beside them take: a chunk's, where the stream's
+    texts are cut into those. ``prompt``: the text that goes before a query which names none of ``prompts``.
+    """
 
     model: str
     dim: int
@@ -33,7 +37,7 @@ class Offer:
         return cls(
             model=model.name,
             dim=layout.dim,
-            max_tokens=model.max_tokens,
+            max_tokens=model.text_tokens,
             prompt=layout.prompts.get(QUERY, model.prompt),
             prompts=prompts_for(layout, model.prompt),
             vocabulary=layout.vocabulary,

@@ -135,7 +135,7 @@ def _ids(given: Any, offer: Offer) -> type_ids:
 
 def too_long(tokens: int, offer: Offer) -> Refusal:
     """Of a text that is not to be cut."""
-    message = f"a text has {tokens} tokens or more, and the model takes {offer.max_tokens}"
+    message = f"a text has {tokens} tokens or more, and {offer.max_tokens} is what a query may have"
     return _wrong(message, "input", "context_length_exceeded")
 
 

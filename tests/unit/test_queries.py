@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from pipelines.fit import against_model
+from pipelines.model import Model
 from pipelines.queries import desk as desks
 from pipelines.queries import front as fronts
 from pipelines.queries import proxy, reply
@@ -55,13 +56,14 @@ class World:
         *,
         offer: Offer = OFFER,
         tokenizer: Any = None,
+        dim: int = DIM,
         api_key: str | None = None,
         timeout_s: float = 20.0,
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self.meter = metrics.Metrics()
-        self.pool = pool or local_pool(fake_encode, dim=DIM, canary=CANARY, meter=self.meter)
-        self.desk = Desk(self.pool, dim=DIM, budget=128, meter=self.meter)
+        self.pool = pool or local_pool(fake_encode, dim=dim, canary=CANARY, meter=self.meter)
+        self.desk = Desk(self.pool, dim=dim, budget=128, meter=self.meter)
         self.front = Front(
             offer,
             tokenizer or FakeTokenizer(),
@@ -682,6 +684,48 @@ def test_a_port_that_somebody_has_is_said_before_anything_starts() -> None:
     with pytest.raises(EnvironmentFault, match=r"nothing can listen at 192\.0\.2\.1"):
         proxy._require_free("192.0.2.1", port)
     assert proxy.address(Settings(queries={"host": "::1", "port": 9})) == "http://[::1]:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "most"),
+    [
+        ({"overflow": "chunk", "chunk": {"tokens": 64}}, 64),
+        ({"overflow": "reject", "max_tokens": 72}, 72),
+        ({"max_tokens": 80}, 80),
+    ],
+    ids=str,
+)
+def test_no_query_is_longer_than_what_the_encoder_takes(chosen: dict[str, Any], most: int) -> None:
+    """Of MiniLM: one token more is refused before a call, or cut, and the encoder never raises."""
+    model = Model.open(Settings(model={"dtype": "float32", **chosen}))
+    encoder = model.encoder(cuda=False)
+    sent: list[int] = []
+
+    def encode(batch: Batch) -> Any:
+        sent.extend(batch.lengths.tolist())
+        return encoder.encode(batch)
+
+    tokenizer, meter = model.tokenizer(), metrics.Metrics()
+    pool = local_pool(encode, dim=encoder.dim, canary=Batch.of([tokenizer.canary()]), meter=meter)
+    world = World(pool, offer=Offer.of(model), tokenizer=tokenizer, dim=encoder.dim)
+    ids = [2000 + n for n in range(257)]
+    for length in (most + 1, 256, 257):
+        status, _, said = world.asks({"model": model.name, "input": [[5], ids[:length]]})
+        assert (status, said["error"]["code"], said["error"]["param"]) == (400, "context_length_exceeded", "input")
+        assert str(most) in said["error"]["message"]
+    assert sent == []
+    status, _, answer = world.asks({"model": model.name, "input": [[5], ids[:most]]})
+    assert status == 200 and answer["usage"]["total_tokens"] == most + 1
+    assert sent == [1, most], "once, and whole"
+    status, _, said = world.asks({"model": model.name, "input": ["short", "and so on " * 200]})
+    if chosen.get("overflow") == "reject":
+        assert (status, said["error"]["code"]) == (400, "context_length_exceeded")
+        assert sent == [1, most]
+    else:
+        assert status == 200 and [item.get("truncated", False) for item in said["data"]] == [False, True]
+        assert len(sent) == 4 and sent[3] == most
+    assert world.asks(method="GET", path="/v1/models")[2]["data"][0]["max_tokens"] == most
+    pool.close()
 
 
 def test_a_model_without_prompts_offers_none() -> None:
