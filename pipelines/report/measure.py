@@ -69,14 +69,19 @@ class Report:
         return len(self.sample.vectors) - self.no_direction
 
     @property
-    def cheapest(self) -> Row:
-        """The fewest bytes whose recall is enough; full float32 finds everything, so there is one."""
-        return min((row for row in self.rows if row.found.recall >= self.min_recall), key=_cost)
+    def cheapest(self) -> Row | None:
+        """The fewest bytes whose recall is enough; None: there is no such row."""
+        return min((row for row in self.rows if row.found.recall >= self.min_recall), key=_cost, default=None)
 
     @property
-    def cheapest_rescored(self) -> Row:
-        """The same with the nearest ordered anew by full vectors."""
-        return min((row for row in self.rows if row.found.rescored >= self.min_recall), key=_cost)
+    def best(self) -> Row:
+        """The most recall; of equals the fewest bytes."""
+        return min(self.rows, key=lambda row: (-row.found.recall, _cost(row)))
+
+    @property
+    def cheapest_rescored(self) -> Row | None:
+        """The same as :attr:`cheapest` with the nearest ordered anew by full vectors."""
+        return min((row for row in self.rows if row.found.rescored >= self.min_recall), key=_cost, default=None)
 
     @property
     def mrl_index(self) -> float | None:
@@ -100,7 +105,8 @@ def measure(model: str, sample: Sample, dims: Sequence[int], min_recall: float, 
     whole = sample.vectors.shape[1]
     dims = sorted({whole, *dims}, reverse=True)
     there = has_direction(sample.vectors, dims[-1])
-    vectors = np.asarray(project(sample.vectors[there], whole), np.float32)
+    made = sample.vectors[there]
+    vectors = np.asarray(project(made, whole), np.float32)
     if len(vectors) < LEAST_TEXTS:
         refused = sum(sample.refused.values())
         out = f", {sample.duplicates:,} of {sample.drawn:,} being duplicates and {refused:,} refused"
@@ -117,7 +123,7 @@ def measure(model: str, sample: Sample, dims: Sequence[int], min_recall: float, 
         sample=sample,
         asking=len(asking),
         min_recall=min_recall,
-        rows=[row for dim in dims for row in _rows(truth, vectors, dim)],
+        rows=[row for dim in dims for row in _rows(truth, made, dim)],
         controls=[control(truth, vectors, dim, seed) for dim in dims if dim < whole],
         spreads=[spread(vectors, dim) for dim in dims],
         no_direction=len(there) - len(vectors),
@@ -127,6 +133,7 @@ def measure(model: str, sample: Sample, dims: Sequence[int], min_recall: float, 
 
 
 def _rows(truth: Truth, vectors: type_vectors, dim: int) -> Iterator[Row]:
+    """Of vectors as the model makes them, which an output projects once; in full float32 those are the truth's, to the bit."""
     ranges = Ranges.of([np.asarray(project(vectors, dim), np.float32)])
     for precision in PRECISIONS:
         if precision in PACKED and dim % 8:

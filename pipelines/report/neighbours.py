@@ -40,7 +40,7 @@ class Truth:
     """What a search over the full vectors finds, each text that asks left out of its own answer."""
 
     def __init__(self, vectors: type_vectors, asking: type_rows) -> None:
-        """``vectors``: float32 [n, D] of unit length, n > 10; ``asking``: the rows that ask, [q].
+        """``vectors``: float32 [n, D], n > 10, compared by cosine; ``asking``: the rows that ask, [q].
 
         Raises:
             ValueError: there are too few vectors.
@@ -48,7 +48,8 @@ class Truth:
         if len(vectors) <= K:
             raise ValueError(f"{K} nearest need more than {K} vectors")
         self._asking = asking
-        self._scores = scores(vectors, asking)
+        # As what is held against it: one rounding more, and neighbours as near as the last bit would change places.
+        self._scores = scores(_unit(vectors), asking)
         self._nearest = best(self._scores, min(NEAREST, len(vectors) - 1))
 
     def held_against(self, vectors: type_vectors) -> Found:

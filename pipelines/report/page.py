@@ -32,7 +32,7 @@ code { background: #f0f2f4; padding: .1rem .3rem; }
 
 def page(report: Report, command: str, pictures: Mapping[str, str]) -> str:
     """The page; without ``pictures`` it has tables alone, and says why."""
-    chosen = report.rows.index(report.cheapest)
+    chosen = None if report.cheapest is None else report.rows.index(report.cheapest)
     drawn = [f"<figure>{svg}<figcaption>{escape(title)}</figcaption></figure>" for title, svg in pictures.items()]
     if not drawn:
         drawn = ["<p class=notes>No plots, for matplotlib is not installed: pip install 'stream-embedder[plots]'</p>"]

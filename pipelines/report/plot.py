@@ -46,9 +46,9 @@ def _recall(axes: Axes, report: Report) -> None:
                 str(row.dim), at, (6, -3), textcoords="offset points", fontsize=7, va="top", color=color, zorder=3
             )
     axes.axhline(report.min_recall, color=INK, linewidth=0.8, linestyle=":")
-    chosen = report.cheapest
-    around, name = ([chosen.bytes], [chosen.found.recall]), "the cheapest with enough"
-    axes.plot(*around, "o", markersize=11, markerfacecolor="none", color=INK, label=name)
+    if (chosen := report.cheapest) is not None:
+        around, name = ([chosen.bytes], [chosen.found.recall]), "the cheapest with enough"
+        axes.plot(*around, "o", markersize=11, markerfacecolor="none", color=INK, label=name)
     axes.set_xscale("log", base=2)
     least, most = min(row.bytes for row in report.rows), max(row.bytes for row in report.rows)
     ticks = [4**power for power in range(12) if least <= 4**power <= 2 * most]

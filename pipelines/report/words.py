@@ -160,6 +160,12 @@ def values(report: Report, command: str) -> dict[str, Any]:
 
 def _cheapest(report: Report) -> str:
     row = report.cheapest
+    if row is None:
+        best = report.best
+        return (
+            f"Nothing keeps recall@10 at {report.min_recall:g} or above; the most is {best.found.recall:.3f}, of dim {best.dim}, "
+            f"precision {best.precision}: choose a lower --min-recall."
+        )
     return (
         f"Cheapest that keeps recall@10 at {report.min_recall:g} or above: dim {row.dim}, precision {row.precision}, with "
         f"{row.found.recall:.3f}: {row.bytes:,} bytes a vector, {row.gb:.2f} GB per 10 million; full float32 takes "
@@ -168,8 +174,8 @@ def _cheapest(report: Report) -> str:
 
 
 def _rescored(report: Report) -> list[str]:
-    row = report.cheapest_rescored
-    if row.bytes >= report.cheapest.bytes:
+    row, without = report.cheapest_rescored, report.cheapest
+    if row is None or (without is not None and row.bytes >= without.bytes):
         return []
     return [
         f"When {CANDIDATES} are fetched and ordered anew by the full vectors, which are then kept too: dim {row.dim}, precision "
@@ -210,8 +216,8 @@ def _joined(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _named(row: Row) -> dict[str, Any]:
-    return {"dim": row.dim, "precision": row.precision}
+def _named(row: Row | None) -> dict[str, Any] | None:
+    return None if row is None else {"dim": row.dim, "precision": row.precision}
 
 
 def _rounded(value: float | None) -> float | None:

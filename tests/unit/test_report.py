@@ -221,11 +221,12 @@ def test_bytes_and_gigabytes(report: Report):
 
 def test_the_cheapest_is_the_smallest_that_is_enough(report: Report):
     enough = [row for row in report.rows if row.found.recall >= 0.95]
+    assert report.cheapest is not None and report.cheapest_rescored is not None
     assert report.cheapest.bytes == min(row.bytes for row in enough)
     assert (report.cheapest.dim, report.cheapest.precision) == (64, "int8")
     assert report.cheapest_rescored.bytes < report.cheapest.bytes
     whole = measure("m", sample(made(100, 12)), [12], 1.0)
-    assert whole.cheapest.found.recall == 1
+    assert whole.cheapest is not None and whole.cheapest.found.recall == 1
     assert {row.precision for row in whole.rows} == {"float32", "float16", "int8", "int8_ranges"}, (
         "12 bits fill no byte"
     )
@@ -249,6 +250,38 @@ def test_full_float32_finds_everything_and_float16_nearly(report: Report):
     assert (first.found.recall, first.found.top1, first.found.rescored) == (1, 1, 1)
     assert first.found.rank_correlation == pytest.approx(1)
     assert second.found.recall >= 0.999 > third.found.recall >= 0.97
+
+
+def test_full_float32_finds_everything_where_neighbours_are_as_near_as_its_last_bit():
+    """Ten clusters of forty texts that hardly differ: rounding once more would order each anew."""
+    rng = np.random.default_rng(3)
+    near = np.repeat(rng.normal(size=(10, 64)), 40, axis=0) + 3e-5 * rng.normal(size=(400, 64))
+    found = measure("m", sample(3 * unit(near)), [64, 32], 1.0)
+    first = found.rows[0]
+    assert (first.dim, first.precision) == (64, "float32")
+    assert (first.found.recall, first.found.top1, first.found.rescored) == (1, 1, 1)
+    assert found.cheapest == first and "Cheapest that keeps recall@10 at 1 or above: dim 64" in words.text(found)
+
+
+def test_where_no_row_keeps_enough_that_is_said(report: Report):
+    rows = [
+        Row(64, "float32", 256, Found(0.94, 1, 1, 0.96)),
+        Row(64, "float16", 128, Found(0.93, 1, 1, 0.94)),
+        Row(64, "int8", 64, Found(0.94, 1, 1, 0.94)),
+    ]
+    found = dataclasses.replace(report, rows=rows)
+    assert found.cheapest is None and found.cheapest_rescored == rows[0]
+    first, second, *_ = words.verdicts(found)
+    assert first == (
+        "Nothing keeps recall@10 at 0.95 or above; the most is 0.940, of dim 64, precision int8: choose a lower --min-recall."
+    )
+    assert "dim 64, precision float32, with 0.960" in second
+    none = dataclasses.replace(found, min_recall=0.97)
+    assert none.cheapest_rescored is None and len(words.verdicts(none)) == len(words.verdicts(found)) - 1
+    for each in (found, none):
+        assert words.values(each, "")["cheapest"] is None
+        made = page(each, "a command", pictures(each))
+        assert 'class="chosen"' not in made and "Nothing keeps recall@10" in made
 
 
 def test_a_model_that_may_not_be_cut_is_told_from_one_that_may(report: Report):
