@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import yaml
 
 from pipelines.loopback import free_port, listens
 from tests.collector import collector
@@ -257,16 +259,27 @@ def test_a_cluster_goes_on_without_its_driver(
     ray_cluster: tuple[str, dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Deployed by ``serve run`` from the importable application; its driver is killed; ``run`` takes over and drains it."""
+    """Deployed by ``serve run`` from the importable application; its driver is killed; ``run`` takes over and drains it.
+
+    Meanwhile ``batch`` embeds the same topic on the same cluster: its vectors are those of ``run``.
+    """
     address, environment = ray_cluster
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    pipeline = Pipeline(tmp_path, base(broker, names, model) | {"ray": {"address": address}})
-    words = [(b"k%d" % n, json.dumps({"text": "token stream"}).encode()) for n in range(100)]
+    chosen = base(broker, names, model) | {
+        "model": {"name": str(model), "dtype": "float32"},
+        "ray": {"address": address},
+    }
+    pipeline = Pipeline(tmp_path, chosen)
+    words = [(b"k%d" % n, json.dumps({"text": f"token {n} stream " * (n % 9 + 1)}).encode()) for n in range(100)]
     produce(broker.settings, names["in"], words)
     command = [
         str(SERVE), "run", "pipelines.stream:app", f"config={pipeline.config}", "--name=stream-embedder",
         "--route-prefix=/", f"--address={address}",
     ]  # fmt: skip
+    (tmp_path / "batch.yaml").write_text(
+        yaml.safe_dump(chosen | {"outputs": [{"kind": "parquet", "uri": f"file://{tmp_path}/batch"}]})
+    )
+    batch = [sys.executable, "-m", "pipelines", "batch", "-c", str(tmp_path / "batch.yaml")]
     with reading(broker.settings, names["out"]) as out, (tmp_path / "serve.log").open("ab") as log:
         driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
         try:
@@ -276,16 +289,28 @@ def test_a_cluster_goes_on_without_its_driver(
             driver.wait(10)
         produce(broker.settings, names["in"], words)
         wait_until(lambda: out.poll() >= 200, 60, lambda: (tmp_path / "serve.log").read_text()[-3000:])
-        with pipeline:
-            wait_until(lambda: "running" in pipeline.tail(), 120, pipeline.tail)
-            produce(broker.settings, names["in"], words)
-            wait_until(lambda: out.poll() >= 300, 60, pipeline.tail)
-            assert pipeline.terminate() == 0, pipeline.tail()
+        with pipeline, subprocess.Popen(batch, stdout=log, stderr=log) as job:
+            try:
+                wait_until(lambda: "running" in pipeline.tail(), 120, pipeline.tail)
+                produce(broker.settings, names["in"], words)
+                wait_until(lambda: out.poll() >= 300, 60, pipeline.tail)
+                assert pipeline.terminate() == 0, pipeline.tail()
+                assert job.wait(120) == 0, (tmp_path / "serve.log").read_text()[-3000:]
+            finally:
+                job.kill()
         assert members(broker.settings, names["group"]) == 0
         assert len({value_of(record)["id"] for record in out.records}) == 100
         for _ in range(5):
             out.poll()
         assert len(out.records) == 300
+    streamed = {record.key: value_of(record) for record in out.records}
+    rows = pl.read_parquet(tmp_path / "batch/**/*.parquet").to_dicts()
+    assert len(rows) >= 200 and {row["key"] for row in rows} == set(streamed)
+    assert {row["fingerprint"] for row in rows} == {value["fingerprint"] for value in streamed.values()}
+    of_batch = np.array([row["embedding"] for row in rows])
+    of_run = np.array([streamed[row["key"]]["embedding"] for row in rows])
+    assert np.abs(of_batch - of_run).max() <= 5e-6
+    assert len(np.unique(of_run.round(3), axis=0)) == 100, "texts whose vectors are told apart"
 
 
 def test_a_temporary_folder_too_long_for_rays_sockets_is_one_sentence(

@@ -13,10 +13,12 @@ import obstore
 import pytest
 
 from pipelines.calibrate import run_calibrate
+from pipelines.cutover.places import held
 from pipelines.demo_corpus import Doc, documents
 from pipelines.embedder import Embedder
 from pipelines.model import Model
 from pipelines.search.command import run_search
+from pipelines.search.places import TopicRecords
 from pipelines.search.questions import for_questions
 from pipelines.texts import Text
 from tests.conftest import RunningBroker
@@ -193,8 +195,12 @@ def test_on_an_object_store(s3: S3Server, bucket: str, search, embeddings: list[
 def test_a_topic(
     broker: RunningBroker, make_topic, embeddings: list[Embedding], capsys: pytest.CaptureFixture[str], format: str
 ):
-    """Of a key the latest record counts, a deletion ends it, and what is none of ours is passed over, and counted."""
-    topic = make_topic(2)
+    """Of a key the latest record counts, a deletion ends it, and what is none of ours is passed over, and counted.
+
+    ``cutover`` reads it by the same way, which says whether the broker has dated the records.
+    """
+    dated = format == "json"
+    topic = make_topic(2, message_timestamp_type="LogAppendTime" if dated else "CreateTime")
     given = settings(
         kafka={"bootstrap_servers": broker.bootstrap_servers}, outputs=[{"topic": topic, "format": format}]
     )
@@ -219,6 +225,9 @@ def test_a_topic(
     assert found[0]["id"] == ANSWER
     assert len(found) == len(embeddings) - 1 and deleted.document.id not in {hit["id"] for hit in found}
     assert f"1 of the records of topic {topic} is no embedding of ours" in told
+    marked = held(given, TopicRecords(given, topic)).documents()
+    assert sum(each.live for each in marked.values()) == len(found)
+    assert {each.version.appended for each in marked.values()} == {dated}
     with pytest.raises(EnvironmentFault, match="does not exist"):
         run_search(given, [QUESTION], topic="no-such-topic-here")
 
