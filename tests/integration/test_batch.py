@@ -129,7 +129,7 @@ def test_every_format_gives_the_vectors_of_encode(tmp_path: Path, config: Callab
 def test_a_job_that_is_killed_and_stopped_is_finished_by_the_next_run_without_work_twice(
     tmp_path: Path, config: Callable[..., Path]
 ):
-    count = 10_000
+    count = 6_000
     (tmp_path / "in").rmdir()
     write_rows(tmp_path / "in", count)
     settings = yaml.safe_load(config(source={"id": "id"}).read_text())

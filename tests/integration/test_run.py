@@ -147,7 +147,7 @@ def blocks_sigterm(status: str) -> bool:
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("after_s", [0.5, 4.0])
+@pytest.mark.parametrize("after_s", [0.5, pytest.param(4.0, marks=pytest.mark.soak)])
 def test_sigterm_while_ray_starts(
     broker: RunningBroker, names: dict[str, str], model: Path, tmp_path: Path, after_s: float
 ) -> None:

@@ -257,7 +257,7 @@ def test_check_wants_a_state_topic_that_keeps_what_it_is_given(
 @pytest.mark.parametrize(
     ("events", "overflow"),
     [
-        (8_000, "chunk"),
+        (5_000, "chunk"),
         pytest.param(100_000, "truncate", marks=pytest.mark.soak),
         pytest.param(100_000, "chunk", marks=pytest.mark.soak),
     ],

@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -707,9 +708,15 @@ def test_the_end_waits_for_no_collector(monkeypatch: pytest.MonkeyPatch):
         deaf.listen()
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
         monkeypatch.setattr("workers.otel.provider.CLOSE_S", 0.05)
+        before = set(threading.enumerate())
         spans = Spans("reader", metrics.Metrics())
         spans.tracer.start_span("left").end()
         began = time.monotonic()
         spans.close()
         assert time.monotonic() - began < 5
+    # They go on for a while, and would draw random numbers beside the next tests.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(15)
+        assert not thread.is_alive(), thread.name
