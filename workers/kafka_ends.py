@@ -46,6 +46,11 @@ def ends(consumer: Any, partitions: Iterable[Any], timeout_ms: int | None = None
     return _ask(consumer.end_offsets, partitions, timeout_ms)
 
 
+def bounds(consumer: Any, partition: Any, timeout_ms: int | None = None) -> tuple[int, int]:
+    """The first offset of one partition, and the one behind its last record; as above."""
+    return begins(consumer, [partition], timeout_ms)[partition], ends(consumer, [partition], timeout_ms)[partition]
+
+
 def since(consumer: Any, partitions: Iterable[Any], moment_ms: int, timeout_ms: int | None = None) -> dict[Any, int]:
     """The first offset of each partition whose record is of ``moment_ms`` (Unix time) or later, else its end; as above."""
     # The end first: what is written between the two questions must not be passed over.

@@ -143,8 +143,7 @@ class RangeReader:
     def _skip(self, partition: TopicPartition, at: int, stop: int) -> int:
         """The log does not have what comes next: go on with its first record, and count what is gone."""
         tp = KafkaTopicPartition(*partition)
-        begin = kafka_ends.begins(self._consumer, [tp], _ASK_MS)[tp]
-        end = kafka_ends.ends(self._consumer, [tp], _ASK_MS)[tp]
+        begin, end = kafka_ends.bounds(self._consumer, tp, _ASK_MS)
         if at > end:
             raise RetryableError(
                 f"{partition} ends at offset {end}, and offset {at} is asked for: records were lost, or the topic was made anew"

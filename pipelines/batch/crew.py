@@ -137,7 +137,7 @@ class Crew:
 
     def _hand_out(self) -> None:
         """Give waiting pieces to those who have the least to do."""
-        while (task := self._waiting.next) is not None:
+        while (task := self._waiting.draw()) is not None:
             alone = task.deaths > 0
             room = 1 if alone else self._settings.pool.in_flight
             able = [

@@ -54,9 +54,8 @@ class Queue:
         """
         return self._failed >= MOST_FAILED and bool(self._new)
 
-    @property
-    def next(self) -> Task | None:
-        """The one that :meth:`take` would give; None: there is none, or they are held."""
+    def draw(self) -> Task | None:
+        """The one that :meth:`take` would hand out, any of them while they are suspect; None: none is left, or they are held."""
         if self.held:
             return None
         if self._new:
@@ -65,7 +64,7 @@ class Queue:
         return self._again[0] if self._again else None
 
     def take(self) -> None:
-        """The one that :attr:`next` gave is under way."""
+        """The one that :meth:`draw` gave is under way."""
         if self._new:
             del self._new[self._place]
         else:

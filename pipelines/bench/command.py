@@ -111,7 +111,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add = pipeline.add_argument
     add("--parts", type=_parts, default=PARTS, metavar="NAMES", help=f"of {', '.join(PARTS)} (default: all)")
-    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="a folder or a hub id")
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help=f"a folder, a hub id, or {SHAPE} (random weights)")
     add("--records", type=_positive, default=50_000, metavar="N", help="through the plumbing (default: 50,000)")
     add("--texts", type=_positive, default=3_000, metavar="N", help="through the real encoder (default: 3,000)")
     add("--rounds", type=_positive, default=3, metavar="N", help="of what is compared (default: 3)")

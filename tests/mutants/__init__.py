@@ -172,7 +172,7 @@ MUTANTS = (
         "placed",
         "a partition is read before its place is known",
         "workers/sources/kafka_assignments.py",
-        "for partition, epoch in self._epochs.items() if partition not in self._unplaced}",
+        "for partition, epoch in self._epochs.items() if self._has_place(partition)}",
         "for partition, epoch in self._epochs.items()}",
         (f"{GUARDS}::test_a_partition_is_not_read_before_its_place_is_known",),
     ),

@@ -24,8 +24,8 @@ class Attempts:
         self.left_out: set[int] = set()
         self.tried = Counter[int]()
         running: list[Task] = []
-        while running or self.queue.next is not None:
-            while len(running) < under_way and (found := self.queue.next) is not None:
+        while running or self.queue.draw() is not None:
+            while len(running) < under_way and (found := self.queue.draw()) is not None:
                 self.queue.take()
                 running.append(found)
                 self.tried[found.piece.start] += 1
@@ -58,7 +58,7 @@ def test_what_is_broken_is_left_out_though_it_is_first_and_the_others_are_done(
 
 def test_where_nothing_can_be_done_few_are_tried_from_everywhere_and_each_once():
     job = Attempts(10_000, range(10_000))
-    assert job.queue.held and job.queue.next is None
+    assert job.queue.held and job.queue.draw() is None
     assert MOST_FAILED <= len(job.tried) <= MOST_FAILED + 1 and set(job.tried.values()) == {1}
     assert sum(number > 1_000 for number in job.tried) > 15
     assert len(job.queue.failing()) == len(job.tried) and job.queue.untried == 10_000 - len(job.tried)
@@ -69,7 +69,7 @@ def test_what_fails_later_than_something_was_done_is_no_reason_to_give_up(monkey
     waiting = Queue(task(number) for number in range(3))
     taken = []
     for _ in range(3):
-        taken.append(waiting.next)
+        taken.append(waiting.draw())
         waiting.take()
         if len(taken) == 1:
             waiting.failed(taken[0], "it is broken")
@@ -78,23 +78,23 @@ def test_what_fails_later_than_something_was_done_is_no_reason_to_give_up(monkey
     for each in taken[1:]:
         assert each is not None and not waiting.died(each)
     # All have been tried: they come again, however many fail.
-    assert not waiting.held and waiting.next is taken[0]
+    assert not waiting.held and waiting.draw() is taken[0]
 
 
 def test_the_order_of_what_was_not_tried_is_kept_while_others_fail():
     waiting = Queue(task(number) for number in range(100))
     for _ in range(queue.SUSPECT):
-        found = waiting.next
+        found = waiting.draw()
         assert found is not None
         waiting.take()
         waiting.failed(found, "it is broken")
     assert waiting.suspect
-    drawn = waiting.next
+    drawn = waiting.draw()
     assert drawn is not None
     waiting.take()
     waiting.done()
     rest = []
-    while (found := waiting.next) is not None and found.failures == 0:
+    while (found := waiting.draw()) is not None and found.failures == 0:
         waiting.take()
         rest.append(found.piece.start)
     assert rest == [number for number in range(queue.SUSPECT, 100) if number != drawn.piece.start]
@@ -103,7 +103,7 @@ def test_the_order_of_what_was_not_tried_is_kept_while_others_fail():
 
 def test_a_piece_says_how_it_failed_last():
     waiting = Queue([task(0)])
-    found = waiting.next
+    found = waiting.draw()
     assert found is not None
     waiting.take()
     assert not waiting.died(found) and found.fault == "a replica has died at it"

@@ -216,6 +216,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
         What fails here is tried again, a second later, between polls: without those the group would go on without us.
         """
+        if not self._ours.unplaced:
+            self._placed_all = time.monotonic()
+            return {}, set()
         failure = ""
         try:
             self._look_up()

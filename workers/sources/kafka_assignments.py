@@ -47,7 +47,7 @@ class Assignments:
     def placed(self) -> dict[TopicPartition, int]:
         """Those that are read, with their epochs."""
         with self._lock:
-            return {partition: epoch for partition, epoch in self._epochs.items() if partition not in self._unplaced}
+            return {partition: epoch for partition, epoch in self._epochs.items() if self._has_place(partition)}
 
     def add(self, partitions: Iterable[TopicPartition]) -> None:
         """They are ours from now on, and are to be placed."""
@@ -70,12 +70,12 @@ class Assignments:
     def give_up_places(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
         """The same for those that have a place; the others get one anyway."""
         with self._lock:
-            return self._again([one for one in partitions if one in self._epochs and one not in self._unplaced])
+            return self._again([partition for partition in partitions if self._has_place(partition)])
 
     def cut(self, partition: TopicPartition, offset: int, *, ends: bool) -> bool:
         """Place it anew, at ``offset`` at the latest, as :meth:`Places.cut` has it; whether it had a place."""
         with self._lock:
-            if partition not in self._epochs or partition in self._unplaced:
+            if not self._has_place(partition):
                 return False
             self._again([partition])
             self._places.cut(partition, offset, ends=ends)
@@ -94,13 +94,17 @@ class Assignments:
     def skip(self, partition: TopicPartition, offset: int) -> None:
         """Its log begins at ``offset``, behind what comes next: say so, if it has a place."""
         with self._lock:
-            if partition in self._epochs and partition not in self._unplaced:
+            if self._has_place(partition):
                 self._told.skipped(partition, offset)
 
     @property
     def _told(self) -> SourceListener:
         assert self.listener is not None
         return self.listener
+
+    def _has_place(self, partition: TopicPartition) -> bool:
+        """Whether it is ours, and read."""
+        return partition in self._epochs and partition not in self._unplaced
 
     def _begin(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:

@@ -46,8 +46,7 @@ class Losses:
                 continue  # the client chose a position before we did; ours comes next, and fails again if it must
             if self._member.reached().get(partition) != offset:
                 continue  # a fetch that was out before the seek fails a second time
-            begin = kafka_ends.begins(consumer, [tp])[tp]
-            end = kafka_ends.ends(consumer, [tp])[tp]
+            begin, end = kafka_ends.bounds(consumer, tp)
             if offset > end:
                 self._go_back(partition, offset, end)
             elif offset < begin:

@@ -64,12 +64,9 @@ class Places:
             KafkaError, RetryableError: not to be known now.
         """
         self._found = {key: at for key, at in self._found.items() if unplaced.get(key[0]) == key[1]}
-        cuts = self._cuts(self.unknown(unplaced), consumer)
-        asked = {
-            partition: epoch
-            for partition, epoch in self.unknown(unplaced).items()
-            if cuts.get(partition, 0) is not None
-        }
+        unknown = self.unknown(unplaced)
+        cuts, unled = self._cuts(unknown, consumer)
+        asked = {partition: epoch for partition, epoch in unknown.items() if partition not in unled}
         if not asked:
             return
         ids = {partition: starts.topic_id(partition.topic) for partition in asked}
@@ -77,7 +74,7 @@ class Places:
         # A commit that was on its way when its topic was deleted outlives it, and says nothing of the one that is made anew.
         past = {partition for partition, at in found.items() if not at.of(ids[partition])}
         found = {partition: at for partition, at in found.items() if partition not in past}
-        cut = {partition: _before(found.get(partition), at) for partition, at in cuts.items() if at is not None}
+        cut = {partition: _before(found.get(partition), at) for partition, at in cuts.items()}
         # At once: a leader that hangs, and is asked below, holds up none of these.
         self._know(asked, ids, {partition: at for partition, at in found.items() if partition not in cut})
         missing = [partition for partition in asked if partition not in found and partition not in cut]
@@ -107,22 +104,21 @@ class Places:
         """Those of these assignments whose positions are still to be looked up."""
         return {partition: epoch for partition, epoch in unplaced.items() if (partition, epoch) not in self._found}
 
-    def _cuts(self, asked: Iterable[TopicPartition], consumer: Any) -> dict[TopicPartition, int | None]:
-        """The offset at which each of these begins, at the latest, whose log was cut; None: there is no leader that says."""
+    def _cuts(
+        self, asked: Iterable[TopicPartition], consumer: Any
+    ) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+        """Where those begin, at the latest, whose logs were cut; and those of them whose end no leader says."""
         with self._lock:
             cuts = {partition: self._cut[partition] for partition in asked if partition in self._cut}
-        ends = kafka_ends.ends(
-            consumer,
-            kafka_ends.led(consumer, [KafkaTopicPartition(*p) for p, cut in cuts.items() if cut.ends]),
-            ASK_MS,
-        )
-        known = {TopicPartition(*tp): end for tp, end in ends.items()}
-        return {
-            partition: None
-            if cut.ends and partition not in known
-            else min(cut.offset, known.get(partition, cut.offset))
+        led = kafka_ends.led(consumer, [KafkaTopicPartition(*p) for p, cut in cuts.items() if cut.ends])
+        ends = {TopicPartition(*tp): end for tp, end in kafka_ends.ends(consumer, led, ASK_MS).items()}
+        unled = {partition for partition, cut in cuts.items() if cut.ends and partition not in ends}
+        at = {
+            partition: min(cut.offset, ends.get(partition, cut.offset))
             for partition, cut in cuts.items()
+            if partition not in unled
         }
+        return at, unled
 
 
 class _Cut(NamedTuple):

@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-from pipelines.bench.texts import corpus
+from pipelines.bench import shape
+from pipelines.bench.options import SHAPE
+from pipelines.bench.texts import corpus, random_words
 from pipelines.broker import local_broker
 from pipelines.model import Model
 from workers import kafka_client, kafka_topics
@@ -33,11 +35,16 @@ PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class Stage:
-    """A running broker and a working folder; ``model`` is a name as settings take it."""
+    """A running broker and a working folder; ``name`` is a model's as settings take it, or :data:`SHAPE`, which is made up."""
 
     kafka: KafkaSettings
     folder: Path
-    model: str
+    name: str
+
+    @cached_property
+    def model(self) -> str:
+        """As settings take it."""
+        return str(shape.write(self.folder / "model")) if self.name == SHAPE else self.name
 
     def settings(self, name: str, source: str, **sections: Mapping[str, Any]) -> dict[str, Any]:
         """Plain settings of a pipeline from ``source`` into topics called after ``name``, which are made here."""
@@ -67,10 +74,10 @@ class Stage:
 
     @cached_property
     def texts(self) -> list[str]:
-        """Real texts, each cut where it has :data:`TOKENS` tokens, or one less where a word has two."""
+        """Texts, each cut where it has :data:`TOKENS` tokens, or one less where a word has two; real ones for a real model."""
         tokenizer = self.opened.tokenizer()
         found = []
-        for text in corpus(4 * DISTINCT):
+        for text in random_words(4 * DISTINCT, shape.words()) if self.name == SHAPE else corpus(4 * DISTINCT):
             words = text.split()
             low, high = 1, len(words)
             while low < high:  # the most words that fit
