@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import psutil
+
 from pipelines.broker_jars import KAFKA_VERSION, fetch_kafka, find_java
 from pipelines.loopback import HOST, end, end_with_us, free_port, listens, refuse_taken
 from workers import kafka_client, log
@@ -149,6 +151,17 @@ class Broker:
         """Freeze the broker: connections stay open, nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        deadline = Deadline(10.0)
+        while (
+            not self.frozen and not deadline.expired
+        ):  # a signal is on its way when it is sent, and a write may be faster
+            time.sleep(0.001)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it stands still."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
 
     def resume(self) -> None:
         """Let a frozen broker go on."""

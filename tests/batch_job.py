@@ -53,15 +53,18 @@ def encode(batch: Batch) -> np.ndarray:
     return found
 
 
-def pool_of(call: Any = encode) -> EncoderPool:
-    return local_pool(call, dim=DIM, canary=CANARY, meter=metrics.Metrics())
+def pool_of(call: Any = encode, dim: int = DIM) -> EncoderPool:
+    return local_pool(call, dim=dim, canary=CANARY, meter=metrics.Metrics())
 
 
 class Job:
     """A job in this process, with the real model's names and a fake encoder."""
 
-    def __init__(self, folder: Path, **sections: Any) -> None:
+    def __init__(
+        self, folder: Path, *, call: Any = encode, dim: int = DIM, tokenizer: Any = None, **sections: Any
+    ) -> None:
         self.folder = folder
+        self.call, self.dim = call, dim
         self.sections = {
             "source": {"text": "text", "id": "id"},
             "outputs": [{"kind": "parquet", "uri": f"file://{folder}/vectors", "include": ["title"]}],
@@ -71,7 +74,7 @@ class Job:
         self.settings = Settings(**self.sections)
         self.model = Model.open(self.settings)
         self.embedded: Counter[str] = Counter()
-        self.tokenizer = FakeTokenizer()
+        self.tokenizer = tokenizer or FakeTokenizer()
 
     def texts(self, name: str, rows: list[object]) -> None:
         path = self.folder / "in" / name
@@ -82,11 +85,11 @@ class Job:
         """One run, which ends after so many parts; what was found, what was made, and why rows were refused."""
 
         def counted(batch: Batch) -> np.ndarray:
-            found = encode(batch)
+            found: np.ndarray = self.call(batch)
             self.embedded.update(texts_of(batch))
             return found
 
-        pool = pool_of(counted)
+        pool = pool_of(counted, self.dim)
         worker = Worker(self.model, pool, 4096)
         files = find(self.settings.batch.inputs, "auto", [])
         there = There(batch_outlets(self.model), files, self.settings)

@@ -1523,6 +1523,7 @@ def test_a_frozen_broker_commits_nothing_and_leaves_no_zombie(
         started = time.monotonic()
         with pytest.raises(RetryableError):
             sink.write([message("out", b"one")])
+            assert own_broker.frozen, "premise: it does not run"
         assert time.monotonic() - started < 13
         started = time.monotonic()
         sink.close()

@@ -24,6 +24,7 @@ from pipelines.cli import main
 from pipelines.model import Model
 from pipelines.outputs import topic_outlets
 from pipelines.stub import vectors_of
+from tests.batch_job import Job
 from tests.conftest import RunningBroker
 from tests.fakes import CANARY, fake_vector, texts_of
 from tests.integration.pipeline import reading, value_of, wait_until
@@ -303,11 +304,9 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
     wait_until(lambda: lag(broker, table) == 0, 120, lambda: f"{lag(broker, table)} records behind")
     last.drain()
 
-    if overflow == "chunk":
-        parts = {b"%s#%d" % (key, n): part for key, text in final.items() for n, (_, part) in enumerate(cut(text))}
-    else:
-        parts = final
-    wanted = {key: fake_vector(text, DIM) for key, text in parts.items()}
+    wanted = vectors_of_a_batch(final, table, tmp_path / "batch")
+    parts = {b"%s#%d" % (key, n): part for key, text in final.items() for n, (_, part) in enumerate(cut(text))}
+    assert len(wanted) == len(parts if overflow == "chunk" else final), "premise"
     with reading(broker.settings, table["outputs"][0]["topic"]) as out:
         count = -1
         while out.poll() > count:
@@ -352,6 +351,25 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
             for chunks in (held[key], lake_of_whole[key]):
                 assert len(chunks) == len(wanted_of_key)
                 assert np.allclose([chunk["embedding"] for chunk in chunks], wanted_of_key, atol=1e-6)
+
+
+def vectors_of_a_batch(final: dict[bytes, str], table: dict[str, Any], folder: Path) -> dict[bytes, list[float]]:
+    """What a batch job makes of the final table, by the keys of a stream's records."""
+    chunked = table["model"]["overflow"] == "chunk"
+    job = Job(
+        folder,
+        call=vectors,
+        dim=DIM,
+        tokenizer=Cut() if chunked else Characters(),
+        model=table["model"],
+        source={"text": "{text}", "id": "{id}"},
+        outputs=[{"kind": "parquet", "uri": f"file://{folder}/vectors", "dim": DIM}],
+    )
+    folder.mkdir()
+    job.texts("table.jsonl", [{"id": key.decode(), "text": text} for key, text in final.items()])
+    job.run()
+    assert not job.dead()
+    return {row["id"].encode(): row["embedding"] for row in job.rows()}
 
 
 def hash_of(key: bytes) -> int:
