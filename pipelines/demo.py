@@ -16,10 +16,11 @@ from pathlib import Path
 from pipelines.broker import local_broker
 from pipelines.demo_corpus import documents
 from pipelines.demo_outcomes import await_outcomes, forget, outcome_reader, produce, read_rest, require_once
-from pipelines.demo_process import drain, running_pipeline, terminable
+from pipelines.demo_process import drain, running_pipeline
 from pipelines.demo_search import answer
 from pipelines.demo_settings import Names, demo_settings, pipeline_yaml, shown_yaml
 from pipelines.search.questions import embed_questions
+from pipelines.terminable import terminable
 from workers import kafka_topics
 from workers.settings import KafkaSettings, Settings
 

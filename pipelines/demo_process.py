@@ -10,10 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from workers.errors import EnvironmentFault
 from workers.settings import ENV_PREFIX
@@ -54,21 +52,3 @@ def drain(process: subprocess.Popen[bytes], patience_s: float) -> None:
         raise EnvironmentFault(f"the pipeline did not drain within {patience_s:.0f} s of SIGTERM") from None
     if code != 0:
         raise EnvironmentFault(f"the pipeline ended with exit code {code} on SIGTERM; what it said stands above")
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception, so that what was started is stopped."""
-
-    def leave(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

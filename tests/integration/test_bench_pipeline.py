@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.bench.command import run_bench
 from pipelines.bench.pipeline.plumbing import THREADS
+from tests.integration.pipeline import wait_until
 from workers.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +91,28 @@ def test_nodes_are_lost_and_no_record_is(tmp_path: Path):
     assert head["failed_calls"] == 0 and head["silence_s"] <= head["took_s"], "the head is not on the way"
     assert "a node by SIGKILL" in page and untold["silence_s"] < 60
     assert (tmp_path / "out/losses.svg").is_file()
+
+
+@pytest.mark.soak
+def test_a_bench_that_is_told_to_end_leaves_nothing_running(tmp_path: Path):
+    words = ["--parts", "whole", "--texts", "5000", "--rounds", "1", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "bench", "pipeline", *words],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)},
+    )
+    try:
+        wait_until(
+            lambda: any(tmp_path.glob("bench-pipeline-*/whole-0-1.log")), 200, lambda: "the pipeline did not start"
+        )
+        process.terminate()
+        assert process.wait(150) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    left = [
+        one.info["cmdline"] for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(one.info["cmdline"])
+    ]
+    assert not left
 
 
 def test_a_part_that_is_not_there_is_named():

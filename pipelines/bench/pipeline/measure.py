@@ -17,6 +17,7 @@ from pipelines.bench.options import PipelineOptions
 from pipelines.bench.pipeline import losses, plumbing, replicas, state, streams, whole
 from pipelines.bench.pipeline.part import Part
 from pipelines.bench.pipeline.stage import Stage, staged
+from pipelines.terminable import terminable
 
 CALLERS = 1
 
@@ -30,7 +31,7 @@ def run_pipeline(options: PipelineOptions, command: str) -> int:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     before = machine.load()
     parts: list[Part] = []
-    with staged(options.model) as stage:
+    with terminable(), staged(options.model) as stage:
         for name in options.parts:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
             part = _measures(stage, options)[name]()
