@@ -10,30 +10,26 @@ import datetime
 import sys
 from collections.abc import Iterator
 
-import numpy as np
-
 from pipelines import guard, identity
 from pipelines.check_chunks import examine_chunks
 from pipelines.check_deletes import examine_deletes
 from pipelines.check_registry import examine_registry
+from pipelines.check_sizes import examine_sizes
+from pipelines.check_state import examine_state
 from pipelines.check_traces import examine_traces
 from pipelines.finding import Finding
 from pipelines.model import Model
 from pipelines.outputs import chain, position_key
 from workers import kafka_client, kafka_rights, kafka_topics, log
-from workers.codecs import decoder_for, renderer_for, whole_for
+from workers.codecs import decoder_for
 from workers.errors import EnvironmentFault, RetryableError, StreamEmbedderError
 from workers.kafka_security import tls
 from workers.kafka_topics import Topic
-from workers.records import Chunk, Document, Embedding, Origin, Record, TopicPartition
+from workers.records import TopicPartition
 from workers.settings import KafkaOutput, ParquetOutput, Settings
 
 LOG = log.get(__name__)
 
-# Room for key, headers and included fields beside the vector, which only the records know.
-OTHER_BYTES = 1024
-# What a dead letter adds to its source record: headers with origin, stage, class and message.
-DEAD_LETTER_BYTES = 4096
 # A client certificate that ends so soon is spoken of.
 SOON = datetime.timedelta(days=7)
 
@@ -121,9 +117,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _present(settings, sources, written, topics, hidden)
     yield from examine_chunks(settings, sources, topics)
     yield from _rights(settings, sources, written, topics)
-    yield from _state(settings, sources, topics)
+    yield from examine_state(settings, sources, topics)
     if model is not None:
-        yield from _sizes(settings, model, sources, topics)
+        yield from examine_sizes(settings, model, sources, topics)
     if all(name in topics for name in written):
         yield from _transactions(settings)
         if model is not None and all(_allows(topics[name], "Read") for name in settings.output_topics):
@@ -203,103 +199,12 @@ def _grant(operation: str, topic: str) -> str:
     return f"grant {operation} on it (kafka-acls.sh --add --operation {operation} --topic {topic})"
 
 
-def _state(settings: Settings, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
-    """Whether the state topic keeps what it is given, in the partitions of the source's numbers."""
-    state = None if settings.state.topic is None else topics.get(settings.state.topic)
-    if state is None:
-        return
-    if state.configs_known and (not state.compacted or state.retention_ms >= 0):
-        yield Finding(
-            state.name,
-            f"state topic {state.name} loses what it is given: set its cleanup.policy to compact, and to nothing else",
-        )
-    for name in settings.output_topics:
-        if name in topics and topics[name].retention_ms >= 0 and settings.state.unchanged == "skip":
-            yield Finding(
-                name,
-                f"topic {name} deletes by age (retention.ms), and records that did not change are not written to it again: set its "
-                "cleanup.policy to compact alone, or state.unchanged: embed",
-                may_never_happen=True,
-            )
-    if len(sources) > 1:
-        yield Finding(
-            state.name,
-            f"the state knows the keys of {sources[0]} and {len(sources) - 1} more topics apart, and the outputs do not: no two of "
-            "them may use the same key",
-            may_never_happen=True,
-        )
-    largest = max(
-        (topics[name] for name in sources if name in topics), key=lambda topic: topic.partitions, default=None
-    )
-    if largest is not None and largest.partitions > state.partitions:
-        yield Finding(
-            state.name,
-            f"state topic {state.name} has {state.partitions} partitions and topic {largest.name} {largest.partitions}: add "
-            f"partitions (kafka-topics.sh --alter --topic {state.name} --partitions {largest.partitions})",
-        )
-    elif largest is not None:
-        yield Finding(f"state topic {state.name}: a partition for each of the source's")
-
-
-def _sizes(settings: Settings, model: Model, sources: list[str], topics: dict[str, Topic]) -> Iterator[Finding]:
-    for output in settings.outputs:
-        if not isinstance(output, KafkaOutput) or output.topic not in topics:
-            continue
-        size, most = record_size(model, output), topics[output.topic].max_message_bytes
-        what = f"a vector of {model.dim(output)} dimensions as {output.format} takes about {size:,} bytes"
-        if output.together:
-            what = f"a document of one chunk: {what}"
-        if size + OTHER_BYTES > most:
-            yield Finding(
-                output.topic,
-                f"{what}, and topic {output.topic} takes records up to {most:,} (max.message.bytes): raise it, or choose "
-                "format: binary, a smaller dim or precision",
-            )
-        elif output.together:
-            room = 1 + (most - OTHER_BYTES - size) // (record_size(model, output, chunks=2) - size)
-            yield Finding(
-                f"{what}; topic {output.topic} takes {most:,}: about {room:,} chunks, and one with more is a dead letter"
-            )
-        else:
-            yield Finding(f"{what}; topic {output.topic} takes {most:,}")
-    dead = topics.get(settings.dead_letter.topic)
-    largest = max((topics[name].max_message_bytes for name in sources if name in topics), default=None)
-    if dead is not None and largest is not None and dead.max_message_bytes < largest + DEAD_LETTER_BYTES:
-        yield Finding(
-            dead.name,
-            f"topic {dead.name} takes records up to {dead.max_message_bytes:,} bytes (max.message.bytes), and a dead letter "
-            f"may take {largest + DEAD_LETTER_BYTES:,}: what the source allows, and its headers; raise it",
-            may_never_happen=True,
-        )
-
-
 def _aging(topic: Topic) -> str:
     """What a topic that deletes by age makes of records that keep an old source's timestamps."""
     if topic.retention_ms < 0 or topic.log_append_time:
         return ""
     days = topic.retention_ms / 86_400_000
     return f"; it deletes records {days:g} days after the timestamp of their source (retention.ms)"
-
-
-def record_size(model: Model, output: KafkaOutput, *, chunks: int = 1) -> int:
-    """Bytes of an output record without key, headers and included fields; ``chunks``: that it has together."""
-    dim = model.dim(output)
-    # A made-up vector, its components as long as they come: with a sign, or where there is none, above the middle.
-    sign = 1 if output.precision.startswith("u") else -1
-    sample = sign * np.abs(np.random.default_rng(0).normal(size=(1, dim))).astype(np.float32)
-    vector, scale = next(model.projection(output)(sample).rows())
-    chunked = model.settings.model.chunked
-    record = Record(Origin("check", 0, 0, 0), b"", b"", 0)
-    chunk, text = None, ""
-    if chunked:
-        # A token has some four characters.
-        text = "x" * (4 * model.text_tokens)
-        chunk = Chunk(0, 1, 0, len(text))
-    embedding = Embedding(Document("check", text), sample[0], model.text_tokens, False, chunk)
-    if (whole := whole_for(output, dim=dim, model=model.name, fingerprint="0" * 16)) is not None:
-        return whole.render_whole(record, [embedding] * chunks, [(vector, scale)] * chunks).size
-    renderer = renderer_for(output, dim=dim, model=model.name, fingerprint="0" * 16, chunked=chunked)
-    return renderer.render(record, embedding, vector, scale).size
 
 
 def _transactions(settings: Settings) -> Iterator[Finding]:

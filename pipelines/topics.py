@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.check import DEAD_LETTER_BYTES, OTHER_BYTES, record_size
+from pipelines.check_sizes import DEAD_LETTER_BYTES, OTHER_BYTES, record_size
 from pipelines.model import Model
 from pipelines.table import plain
 from workers import kafka_client, kafka_topics

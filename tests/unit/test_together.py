@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.assemble import _unwritten
-from pipelines.check import record_size
 from pipelines.check_chunks import examine_chunks
+from pipelines.check_sizes import record_size
 from pipelines.model import Model
 from pipelines.search.ranking import Ranking
 from tests.batch_job import Job, vector_of
