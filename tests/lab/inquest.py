@@ -53,6 +53,11 @@ NOISE = (
         "figures for metrics that a busy machine gives late",
     ),
     Noise("dashboard_agent.log", r"Report event failed", "the dashboard, which run does not start"),
+    Noise(
+        "raylet.err",
+        r"node_manager\.cc:\d+: .*Check failed: status\w*\.has_value\(\)",
+        "a node whose agent comes too late on a busy machine: run says that Ray did not start, and starts another",
+    ),
 )
 
 

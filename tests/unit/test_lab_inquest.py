@@ -96,6 +96,12 @@ FAILED = 'ERROR stream_embedder.reader reader failed error="no Kafka broker answ
         (crash(f"{STACK}OSError: attempting to bind on address 1", "dashboard_agent.log"), asked(), True),
         (crash(f"{STACK}OSError: attempting to bind on address 1"), asked(), False),
         (crash("[2026] (raylet) a.cc:1:  Check failed: x", "raylet.out"), asked(DOWN), False),
+        (
+            crash("[2026] (raylet) node_manager.cc:3: Check failed: statussetor3.has_value()", "raylet.err"),
+            asked(),
+            True,
+        ),
+        (crash("[2026] (raylet) node_manager.cc:3: Check failed: node.has_value()", "raylet.err"), asked(DOWN), False),
     ],
 )
 def test_a_crash_is_explained_by_a_kill_an_outage_or_ray(found: Crash, by: Inquest, explained: bool) -> None:
