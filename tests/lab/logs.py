@@ -20,6 +20,7 @@ _BROKEN = re.compile(
     + r"|\b(?:ERROR|CRITICAL) stream_embedder\.|Fatal Python error|\*\*\* SIG(?!TERM|INT)\w+ received|Check failed:"
     r"|panicked at |was never retrieved|Segmentation fault|terminate called|^Exception ignored in"
 )
+_ELSEWHERE = re.compile(r"^(?:\x1b\[\d+m)?ray::\S+\(\)")
 # What Ray's driver repeats of another process's log, which lies in the session.
 _REPEATED = re.compile(r"^(?:\x1b\[\d+m)?\((?:[^)]* )?(?:pid=\d+|raylet|autoscaler|gcs_server)\b[^)]*\)")
 _CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
@@ -102,7 +103,7 @@ def crashes(file: Path, name: str, end: int | None = None, *, driver: bool = Fal
 
 def _end_of(lines: list[str], start: int) -> int:
     """After the last line of what begins at ``start``: exceptions of one chain are one crash."""
-    if TRACEBACK not in lines[start]:
+    if not _begins(lines[start]):
         following = start + 1
         return _end_of(lines, following) if following < len(lines) and TRACEBACK in lines[following] else following
     number = start + 1
@@ -112,12 +113,18 @@ def _end_of(lines: list[str], start: int) -> int:
     message = number
     while number < len(lines) and number - message < _ABOUT and not _AT.search(lines[number]):
         if any(lines[number].startswith(words) for words in _CHAINED):
-            following = next((n for n in range(number, min(number + 3, len(lines))) if TRACEBACK in lines[n]), None)
+            following = next((n for n in range(number, min(number + 3, len(lines))) if _begins(lines[n])), None)
             return number + 1 if following is None else _end_of(lines, following)
         if TRACEBACK in lines[number]:
-            break
+            # Of an exception whose message is a traceback, as Serve makes it; else it is another's.
+            return number if lines[number].startswith(TRACEBACK) else _end_of(lines, number)
         number += 1
     return min(number, len(lines))
+
+
+def _begins(line: str) -> bool:
+    """Whether a stack stands below it: Ray writes the place of one that came from another process in its own words."""
+    return TRACEBACK in line or bool(_ELSEWHERE.search(line))
 
 
 def _time(line: str) -> float | None:

@@ -145,6 +145,27 @@ def test_crashes_are_found_whole_and_shown_without_text(tmp_path: Path) -> None:
     assert crashes(file, file.name, LOG.index("2026-11-26 09:13:56")) == []
 
 
+def test_what_ray_and_serve_tell_of_a_start_that_failed_is_one_crash_and_its_last_words_count(tmp_path: Path) -> None:
+    """Serve makes a traceback the message of an exception, and Ray gives one from another process a head of its own."""
+    log = tmp_path / "controller_5.log"
+    frame = '  File "/x/site-packages/y.py", line 7, in z\n    z()\n'
+    elsewhere = (
+        "\x1b[36mray::ServeReplica:stream-embedder:Reader.initialize_and_get_metadata()\x1b[39m (pid=1329, ip=1)\n"
+    )
+    log.write_text(
+        f"ERROR 2026-11-26 16:19:12,932 controller 5 -- Exception in Replica(id='x')\n{logs.TRACEBACK}:\n{frame}"
+        f"ray.exceptions.RayTaskError(RuntimeError): {elsewhere}{frame}"
+        f"RuntimeError: {logs.TRACEBACK}:\n{frame}kafka.errors.KafkaTimeoutError: Unable to bootstrap\n\n"
+        f"The above exception was the direct cause of the following exception:\n\n{elsewhere}{frame}"
+        f"workers.errors.EnvironmentFault: {BROKER}\n"
+        "INFO 2026-11-26 16:19:13,000 controller 5 -- Replica(id='x') is stopped.\n"
+    )
+    (found,) = crashes(log, log.name)
+    assert found.said == f"workers.errors.EnvironmentFault: {BROKER}" and found.pids == {5, 1329}
+    assert found.at is not None
+    assert asked(Outage("broker", found.at - 5, found.at)).crash(found) and not asked().crash(found)
+
+
 def test_no_piece_of_a_record_is_shown() -> None:
     for document in documents(2_000, 3, poison=True, long=True):
         if document.text:
