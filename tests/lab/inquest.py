@@ -54,6 +54,11 @@ NOISE = (
     ),
     Noise("dashboard_agent.log", r"Report event failed", "the dashboard, which run does not start"),
     Noise(
+        "dashboard.log",
+        r"Failed to check gcs aliveness",
+        "a Ray that ends asks for itself once more; a dead one fails its run",
+    ),
+    Noise(
         "raylet.err",
         r"node_manager\.cc:\d+: .*Check failed: status\w*\.has_value\(\)",
         "a node whose agent comes too late on a busy machine: run says that Ray did not start, and starts another",

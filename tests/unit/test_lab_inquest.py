@@ -102,6 +102,8 @@ FAILED = 'ERROR stream_embedder.reader reader failed error="no Kafka broker answ
             True,
         ),
         (crash("[2026] (raylet) node_manager.cc:3: Check failed: node.has_value()", "raylet.err"), asked(DOWN), False),
+        (crash(f"Failed to check gcs aliveness\n{STACK}RpcError: CANCELLED", "dashboard.log"), asked(), True),
+        (crash(f"Failed to check gcs aliveness\n{STACK}RpcError: CANCELLED", "gcs_server.err"), asked(), False),
     ],
 )
 def test_a_crash_is_explained_by_a_kill_an_outage_or_ray(found: Crash, by: Inquest, explained: bool) -> None:
