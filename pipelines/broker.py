@@ -151,10 +151,9 @@ class Broker:
         """Freeze the broker: connections stay open, nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # The signal is on its way when it has been sent, and a write may be faster.
         deadline = Deadline(10.0)
-        while (
-            not self.frozen and not deadline.expired
-        ):  # a signal is on its way when it is sent, and a write may be faster
+        while not self.frozen and not deadline.expired:
             time.sleep(0.001)
 
     @property
