@@ -72,7 +72,7 @@ def test_both_outputs_have_everything_after_a_drain_and_the_group_says_so(tmp_pa
 
 
 def test_files_that_fill_move_the_group_on_without_new_records(tmp_path: Path):
-    lake = Lake(tmp_path, rows=10)
+    lake = Lake(tmp_path, rows=1)  # a file takes all rows that wait: with more, the last ones might not fill theirs
     stream = lake.stream(texts(100)).start()
     stream.wait(lambda: lake.group.positions.get(P0, Position(0)).offset == 100)
     assert len(lake.ids()) == 100
@@ -139,7 +139,7 @@ def test_dead_letters_and_deletions_are_in_the_chain_as_nothing_and_as_rows(tmp_
 
 
 def test_outputs_that_are_files_do_not_wait_for_each_other(tmp_path: Path):
-    lake, records = Lake(tmp_path, "quick", "slow", rows=5), texts(50)
+    lake, records = Lake(tmp_path, "quick", "slow", rows=1), texts(50)
     lake.chains["slow"].script = ["ok"] + ["down"] * 10_000
     stream = lake.stream(records).start()
     stream.wait_committed(50)
@@ -222,7 +222,8 @@ def test_a_revocation_does_not_wait_long_for_a_store_that_is_away(tmp_path: Path
     stream.wait(lambda: stream.meter.value(metrics.RECORDS_COMMITTED) == 30, "all rows are handed over")
     lake.chains["lake"].script = ["down"] * 10_000
     pause.go.set()
-    stream.wait(lambda: not stream.source.epochs or stream.source.epochs[P0] == 2, "it is taken away")
+    # What the source has is gone before its files are parted with; the ledger's end comes after them.
+    stream.wait(lambda: stream.reader._intake.ledger.epochs.get(P0) != 1, "it is taken away")
     lake.chains["lake"].script = []
     stream.wait(stream.source.handed_over.is_set)
     stream.wait(lambda: rows_wait(stream, 30))
