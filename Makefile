@@ -15,10 +15,10 @@ NAMES ?=
 API_SERVER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-deploy test-image soak mutants lint format lock broker clean
+.PHONY: help setup demo bench test test-deploy test-image test-cluster soak mutants lint format lock broker clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install everything into .venv (the others do it by themselves)
 
@@ -50,6 +50,11 @@ test-image: $(STAMP) ## the image, built by buildah, and its demo with a read-on
 	@$(BIN)/python -m tests.deploy.needs
 	@HF_HUB_OFFLINE=1 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c \
 	  'ip link set lo up && exec $(BIN)/python -m pytest tests/deploy/test_image.py'
+
+test-cluster: $(STAMP) ## the chart under KubeRay, on a cluster of real programs: as root, with Go, half an hour the first time
+	@$(BIN)/python -m tests.deploy.needs cluster
+	@HF_HUB_OFFLINE=1 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c \
+	  'ip link set lo up && exec $(BIN)/python -m pytest -s tests/deploy/test_cluster.py'
 
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed alone: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))

@@ -48,6 +48,7 @@ class Broker:
         port: of the PLAINTEXT listener; 0 takes a free one at the first start and keeps it.
         extra: more server properties.
         listeners: more listeners for clients.
+        host: where those are, for clients in other networks.
         die_with_parent: kill the broker when this process ends in whatever way.
     """
 
@@ -58,6 +59,7 @@ class Broker:
         extra: Mapping[str, str] | None = None,
         *,
         listeners: Mapping[str, str] | None = None,
+        host: str = HOST,
         die_with_parent: bool = True,
     ) -> None:
         self.data_dir = data_dir
@@ -65,6 +67,7 @@ class Broker:
         self._extra = dict(extra or {})
         self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {}), "CONTROLLER": "PLAINTEXT"}
         self._ports = {"PLAINTEXT": port} if port else {}
+        self._hosts = dict.fromkeys(listeners or {}, host)
         self._die_with_parent = die_with_parent
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -81,7 +84,7 @@ class Broker:
 
     def address(self, listener: str) -> str:
         """``host:port`` of a listener; known from the first start on."""
-        return f"{HOST}:{self._ports[listener]}"
+        return f"{self._hosts.get(listener, HOST)}:{self._ports[listener]}"
 
     @property
     def pid(self) -> int | None:

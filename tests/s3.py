@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.loopback import end, end_with_us, free_port
+from pipelines.loopback import HOST, end, end_with_us, free_port
 
 VERSION = "v1.8.0"
 PACKAGE = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
@@ -68,10 +68,11 @@ class Request:
 
 
 class S3Server:
-    """One server process. Its root user may do everything; :meth:`add_user` makes one that may do nothing."""
+    """One server process, at ``host``. Its root user may do everything; :meth:`add_user` makes one that may do nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = HOST) -> None:
         self.folder = folder
+        self.host = host
         self.access_key, self.secret_key = f"root{secrets.token_hex(6)}", secrets.token_hex(20)
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,7 +84,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self.host}:{self._port}"
 
     @property
     def data(self) -> Path:
@@ -105,7 +106,7 @@ class S3Server:
         program = gateway()
         for name in ("data", "metadata", "users"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        command = [str(program), "--port", f"127.0.0.1:{self._port}", "--region", REGION, "--quiet"]
+        command = [str(program), "--port", f"{self.host}:{self._port}", "--region", REGION, "--quiet"]
         command += ["--iam-dir", str(self.folder / "users"), "--access-log", str(self.folder / "access.log")]
         # Metadata in a folder beside: not every file system has extended attributes.
         command += ["posix", "--sidecar", str(self.folder / "metadata"), str(self.data)]
@@ -183,7 +184,7 @@ class S3Server:
 
     def _listens(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self._port), timeout=1):
+            with socket.create_connection((self.host, self._port), timeout=1):
                 return True
         except OSError:
             return False

@@ -1,7 +1,7 @@
-"""A real kube-apiserver on loopback, over a real etcd: it takes objects as a cluster's would, and nobody acts on them.
+"""A real kube-apiserver over a real etcd: it takes objects as a cluster's would, and alone nobody acts on them.
 
-``with ApiServer(folder) as server`` starts one. Its namespace enforces the profile ``restricted``, and it knows the custom
-resources of KubeRay and the Prometheus operator.
+``with ApiServer(folder) as server`` starts one, on loopback. Its namespaces enforce the profile ``restricted``, and it knows the
+custom resources of KubeRay and the Prometheus operator.
 """
 
 from __future__ import annotations
@@ -13,39 +13,45 @@ import ssl
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.loopback import end, end_with_us, free_port
+from pipelines.loopback import HOST, free_port
 from tests.deploy import tools
+from tests.deploy.programs import Programs
 from tests.deploy.schemas import custom_definitions
 
 READY_S = 120
 
 
 class NotTaken(Exception):
-    """The server refuses an object, and says why."""
+    """The server refuses something, and says why."""
 
 
 class ApiServer:
-    """One server with an empty store."""
+    """One server with an empty store, at ``host``, in whose name it has a certificate."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = HOST) -> None:
+        self.authority = folder / "ca.crt"
+        self.accounts_key = folder / "accounts.key"
+        self.host, self.port = host, free_port()
         self._folder = folder
-        self._port = free_port()
         self._token = secrets.token_hex(16)
-        self._running: list[tuple[subprocess.Popen[bytes], Any]] = []
-        self._trust = ssl._create_unverified_context()  # it signs its own certificate, and is on loopback
+        self._programs = Programs(folder)
         self._resources: dict[tuple[str, str], tuple[str, bool]] = {}
 
     def __enter__(self) -> ApiServer:
-        key, tokens = self._folder / "accounts.key", self._folder / "tokens.csv"
-        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+        self._certify()
+        self._trust = ssl.create_default_context(cafile=str(self.authority))
+        tokens = self._folder / "tokens.csv"
+        tokens.touch(0o600)
         tokens.write_text(f'{self._token},admin,admin,"system:masters"\n')
         store, peers = free_port(), free_port()
         try:
-            self._start(
+            self._programs.start(
                 tools.etcd(),
                 f"--data-dir={self._folder / 'etcd'}",
                 f"--listen-client-urls=http://127.0.0.1:{store}",
@@ -55,16 +61,17 @@ class ApiServer:
                 f"--initial-cluster=default=http://127.0.0.1:{peers}",
                 "--unsafe-no-fsync",
             )
-            self._start(
+            self._programs.start(
                 tools.api_server(),
                 f"--etcd-servers=http://127.0.0.1:{store}",
-                f"--secure-port={self._port}",
-                "--bind-address=127.0.0.1",
-                "--advertise-address=127.0.0.1",
-                f"--cert-dir={self._folder / 'certificates'}",
+                f"--secure-port={self.port}",
+                f"--bind-address={self.host}",
+                f"--advertise-address={self.host}",
+                f"--tls-cert-file={self._folder / 'server.crt'}",
+                f"--tls-private-key-file={self._folder / 'server.key'}",
                 f"--token-auth-file={tokens}",
-                f"--service-account-key-file={key}",
-                f"--service-account-signing-key-file={key}",
+                f"--service-account-key-file={self.accounts_key}",
+                f"--service-account-signing-key-file={self.accounts_key}",
                 "--service-account-issuer=https://kubernetes.default.svc",
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--authorization-mode=RBAC",
@@ -80,26 +87,32 @@ class ApiServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._running:
-            end(*self._running.pop())
+        self._programs.end()
 
-    def _start(self, program: Path, *arguments: str) -> None:
-        with (self._folder / f"{program.name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [program, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self._running.append((process, end_with_us(process.pid)))
+    def _certify(self) -> None:
+        """An authority, and a certificate of its own for the server; and the key that accounts' tokens are signed with."""
+        made, wanted = self._folder, self._folder / "server.csr"
+        names = made / "server.names"
+        names.write_text(f"subjectAltName=IP:{self.host},DNS:kubernetes.default.svc\n")
+        new = ["-newkey", "rsa:2048", "-nodes", "-keyout"]
+        signed = ["-CA", self.authority, "-CAkey", made / "ca.key", "-CAcreateserial", "-days", "2"]
+        for command in (
+            ["genrsa", "-out", self.accounts_key, "2048"],
+            ["req", "-x509", *new, made / "ca.key", "-out", self.authority, "-days", "2", "-subj", "/CN=test"],
+            ["req", *new, made / "server.key", "-out", wanted, "-subj", "/CN=kube-apiserver"],
+            ["x509", "-req", "-in", wanted, *signed, "-extfile", names, "-out", made / "server.crt"],
+        ):
+            subprocess.run(["openssl", *command], check=True, capture_output=True)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + READY_S
         while True:
             try:
-                self._ask("GET", "/readyz", parse=False)
+                self.ask("GET", "/readyz", parse=False)
                 return
             except (OSError, NotTaken) as error:
-                if time.monotonic() > deadline or any(process.poll() is not None for process, _ in self._running):
-                    said = "\n".join(path.read_text(errors="replace")[-1000:] for path in self._folder.glob("*.log"))
-                    raise RuntimeError(f"the API server did not start: {error}\n{said}") from None
+                if time.monotonic() > deadline or self._programs.one_has_ended:
+                    raise RuntimeError(f"the API server did not start: {error}\n{self._programs.said()}") from None
                 time.sleep(0.3)
 
     def _await_custom(self) -> None:
@@ -111,12 +124,19 @@ class ApiServer:
                     assert time.monotonic() < deadline, f"{version} {spec['names']['kind']} is not served"
                     time.sleep(0.1)
 
-    def _ask(self, method: str, path: str, body: object = None, *, parse: bool = True) -> Any:
+    def ask(self, method: str, path: str, body: object = None, *, parse: bool = True) -> Any:
+        """What the server answers; a PATCH is a merge.
+
+        Raises:
+            NotTaken: it refuses, or has no such thing.
+            OSError: it does not answer.
+        """
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         request = urllib.request.Request(
-            f"https://127.0.0.1:{self._port}{path}",
+            f"https://{self.host}:{self.port}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {self._token}", "Content-Type": kind},
         )
         try:
             with urllib.request.urlopen(request, timeout=30, context=self._trust) as answer:
@@ -133,7 +153,7 @@ class ApiServer:
         key = version, kind
         if key not in self._resources:
             try:
-                listed = self._ask("GET", _root(version))["resources"]
+                listed = self.ask("GET", _root(version))["resources"]
             except NotTaken:
                 return None
             for found in listed:
@@ -148,15 +168,23 @@ class ApiServer:
             NotTaken: the server refuses it.
         """
         options = "fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
-        self._ask("POST", f"{self._path(made['apiVersion'], made['kind'], namespace)}?{options}", made)
+        self.ask("POST", f"{self.path(made['apiVersion'], made['kind'], namespace)}?{options}", made)
 
-    def all(self, version: str, kind: str, namespace: str) -> list[dict[str, Any]]:
-        """The objects of a kind."""
-        return list(self._ask("GET", self._path(version, kind, namespace))["items"])
+    def all(self, version: str, kind: str, namespace: str | None, **chosen: str) -> list[dict[str, Any]]:
+        """The objects of a kind, of a namespace or of all; ``chosen``: by selectors, ``fieldSelector`` or ``labelSelector``."""
+        listed = self.ask("GET", f"{self.path(version, kind, namespace)}?{urllib.parse.urlencode(chosen)}")
+        return list(listed["items"])
+
+    def delete(
+        self, version: str, kind: str, namespace: str, name: str, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have an object deleted, as ``kubectl delete`` has; one that is gone is no error."""
+        with contextlib.suppress(NotTaken):
+            self.ask("DELETE", f"{self.path(version, kind, namespace)}/{name}", options)
 
     def kubeconfig(self) -> Path:
         """A file for kubectl and helm."""
-        server = {"server": f"https://127.0.0.1:{self._port}", "insecure-skip-tls-verify": True}
+        server = {"server": f"https://{self.host}:{self.port}", "certificate-authority": str(self.authority)}
         made = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -170,12 +198,13 @@ class ApiServer:
         path.write_text(json.dumps(made))
         return path
 
-    def _path(self, version: str, kind: str, namespace: str) -> str:
+    def path(self, version: str, kind: str, namespace: str | None) -> str:
+        """Where the server has the objects of a kind."""
         found = self._resource(version, kind)
         if found is None:
             raise NotTaken(f"404: no {kind} of {version}")
         plural, namespaced = found
-        where = f"/namespaces/{namespace}" if namespaced else ""
+        where = f"/namespaces/{namespace}" if namespaced and namespace is not None else ""
         return f"{_root(version)}{where}/{plural}"
 
     def add_namespace(self, name: str) -> None:

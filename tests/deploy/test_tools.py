@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
 import subprocess
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
-from pipelines.loopback import end, end_with_us, free_port
 from tests.deploy import tools
+from tests.deploy.prometheus import DASHBOARD, Prometheus, expressions
 from tests.deploy.values_schema import CHART
 from workers import metrics
 
@@ -82,7 +78,7 @@ def exposition(start: int, minutes: int) -> str:
 
 
 def test_every_panel_of_the_dashboard_gets_an_answer_from_a_real_prometheus(tmp_path: Path) -> None:
-    promtool, prometheus = tools.required(tools.promtool), tools.required(tools.prometheus)
+    promtool, _ = tools.required(tools.promtool), tools.required(tools.prometheus)
     minutes = 30
     start = int(time.time()) // 60 * 60 - 60 * minutes
     (tmp_path / "data.om").write_text(exposition(start, minutes))
@@ -90,40 +86,13 @@ def test_every_panel_of_the_dashboard_gets_an_answer_from_a_real_prometheus(tmp_
     command = [promtool, "tsdb", "create-blocks-from", "openmetrics", "data.om", "data"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    port = free_port()
-    options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}"]
-    with (tmp_path / "log").open("wb") as log:
-        running = subprocess.Popen([prometheus, *options], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    watch = end_with_us(running.pid)
-
-    def answers() -> bool:
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=5) as answer,
-        ):
-            return bool(answer.status == 200)
-        return False
-
-    def ask(expression: str) -> list[Any]:
-        query = urllib.parse.urlencode({"query": expression, "time": start + 60 * (minutes - 1)})
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=30) as answer:
-            return list(json.loads(answer.read())["data"]["result"])
-
-    try:
-        deadline = time.monotonic() + 60
-        while not answers():
-            assert running.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        panels = json.loads((CHART / "files" / "dashboard.json").read_text())["panels"]
-        expressions = [target["expr"] for panel in panels for target in panel.get("targets", ())]
-        for expression in expressions:
-            for name, value in {"$namespace": "here", "$pipeline": "books", "$__rate_interval": "5m"}.items():
-                expression = expression.replace(name, value)  # noqa: PLW2901
-            values = [float(found["value"][1]) for found in ask(expression)]
+    at = start + 60 * (minutes - 1)
+    with Prometheus(tmp_path) as running:
+        for expression in (expression for found in expressions("here", "books").values() for expression in found):
+            values = [float(found["value"][1]) for found in running.ask(expression, at)]
             assert values, expression
             assert all(value == value for value in values), f"{expression} is not a number"  # noqa: PLR0124
-        for variable in json.loads((CHART / "files" / "dashboard.json").read_text())["templating"]["list"][1:]:
+        for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
             (series, label) = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
-            assert {found["metric"][label] for found in ask(series.replace("$namespace", "here"))} <= {"here", "books"}
-    finally:
-        end(running, watch)
+            asked = running.ask(series.replace("$namespace", "here"), at)
+            assert {found["metric"][label] for found in asked} <= {"here", "books"}

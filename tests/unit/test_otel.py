@@ -35,7 +35,7 @@ from workers.otel import parent
 from workers.otel.batches import Batches
 from workers.otel.provider import Spans
 from workers.otel.replica import Replica
-from workers.records import Batch, Message, Position, Record, type_vectors
+from workers.records import Batch, Message, Record, type_vectors
 from workers.settings import Settings
 from workers.trace import UNTRACED, ReplicaTrace
 

@@ -1,0 +1,145 @@
+"""A Kubernetes cluster on this machine, without a container engine: a real API server, controllers, scheduler and KubeRay operator.
+
+Comes in: an image. Goes out: a cluster of two nodes, one of which says that it has GPUs, on whose pods the image's files run as
+processes (:mod:`tests.deploy.kubelet`). Takes root, and a network of its own: see ``make test-cluster``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.deploy import tools
+from tests.deploy.api_server import ApiServer, NotTaken
+from tests.deploy.image import Image
+from tests.deploy.kubelet import Kubelet, Pod
+from tests.deploy.network import GATEWAY, PodNetwork
+from tests.deploy.programs import Programs
+
+GPU = "nvidia.com/gpu"
+_ROOM = {"cpu": "64", "memory": "256Gi", "pods": "100", "ephemeral-storage": "500Gi"}
+# Nobody here gives nodes addresses, routes or volumes, and the kubelets' nodes are there while this process is.
+_CONTROLLERS = "*,-nodeipam,-node-lifecycle,-cloud-node-lifecycle,-attachdetach"
+
+
+class Cluster:
+    """One, with an empty store."""
+
+    def __init__(self, folder: Path, image: Image) -> None:
+        self._folder = folder
+        self._image = image
+        self._open = contextlib.ExitStack()
+        self._stop = threading.Event()
+        self._programs = Programs(folder)
+
+    def __enter__(self) -> Cluster:
+        with contextlib.ExitStack() as stack:
+            network = stack.enter_context(PodNetwork(self._folder))
+            self.network = network
+            self.server = stack.enter_context(ApiServer(self._folder, GATEWAY))
+            stack.callback(self._programs.end)
+            self.kubeconfig = self.server.kubeconfig()
+            self._controllers()
+            stack.callback(self._stop.set)
+            threading.Thread(target=self._services, args=(network,), name="services", daemon=True).start()
+            rooms = {"cpu-0": _ROOM, "gpu-0": {**_ROOM, GPU: "4"}}
+            taint = {"key": GPU, "value": "present", "effect": "NoSchedule"}
+            self.kubelets = [
+                stack.enter_context(
+                    Kubelet(
+                        self.server,
+                        self._image,
+                        network,
+                        node,
+                        self._folder / node,
+                        room,
+                        [taint] if GPU in room else [],
+                    )
+                )
+                for node, room in rooms.items()
+            ]
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _controllers(self) -> None:
+        config = f"--kubeconfig={self.kubeconfig}"
+        alone = [config, "--leader-elect=false", "--secure-port=0"]
+        self._programs.start(
+            tools.controllers(),
+            *alone,
+            f"--controllers={_CONTROLLERS}",
+            f"--service-account-private-key-file={self.server.accounts_key}",
+            f"--root-ca-file={self.server.authority}",
+            "--use-service-account-credentials=true",
+        )
+        self._programs.start(tools.scheduler(), *alone)
+        self._programs.start(
+            tools.operator(),
+            config,
+            "--enable-leader-election=false",
+            "--metrics-addr=127.0.0.1:18080",
+            "--health-probe-bind-address=127.0.0.1:18081",
+        )
+
+    def _services(self, network: PodNetwork) -> None:
+        """Names of services, for those whose pods are ready: what DNS and a service's address are elsewhere."""
+        while not self._stop.wait(0.3):
+            with contextlib.suppress(NotTaken, OSError):
+                slices = self.server.all("discovery.k8s.io/v1", "EndpointSlice", None)
+                network.know(line for found in slices for line in _lines(found))
+
+    def helm(self, *words: str) -> str:
+        """What helm says; AssertionError where it fails."""
+        command = [tools.helm(), *words, "--kubeconfig", self.kubeconfig]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def pods(self, namespace: str, group: str | None = None) -> list[dict[str, Any]]:
+        """Ray's pods of a worker group, or of all, the head's being ``headgroup``; without those that are on their way out."""
+        chosen = {} if group is None else {"labelSelector": f"ray.io/group={group}"}
+        found = self.server.all("v1", "Pod", namespace, **chosen)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def running(self, name: str) -> Pod:
+        """A pod's processes."""
+        for kubelet in self.kubelets:
+            for pod in list(kubelet.pods.values()):
+                if pod.name == name:
+                    return pod
+        raise KeyError(name)
+
+    def ends(self) -> list[tuple[str, float, float, list[str]]]:
+        """Pods that have ended: name, seconds that it took, grace, and the containers that were killed after it."""
+        return [end for kubelet in self.kubelets for end in kubelet.ends]
+
+    def said(self) -> str:
+        """What may tell why something is not as it should be."""
+        lines = [self._programs.said()]
+        for kubelet in self.kubelets:
+            for pod in list(kubelet.pods.values()):
+                lines += [
+                    f"--- {pod.name} {file.stem}\n{file.read_text(errors='replace')[-1500:]}"
+                    for file in pod.folder.glob("*.log")
+                ]
+        for kind in ("RayService", "RayCluster"):
+            for made in self.server.all("ray.io/v1", kind, None):
+                lines.append(f"--- {kind} {made['metadata']['name']}: {json.dumps(made.get('status'))[:3000]}")
+        return "\n".join(lines)
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    metadata = found["metadata"]
+    service, namespace = metadata["labels"].get("kubernetes.io/service-name"), metadata["namespace"]
+    for endpoint in found.get("endpoints") or ():
+        if service and endpoint.get("conditions", {}).get("ready") is not False:
+            names = " ".join(f"{service}.{namespace}{rest}" for rest in (".svc.cluster.local", ".svc", ""))
+            yield from (f"{address} {names} {service}" for address in endpoint["addresses"])

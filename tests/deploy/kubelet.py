@@ -1,0 +1,320 @@
+"""What runs the pods of the test's cluster, in place of a kubelet: each container a process in the image's files.
+
+Comes in: pods that the scheduler has bound to its nodes. Goes out: their processes, on the pods' network, and their status. As a
+kubelet does: init containers, environment and volumes, readiness probes, SIGTERM, the grace, SIGKILL. Never here: limits,
+network policies, claims of volumes, liveness probes, hooks, another image than the one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.deploy.api_server import ApiServer, NotTaken
+from tests.deploy.container import Container
+from tests.deploy.given import Given, NotKnown, expanded
+from tests.deploy.image import Image
+from tests.deploy.network import GATEWAY, PodNetwork
+
+LOOK_S = 0.5
+HEARTBEAT_S = 8.0
+
+
+def now() -> str:
+    """As Kubernetes writes times."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Pod:
+    """One pod: a thread that starts it, watches it, and ends it when it is deleted."""
+
+    def __init__(self, kubelet: Kubelet, made: dict[str, Any]) -> None:
+        self.name = made["metadata"]["name"]
+        self.folder = kubelet.folder / made["metadata"]["uid"]
+        self.deleted: dict[str, Any] | None = None  # its metadata then
+        self.gone = False
+        self._kubelet = kubelet
+        self._made = made
+        self._spec = made["spec"]
+        self._given: Given | None = None
+        self._address = ""
+        self._began = now()
+        self._running: dict[str, Container] = {}
+        self._restarts: dict[str, int] = {}
+        self._ready: dict[str, tuple[float, bool]] = {}
+        self._problem = ""
+        self._reported: object = None
+        self.folder.mkdir(parents=True)
+        self._thread = threading.Thread(target=self._live, name=self.name, daemon=True)
+        self._thread.start()
+
+    def run(self, container: str, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        """A command in a container, as ``kubectl exec``."""
+        return self._running[container].run(command, timeout)
+
+    def log(self, container: str) -> str:
+        """What a container has said."""
+        file = self.folder / f"{container}.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def kill(self) -> None:
+        """End it at once, with the cluster."""
+        self.deleted = self.deleted or {"deletionGracePeriodSeconds": 0}
+        for container in self._running.values():
+            container.kill()
+        self._thread.join(20)
+
+    def _live(self) -> None:
+        sandbox = None
+        try:
+            words = ["unshare", "--net", "--ipc", "--uts", "sh", "-c", 'hostname "$1" && exec sleep infinity', "-"]
+            sandbox = subprocess.Popen([*words, self.name], stdin=subprocess.DEVNULL, start_new_session=True)
+            self._address = self._kubelet.network.join(sandbox.pid, self.name)
+            self._report()
+            self._given = Given(self._kubelet.server, self._made, self._address, self.folder / "volumes")
+            if self._initialised(sandbox.pid):
+                for container in self._spec["containers"]:
+                    self._start(container, sandbox.pid)
+                self._watch(sandbox.pid)
+        except (NotKnown, NotTaken, OSError, KeyError, subprocess.CalledProcessError) as error:
+            self._problem = f"{type(error).__name__}: {error}"
+            while self.deleted is None:
+                self._report()
+                time.sleep(LOOK_S)
+        finally:
+            self._end(sandbox)
+
+    def _initialised(self, sandbox: int) -> bool:
+        for container in self._spec.get("initContainers", ()):
+            while True:
+                self._start(container, sandbox)
+                running = self._running.pop(container["name"])
+                while running.exit_code is None:
+                    if self.deleted is not None:
+                        running.kill()
+                        return False
+                    time.sleep(0.1)
+                if running.exit_code == 0:
+                    break
+                time.sleep(1)
+        return self.deleted is None
+
+    def _start(self, container: Mapping[str, Any], sandbox: int) -> None:
+        assert self._given is not None
+        image = self._kubelet.image
+        environ = self._given.environment(container)
+        words = [*(container.get("command") or image.entrypoint), *container.get("args", ())]
+        name = container["name"]
+        count = self._restarts.get(name, -1) + 1
+        self._restarts[name] = count
+        self._running[name] = Container(
+            image,
+            self.folder / f"{name}-{count}",
+            [expanded(word, environ) for word in words],
+            environ,
+            self._given.mounts(container),
+            self._given.identity(container),
+            read_only=container.get("securityContext", {}).get("readOnlyRootFilesystem", False),
+            files={"hosts": self._kubelet.network.hosts, "resolv.conf": self._kubelet.network.resolv},
+            sandbox=sandbox,
+            log=self.folder / f"{name}.log",
+        )
+
+    def _watch(self, sandbox: int) -> None:
+        again = self._spec.get("restartPolicy", "Always") == "Always"
+        while self.deleted is None:
+            for container in self._spec["containers"]:
+                if again and self._running[container["name"]].exit_code is not None:
+                    self._start(container, sandbox)
+                self._probe(container)
+            self._report()
+            time.sleep(LOOK_S)
+
+    def _probe(self, container: Mapping[str, Any]) -> None:
+        name, probe = container["name"], container.get("readinessProbe")
+        runs = self._running[name].exit_code is None
+        if probe is None or not runs:
+            self._ready[name] = 0.0, runs
+            return
+        asked, _ = self._ready.get(name, (0.0, False))
+        if time.monotonic() - asked >= probe.get("periodSeconds", 10):
+            self._ready[name] = time.monotonic(), self._passes(name, probe)
+
+    def _passes(self, name: str, probe: Mapping[str, Any]) -> bool:
+        timeout = probe.get("timeoutSeconds", 1)
+        try:
+            match probe:
+                case {"httpGet": {"path": path, "port": int(port)}}:
+                    with urllib.request.urlopen(f"http://{self._address}:{port}{path}", timeout=timeout) as answer:
+                        return bool(answer.status < 400)
+                case {"exec": {"command": command}}:
+                    return self._running[name].run(command, timeout).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        raise NotKnown(f"a probe of {list(probe)}")
+
+    def _report(self) -> None:
+        codes = {name: container.exit_code for name, container in self._running.items()}
+        ready = bool(codes) and all(passes for _, passes in self._ready.values()) and len(self._ready) == len(codes)
+        phase = "Running" if codes else "Pending"
+        if codes and all(code is not None for code in codes.values()):
+            phase = "Failed" if any(codes.values()) else "Succeeded"
+        seen = (
+            phase,
+            ready,
+            self._problem,
+            codes,
+            dict(self._restarts),
+            {name: yes for name, (_, yes) in self._ready.items()},
+        )
+        if seen == self._reported:
+            return
+        states = [self._state(container, codes) for container in self._spec["containers"]]
+        conditions = {"PodScheduled": True, "Initialized": bool(codes), "ContainersReady": ready, "Ready": ready}
+        status = {
+            "phase": phase,
+            "message": self._problem,
+            "podIP": self._address,
+            "podIPs": [{"ip": self._address}],
+            "hostIP": GATEWAY,
+            "startTime": self._began,
+            "containerStatuses": states,
+            "conditions": [
+                {"type": kind, "status": str(yes), "lastTransitionTime": now()} for kind, yes in conditions.items()
+            ],
+        }
+        with contextlib.suppress(NotTaken, OSError):
+            self._kubelet.server.ask("PATCH", f"{self._path}/status", {"status": status})
+            self._reported = seen
+
+    def _state(self, container: Mapping[str, Any], codes: Mapping[str, int | None]) -> dict[str, Any]:
+        name = container["name"]
+        if name not in codes:
+            state: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
+        elif (code := codes[name]) is None:
+            state = {"running": {"startedAt": self._began}}
+        else:
+            state = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
+        return {
+            "name": name,
+            "image": container["image"],
+            "imageID": "",
+            "ready": self._ready.get(name, (0.0, False))[1],
+            "started": name in codes,
+            "restartCount": max(0, self._restarts.get(name, 0)),
+            "state": state,
+        }
+
+    def _end(self, sandbox: subprocess.Popen[bytes] | None) -> None:
+        grace = (self.deleted or {}).get("deletionGracePeriodSeconds", 30)
+        asked = time.monotonic()
+        for container in self._running.values():
+            container.terminate()
+        while time.monotonic() < asked + grace and any(one.exit_code is None for one in self._running.values()):
+            time.sleep(0.1)
+        killed = [name for name, container in self._running.items() if container.exit_code is None]
+        for container in self._running.values():
+            container.kill()
+        if sandbox is not None:
+            sandbox.kill()
+            sandbox.wait()
+        if self._given is not None:
+            self._given.release()
+        self._kubelet.network.leave(self.name)
+        self._kubelet.ended(self.name, time.monotonic() - asked, grace, killed)
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._made["metadata"]["uid"]}}
+        metadata = self._made["metadata"]
+        with contextlib.suppress(OSError):
+            self._kubelet.server.delete("v1", "Pod", metadata["namespace"], self.name, options)
+        self.gone = True
+
+    @property
+    def _path(self) -> str:
+        return f"{self._kubelet.server.path('v1', 'Pod', self._made['metadata']['namespace'])}/{self.name}"
+
+
+class Kubelet:
+    """One node, and the pods on it. ``capacity``: what it says that it has; nothing of it is held back."""
+
+    def __init__(
+        self,
+        server: ApiServer,
+        image: Image,
+        network: PodNetwork,
+        node: str,
+        folder: Path,
+        capacity: Mapping[str, str],
+        taints: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        self.server = server
+        self.image = image
+        self.network = network
+        self.folder = folder
+        self.ends: list[tuple[str, float, float, list[str]]] = []
+        self._node = node
+        self._capacity = dict(capacity)
+        self._taints = list(taints)
+        self._stop = threading.Event()
+        self.pods: dict[str, Pod] = {}
+        self._thread = threading.Thread(target=self._run, name=node, daemon=True)
+
+    def __enter__(self) -> Kubelet:
+        labels = {"kubernetes.io/hostname": self._node, "kubernetes.io/os": "linux"}
+        made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self._node, "labels": labels}}
+        self.server.create({**made, "spec": {"taints": self._taints}})
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+        for pod in self.pods.values():
+            pod.kill()
+
+    def ended(self, pod: str, seconds: float, grace: float, killed: list[str]) -> None:
+        """A pod has ended, after so long; ``killed``: its containers that took longer than the grace."""
+        self.ends.append((pod, seconds, grace, killed))
+
+    def _run(self) -> None:
+        beaten = time.monotonic()
+        while not self._stop.wait(LOOK_S):
+            # The server may be busy; it is asked again.
+            with contextlib.suppress(NotTaken, OSError):
+                if time.monotonic() - beaten > HEARTBEAT_S:
+                    self._beat()
+                    beaten = time.monotonic()
+                self._look(self.server.all("v1", "Pod", None, fieldSelector=f"spec.nodeName={self._node}"))
+
+    def _look(self, pods: Sequence[dict[str, Any]]) -> None:
+        for made in pods:
+            metadata = made["metadata"]
+            known = self.pods.get(metadata["uid"])
+            if known is None and "deletionTimestamp" in metadata:
+                self.server.delete("v1", "Pod", metadata["namespace"], metadata["name"], {"gracePeriodSeconds": 0})
+            elif known is None:
+                self.pods[metadata["uid"]] = Pod(self, made)
+            elif "deletionTimestamp" in metadata:
+                known.deleted = metadata
+        for uid in [uid for uid, pod in self.pods.items() if pod.gone]:
+            del self.pods[uid]
+
+    def _beat(self) -> None:
+        info = dict.fromkeys(("kernelVersion", "osImage", "kubeProxyVersion", "machineID", "systemUUID", "bootID"), "")
+        info |= {"kubeletVersion": "none", "containerRuntimeVersion": "none", "operatingSystem": "linux"}
+        ready = {"type": "Ready", "status": "True", "reason": "Here", "message": "", "lastHeartbeatTime": now()}
+        status = {
+            "capacity": self._capacity,
+            "allocatable": self._capacity,
+            "nodeInfo": {**info, "architecture": "amd64"},
+            "conditions": [ready],
+            "addresses": [{"type": "InternalIP", "address": GATEWAY}],
+        }
+        path = f"{self.server.path('v1', 'Node', None)}/{self._node}/status"
+        self.server.ask("PATCH", path, {"status": status})
