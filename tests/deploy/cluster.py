@@ -23,8 +23,8 @@ from tests.deploy.programs import Programs
 
 GPU = "nvidia.com/gpu"
 _ROOM = {"cpu": "64", "memory": "256Gi", "pods": "100", "ephemeral-storage": "500Gi"}
-# Nobody here gives nodes addresses, routes or volumes, and the kubelets' nodes are there while this process is.
-_CONTROLLERS = "*,-nodeipam,-node-lifecycle,-cloud-node-lifecycle,-attachdetach"
+# Nobody here gives nodes ranges of addresses.
+_CONTROLLERS = "*,-node-ipam-controller,-cloud-node-lifecycle-controller"
 
 
 class Cluster:

@@ -7,7 +7,7 @@ import json
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,19 @@ class Prometheus:
         return False
 
 
-def scraping(monitor: Mapping[str, Any], namespace: str, kubeconfig: Path) -> dict[str, Any]:
-    """The configuration that the Prometheus operator makes of a PodMonitor: which pods, and under which labels."""
+def scraping(monitor: Mapping[str, Any], namespace: str, targets: Path) -> dict[str, Any]:
+    """The configuration that the Prometheus operator makes of a PodMonitor: which pods, and under which labels.
+
+    Debian's Prometheus cannot ask Kubernetes: it finds the pods in a file, as :func:`targets_of` has them.
+    """
     spec = monitor["spec"]
-    pods = {"role": "pod", "kubeconfig_file": str(kubeconfig), "namespaces": {"names": [namespace]}}
     jobs = []
     for number, endpoint in enumerate(spec["podMetricsEndpoints"]):
         chosen = [
-            {"source_labels": [f"__meta_kubernetes_pod_label_{_label(name)}"], "regex": value, "action": "keep"}
+            {"source_labels": [_meta("label", name)], "regex": value, "action": "keep"}
             for name, value in spec["selector"]["matchLabels"].items()
         ]
-        port = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": endpoint["port"]}
+        port = {"source_labels": [_meta("container", "port_name")], "regex": endpoint["port"], "action": "keep"}
         named = [
             {"source_labels": [f"__meta_kubernetes_{source}"], "target_label": label}
             for source, label in (("namespace", "namespace"), ("pod_name", "pod"), ("pod_container_name", "container"))
@@ -97,12 +99,31 @@ def scraping(monitor: Mapping[str, Any], namespace: str, kubeconfig: Path) -> di
                 "job_name": f"podMonitor/{namespace}/{monitor['metadata']['name']}/{number}",
                 "scrape_interval": endpoint["interval"],
                 "scrape_timeout": endpoint["interval"],
-                "kubernetes_sd_configs": [pods],
-                "relabel_configs": [*chosen, {**port, "action": "keep"}, *named, *map(_snake, endpoint["relabelings"])],
+                "file_sd_configs": [{"files": [str(targets)], "refresh_interval": "5s"}],
+                "relabel_configs": [*chosen, port, *named, *map(_snake, endpoint["relabelings"])],
                 "metric_relabel_configs": [*map(_snake, endpoint["metricRelabelings"])],
             }
         )
     return {"scrape_configs": jobs}
+
+
+def targets_of(pods: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each port of each pod, with the labels that Prometheus gives it where it asks Kubernetes."""
+    found = []
+    for pod in pods:
+        metadata, address = pod["metadata"], pod.get("status", {}).get("podIP")
+        labels = {_meta("label", name): value for name, value in metadata.get("labels", {}).items()}
+        labels |= {"__meta_kubernetes_namespace": metadata["namespace"], _meta("name"): metadata["name"]}
+        for container in pod["spec"]["containers"] if address else ():
+            for port in container.get("ports", ()):
+                named = {_meta("container", "name"): container["name"], _meta("container", "port_name"): port["name"]}
+                found.append({"targets": [f"{address}:{port['containerPort']}"], "labels": {**labels, **named}})
+    return found
+
+
+def _meta(*names: str) -> str:
+    """A label of service discovery's."""
+    return "__meta_kubernetes_pod_" + "_".join(_label(name) for name in names)
 
 
 def _label(name: str) -> str:

@@ -24,10 +24,11 @@ from pipelines.broker import Broker
 from pipelines.loopback import free_port
 from tests.deploy import image, tools
 from tests.deploy import render as chart
+from tests.deploy.api_server import NotTaken
 from tests.deploy.cluster import Cluster
 from tests.deploy.network import GATEWAY, is_apart
 from tests.deploy.programs import Programs
-from tests.deploy.prometheus import Prometheus, expressions, scraping
+from tests.deploy.prometheus import Prometheus, expressions, scraping, targets_of
 from tests.deploy.values_schema import CHART
 from tests.integration.pipeline import Reader, reading, value_of, wait_until
 from tests.s3 import S3Server
@@ -53,9 +54,14 @@ UP_S, CHANGE_S = 300, 240
 BROKEN = 50
 # Panels of what need not happen in a run without trouble, or cannot without a GPU: the query is answered, with whatever there is.
 QUIET = {
-    "GPU", "GPU memory", "Calls retried", "Commits failed", "Rebalances", "Waiting for a registry", "Model not loaded",
-    "Never read", "Puts failed, files lost",
-}  # fmt: skip
+    "GPU",
+    "GPU memory",
+    "Calls retried",
+    "Commits failed",
+    "Rebalances",
+    "Model not loaded",
+    "Puts failed, files lost",
+}
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +150,11 @@ class Feeder:
 class Story:
     """What happened when, and what of the stream was seen meanwhile."""
 
-    def __init__(self, cluster: Cluster, out: Reader) -> None:
+    def __init__(self, cluster: Cluster, out: Reader, targets: Path) -> None:
+        """``targets``: where Prometheus finds the pods."""
         self._cluster = cluster
         self._out = out
+        self._targets = targets
         self._began = time.monotonic()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -200,6 +208,10 @@ class Story:
                 with self._lock:
                     now = time.monotonic()
                     self._gap, self._last = max(self._gap, now - self._last), now
+            with contextlib.suppress(NotTaken, OSError):
+                written = json.dumps(targets_of(self._cluster.pods(NAMESPACE)))
+                self._targets.with_suffix(".new").write_text(written)
+                self._targets.with_suffix(".new").replace(self._targets)
 
 
 def values(kafka: Broker, redis: str, store: S3Server, bucket: str, **pipeline: Any) -> dict[str, Any]:
@@ -279,11 +291,15 @@ class Release:
         """Pods of a group, or all, without those that are on their way out."""
         return [pod["metadata"]["name"] for pod in self._cluster.pods(NAMESPACE, group)]
 
-    def ready(self, group: str) -> bool:
-        """Whether there are pods of a group, each ready."""
+    def ready(self, group: str, count: int = 1) -> bool:
+        """Whether so many pods of a group are there, or more, each ready."""
         found = self._cluster.pods(NAMESPACE, group)
         said = [said for pod in found for said in pod["status"].get("conditions", ()) if said["type"] == "Ready"]
-        return bool(found) and len(said) == len(found) and all(one["status"] == "True" for one in said)
+        return count <= len(found) == len(said) and all(one["status"] == "True" for one in said)
+
+    def there(self, pod: str) -> bool:
+        """Whether a pod is, be it on its way out."""
+        return any(one["metadata"]["name"] == pod for one in self._cluster.server.all("v1", "Pod", NAMESPACE))
 
     def delete(self, pod: str) -> None:
         """As ``kubectl delete pod``."""
@@ -308,16 +324,16 @@ def test_the_stream_on_a_cluster_that_changes(
     release, feeder = Release(cluster, tmp_path), Feeder(kafka)
     made = values(kafka, redis, store, bucket)
     (monitor,) = chart.render(release=RELEASE, **made).of("PodMonitor")
-    config = scraping(monitor, NAMESPACE, cluster.kubeconfig)
+    config = scraping(monitor, NAMESPACE, tmp_path / "targets.json")
     with (
         reading(kafka.settings, OUT) as out,
         Prometheus(tmp_path, config) as prometheus,
-        contextlib.closing(Story(cluster, out)) as story,
+        contextlib.closing(Story(cluster, out, tmp_path / "targets.json")) as story,
     ):
         release.helm("install", made)
         story.tell("helm install")
         story.wait(release.healthy, "the RayService is healthy", UP_S)
-        story.wait(lambda: release.ready("readers"), "the readers' pods are ready")
+        story.wait(lambda: release.ready("readers", 2), "a reader's pod is ready, and one that answers queries")
         assert release.pods("gpu") == [], "nobody has anything to compute"
 
         feeder.send(1000)
@@ -331,13 +347,14 @@ def test_the_stream_on_a_cluster_that_changes(
         story.wait(lambda: release.ready("gpu"), "a GPU pod comes", UP_S)
         story.catch_up(feeder)
         for group in ("readers", "gpu", "headgroup"):
-            victim = release.pods(group)[0]
+            for victim in release.pods(group):
+                count = len(release.pods(group))
 
-            def replaced(victim: str = victim, group: str = group) -> bool:
-                return victim not in release.pods(group) and release.ready(group) and release.healthy()
+                def replaced(victim: str = victim, group: str = group, count: int = count) -> bool:
+                    return release.ready(group, count) and not release.there(victim) and release.healthy()
 
-            release.delete(victim)
-            story.through(f"kubectl delete pod {victim}", replaced, feeder)
+                release.delete(victim)
+                story.through(f"kubectl delete pod {victim}", replaced, feeder)
         first = release.cluster()
 
         def upgraded() -> bool:
@@ -346,7 +363,8 @@ def test_the_stream_on_a_cluster_that_changes(
         release.helm("upgrade", values(kafka, redis, store, bucket, limits={"records": 5000, "bytes": "32MiB"}))
         story.through("helm upgrade, with other limits", upgraded, feeder)
         assert release.ask("what is a document?") == 384
-        story.wait(lambda: shown(prometheus), "every panel of the dashboard has what it asks for")
+        wait_until(lambda: not without_data(prometheus), CHANGE_S, lambda: f"no data in {without_data(prometheus)}")
+        story.tell("every panel of the dashboard has data")
         feeder.end()
         story.wait(lambda: story.seen >= feeder.whole, "all that was appended has a vector")
         story.tell(f"stream-embedder status on the head: {said_by_status(cluster)['status']}")
@@ -381,16 +399,11 @@ def is_of(ray_cluster: str) -> Callable[[str], bool]:
     return lambda pod: pod.startswith(ray_cluster)
 
 
-def shown(prometheus: Prometheus) -> bool:
-    """Whether every query of the dashboard is answered, and with data where something has happened."""
-    asked = {
-        title: [bool(prometheus.ask(one)) for one in queries]
-        for title, queries in expressions(NAMESPACE, RELEASE).items()
-    }
-    empty = sorted(title for title, answers in asked.items() if not all(answers) and title not in QUIET)
-    if empty:
-        print(f"without data: {empty}", flush=True)
-    return not empty
+def without_data(prometheus: Prometheus) -> list[str]:
+    """Panels of the dashboard that ask for something that is not there."""
+    asked = expressions(NAMESPACE, RELEASE).items()
+    answered = {title: [bool(prometheus.ask(query)) for query in queries] for title, queries in asked}
+    return sorted(title for title, answers in answered.items() if not all(answers) and title not in QUIET)
 
 
 def said_by_status(cluster: Cluster) -> dict[str, Any]:
