@@ -13,6 +13,8 @@ SEEDS ?=
 LANES ?=
 NAMES ?=
 API_SERVER ?=
+# A shell in a network, mounts and processes of its own, which all end with it; a proxy would be out of its reach.
+APART := NETWORK_APART=1 NO_PROXY='*' no_proxy='*' unshare --net --mount --pid --fork --kill-child --mount-proc sh -c
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test test-deploy test-image test-cluster soak mutants lint format lock broker clean
@@ -48,13 +50,11 @@ test-deploy: $(STAMP) ## what is in deploy/, by tools that it gets with Go; on a
 
 test-image: $(STAMP) ## the image, built by buildah, and its demo with a read-only root: as root, ten minutes the first time
 	@$(BIN)/python -m tests.deploy.needs
-	@HF_HUB_OFFLINE=1 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c \
-	  'ip link set lo up && exec $(BIN)/python -m pytest tests/deploy/test_image.py'
+	@HF_HUB_OFFLINE=1 $(APART) 'ip link set lo up && exec $(BIN)/python -m pytest tests/deploy/test_image.py'
 
 test-cluster: $(STAMP) ## the chart under KubeRay, on a cluster of real programs: as root, with Go, half an hour the first time
 	@$(BIN)/python -m tests.deploy.needs cluster
-	@HF_HUB_OFFLINE=1 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c \
-	  'ip link set lo up && exec $(BIN)/python -m pytest -s tests/deploy/test_cluster.py'
+	@HF_HUB_OFFLINE=1 $(APART) 'ip link set lo up && exec $(BIN)/python -m pytest -s tests/deploy/test_cluster.py'
 
 soak: $(STAMP) ## the fault lab, an hour or two, then the long tests; one seed alone: make soak SEEDS=7
 	@$(BIN)/python -m tests.lab --report faults.md $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LANES),--lanes $(LANES))

@@ -178,9 +178,12 @@ class ApiServer:
     def delete(
         self, version: str, kind: str, namespace: str, name: str, options: Mapping[str, Any] | None = None
     ) -> None:
-        """Have an object deleted, as ``kubectl delete`` has; one that is gone is no error."""
-        with contextlib.suppress(NotTaken):
+        """Have an object deleted, as ``kubectl delete`` has; one that is gone, or another by that name, is no error."""
+        try:
             self.ask("DELETE", f"{self.path(version, kind, namespace)}/{name}", options)
+        except NotTaken as refused:
+            if not str(refused).startswith(("404:", "409:")):
+                raise
 
     def kubeconfig(self) -> Path:
         """A file for kubectl and helm."""

@@ -17,7 +17,7 @@ from typing import Any
 from tests.deploy import tools
 from tests.deploy.api_server import ApiServer, NotTaken
 from tests.deploy.image import Image
-from tests.deploy.kubelet import Kubelet, Pod
+from tests.deploy.kubelet import End, Kubelet, Pod
 from tests.deploy.network import GATEWAY, PodNetwork
 from tests.deploy.programs import Programs
 
@@ -94,7 +94,7 @@ class Cluster:
         while not self._stop.wait(0.3):
             with contextlib.suppress(NotTaken, OSError):
                 slices = self.server.all("discovery.k8s.io/v1", "EndpointSlice", None)
-                network.know(line for found in slices for line in _lines(found))
+                network.set_services(line for found in slices for line in _lines(found))
 
     def helm(self, *words: str) -> str:
         """What helm says; AssertionError where it fails."""
@@ -103,7 +103,7 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def pods(self, namespace: str, group: str | None = None) -> list[dict[str, Any]]:
+    def remaining_pods(self, namespace: str, group: str | None = None) -> list[dict[str, Any]]:
         """Ray's pods of a worker group, or of all, the head's being ``headgroup``; without those that are on their way out."""
         chosen = {} if group is None else {"labelSelector": f"ray.io/group={group}"}
         found = self.server.all("v1", "Pod", namespace, **chosen)
@@ -117,8 +117,8 @@ class Cluster:
                     return pod
         raise KeyError(name)
 
-    def ends(self) -> list[tuple[str, float, float, list[str]]]:
-        """Pods that have ended: name, seconds that it took, grace, and the containers that were killed after it."""
+    def ends(self) -> list[End]:
+        """How pods have ended."""
         return [end for kubelet in self.kubelets for end in kubelet.ends]
 
     def said(self) -> str:

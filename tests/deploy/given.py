@@ -1,6 +1,7 @@
 """What Kubernetes gives a pod's containers: their environment, their volumes, who they run as.
 
-Comes in: a pod, as the API server has it. Goes out: variables, and folders to mount. What is not known here is an error.
+Comes in: a pod, as the API server has it. Goes out: variables, and folders to mount. A kind of source that is not known here is
+an error; parts of one (``items`` of a Secret, ``optional``) are not looked at.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class Given:
         self._namespace = pod["metadata"]["namespace"]
         self._security = pod["spec"].get("securityContext") or {}
         self._mounted: list[Path] = []
-        self._volumes = {volume["name"]: self._volume(volume) for volume in pod["spec"].get("volumes", ())}
+        try:
+            self._volumes = {volume["name"]: self._volume(volume) for volume in pod["spec"].get("volumes", ())}
+        except BaseException:
+            self.release()
+            raise
 
     def identity(self, container: Mapping[str, Any]) -> Identity:
         """Who a container runs as."""

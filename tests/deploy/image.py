@@ -7,6 +7,7 @@ it brings the certificates that this machine trusts, in case its way out has one
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -74,7 +75,21 @@ def build() -> str:
 
 @contextlib.contextmanager
 def mounted(name: str) -> Iterator[Image]:
-    """The image's files; nobody may write there."""
+    """The image's files, for one at a time; nobody may write there."""
+    with _alone(), _container(name) as container:
+        yield container
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "image.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _container(name: str) -> Iterator[Image]:
     container = "stream-embedder-test"
     with contextlib.suppress(NoTool):
         _buildah("rm", container)  # left by who was killed

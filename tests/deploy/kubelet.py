@@ -1,8 +1,8 @@
 """What runs the pods of the test's cluster, in place of a kubelet: each container a process in the image's files.
 
 Comes in: pods that the scheduler has bound to its nodes. Goes out: their processes, on the pods' network, and their status. As a
-kubelet does: init containers, environment and volumes, readiness probes, SIGTERM, the grace, SIGKILL. Never here: limits,
-network policies, claims of volumes, liveness probes, hooks, another image than the one.
+kubelet does: init containers, environment and volumes, readiness probes, SIGTERM, the grace, SIGKILL; what fails is tried again.
+Never here: limits, network policies, claims of volumes, liveness and startup probes, hooks, another image than the one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,23 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a pod has ended: the seconds that it took, those that it had, and its containers that took longer and were killed."""
+
+    pod: str
+    seconds: float
+    grace: float
+    killed: tuple[str, ...]
+
+
 class Pod:
     """One pod: a thread that starts it, watches it, and ends it when it is deleted."""
 
     def __init__(self, kubelet: Kubelet, made: dict[str, Any]) -> None:
         self.name = made["metadata"]["name"]
         self.folder = kubelet.folder / made["metadata"]["uid"]
-        self.deleted: dict[str, Any] | None = None  # its metadata then
+        self.deletion: dict[str, Any] | None = None  # the pod's metadata, once it is deleted
         self.gone = False
         self._kubelet = kubelet
         self._made = made
@@ -48,6 +60,8 @@ class Pod:
         self._running: dict[str, Container] = {}
         self._restarts: dict[str, int] = {}
         self._ready: dict[str, tuple[float, bool]] = {}
+        self._failures: dict[str, int] = {}
+        self._attempts = 0
         self._problem = ""
         self._reported: object = None
         self.folder.mkdir(parents=True)
@@ -65,8 +79,8 @@ class Pod:
 
     def kill(self) -> None:
         """End it at once, with the cluster."""
-        self.deleted = self.deleted or {"deletionGracePeriodSeconds": 0}
-        for container in self._running.values():
+        self.deletion = self.deletion or {"deletionGracePeriodSeconds": 0}
+        for container in list(self._running.values()):
             container.kill()
         self._thread.join(20)
 
@@ -77,33 +91,47 @@ class Pod:
             sandbox = subprocess.Popen([*words, self.name], stdin=subprocess.DEVNULL, start_new_session=True)
             self._address = self._kubelet.network.join(sandbox.pid, self.name)
             self._report()
-            self._given = Given(self._kubelet.server, self._made, self._address, self.folder / "volumes")
-            if self._initialised(sandbox.pid):
+            if self._until_done(self._prepare) and self._initialised(sandbox.pid):
                 for container in self._spec["containers"]:
-                    self._start(container, sandbox.pid)
+                    self._until_done(partial(self._start, container, sandbox.pid))
                 self._watch(sandbox.pid)
-        except (NotKnown, NotTaken, OSError, KeyError, subprocess.CalledProcessError) as error:
-            self._problem = f"{type(error).__name__}: {error}"
-            while self.deleted is None:
-                self._report()
-                time.sleep(LOOK_S)
         finally:
             self._end(sandbox)
+
+    def _until_done(self, step: Callable[[], None]) -> bool:
+        """Do a step, as often as it takes; False where the pod is deleted before that. What is wrong is in its status."""
+        while self.deletion is None:
+            try:
+                step()
+            except Exception as error:
+                self._problem = f"{type(error).__name__}: {error}"
+                self._report()
+                time.sleep(1)
+            else:
+                self._problem = ""
+                return True
+        return False
+
+    def _prepare(self) -> None:
+        self._attempts += 1
+        folder = self.folder / f"volumes-{self._attempts}"
+        self._given = Given(self._kubelet.server, self._made, self._address, folder)
 
     def _initialised(self, sandbox: int) -> bool:
         for container in self._spec.get("initContainers", ()):
             while True:
-                self._start(container, sandbox)
+                if not self._until_done(partial(self._start, container, sandbox)):
+                    return False
                 running = self._running.pop(container["name"])
                 while running.exit_code is None:
-                    if self.deleted is not None:
+                    if self.deletion is not None:
                         running.kill()
                         return False
                     time.sleep(0.1)
                 if running.exit_code == 0:
                     break
                 time.sleep(1)
-        return self.deleted is None
+        return self.deletion is None
 
     def _start(self, container: Mapping[str, Any], sandbox: int) -> None:
         assert self._given is not None
@@ -128,10 +156,11 @@ class Pod:
 
     def _watch(self, sandbox: int) -> None:
         again = self._spec.get("restartPolicy", "Always") == "Always"
-        while self.deleted is None:
+        while self.deletion is None:
             for container in self._spec["containers"]:
                 if again and self._running[container["name"]].exit_code is not None:
-                    self._start(container, sandbox)
+                    self._ready[container["name"]] = 0.0, False
+                    self._until_done(partial(self._start, container, sandbox))
                 self._probe(container)
             self._report()
             time.sleep(LOOK_S)
@@ -142,9 +171,12 @@ class Pod:
         if probe is None or not runs:
             self._ready[name] = 0.0, runs
             return
-        asked, _ = self._ready.get(name, (0.0, False))
+        asked, before = self._ready.get(name, (0.0, False))
         if time.monotonic() - asked >= probe.get("periodSeconds", 10):
-            self._ready[name] = time.monotonic(), self._passes(name, probe)
+            failures = 0 if self._passes(name, probe) else self._failures.get(name, 0) + 1
+            self._failures[name] = failures
+            stays = before and failures < probe.get("failureThreshold", 3)
+            self._ready[name] = time.monotonic(), not failures or stays
 
     def _passes(self, name: str, probe: Mapping[str, Any]) -> bool:
         timeout = probe.get("timeoutSeconds", 1)
@@ -212,13 +244,13 @@ class Pod:
         }
 
     def _end(self, sandbox: subprocess.Popen[bytes] | None) -> None:
-        grace = (self.deleted or {}).get("deletionGracePeriodSeconds", 30)
+        grace = (self.deletion or {}).get("deletionGracePeriodSeconds", 30)
         asked = time.monotonic()
         for container in self._running.values():
             container.terminate()
         while time.monotonic() < asked + grace and any(one.exit_code is None for one in self._running.values()):
             time.sleep(0.1)
-        killed = [name for name, container in self._running.items() if container.exit_code is None]
+        killed = tuple(name for name, container in self._running.items() if container.exit_code is None)
         for container in self._running.values():
             container.kill()
         if sandbox is not None:
@@ -227,7 +259,7 @@ class Pod:
         if self._given is not None:
             self._given.release()
         self._kubelet.network.leave(self.name)
-        self._kubelet.ended(self.name, time.monotonic() - asked, grace, killed)
+        self._kubelet.ends.append(End(self.name, time.monotonic() - asked, grace, killed))
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._made["metadata"]["uid"]}}
         metadata = self._made["metadata"]
         with contextlib.suppress(OSError):
@@ -256,7 +288,7 @@ class Kubelet:
         self.image = image
         self.network = network
         self.folder = folder
-        self.ends: list[tuple[str, float, float, list[str]]] = []
+        self.ends: list[End] = []
         self._node = node
         self._capacity = dict(capacity)
         self._taints = list(taints)
@@ -275,12 +307,8 @@ class Kubelet:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(20)
-        for pod in self.pods.values():
+        for pod in list(self.pods.values()):
             pod.kill()
-
-    def ended(self, pod: str, seconds: float, grace: float, killed: list[str]) -> None:
-        """A pod has ended, after so long; ``killed``: its containers that took longer than the grace."""
-        self.ends.append((pod, seconds, grace, killed))
 
     def _run(self) -> None:
         beaten = time.monotonic()
@@ -301,7 +329,7 @@ class Kubelet:
             elif known is None:
                 self.pods[metadata["uid"]] = Pod(self, made)
             elif "deletionTimestamp" in metadata:
-                known.deleted = metadata
+                known.deletion = metadata
         for uid in [uid for uid, pod in self.pods.items() if pod.gone]:
             del self.pods[uid]
 

@@ -18,7 +18,7 @@ from tests.deploy import image, schemas, tools
 from tests.s3 import NoServer, gateway
 from workers.errors import EnvironmentFault
 
-PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "mount")
+PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "mount", "umount", "hostname", "openssl")
 
 
 def _kafka() -> Path:

@@ -15,11 +15,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 GATEWAY = "10.244.0.1"
+# Set by who gives this process a network, and mounts, of its own.
+APART = "NETWORK_APART"
 _BRIDGE = "pods"
 
 
 def is_apart() -> bool:
-    """Whether this process is in a network namespace of its own, as ``make test-image`` starts it."""
+    """Whether this process is in a network namespace of its own, as ``make test-image`` and ``make test-cluster`` start it."""
+    if APART not in os.environ:
+        return False
     routes = Path("/proc/net/route").read_text().splitlines()[1:]
     return not routes and "eth0" not in {name for _, name in socket.if_nameindex()}
 
@@ -81,7 +85,7 @@ class PodNetwork:
             self._pods.pop(name, None)
             self._write()
 
-    def know(self, services: Iterable[str]) -> None:
+    def set_services(self, services: Iterable[str]) -> None:
         """Lines of ``/etc/hosts`` for the services that there are."""
         with self._lock:
             if (sorted_ := sorted(services)) != self._services:
@@ -90,8 +94,11 @@ class PodNetwork:
 
     def _write(self) -> None:
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self._pods.items()), *self._services]
-        # In place: the file is mounted.
-        self.hosts.write_text("\n".join(lines) + "\n")
+        # In place, because it is mounted; and without a moment in which it is empty.
+        text = ("\n".join(lines) + "\n").encode()
+        with self.hosts.open("r+b") as file:
+            file.write(text)
+            file.truncate()
 
 
 def _ip(*words: str) -> None:

