@@ -17,8 +17,9 @@ from typing import Any
 from tests.deploy import tools
 from tests.deploy.api_server import ApiServer, NotTaken
 from tests.deploy.image import Image
-from tests.deploy.kubelet import End, Kubelet, Pod
+from tests.deploy.kubelet import Kubelet
 from tests.deploy.network import GATEWAY, PodNetwork
+from tests.deploy.pod import End, Node, Pod
 from tests.deploy.programs import Programs
 
 GPU = "nvidia.com/gpu"
@@ -40,7 +41,6 @@ class Cluster:
     def __enter__(self) -> Cluster:
         with contextlib.ExitStack() as stack:
             network = stack.enter_context(PodNetwork(self._folder))
-            self.network = network
             self.server = stack.enter_context(ApiServer(self._folder, GATEWAY))
             stack.callback(self._programs.end)
             self.kubeconfig = self.server.kubeconfig()
@@ -49,20 +49,11 @@ class Cluster:
             threading.Thread(target=self._services, args=(network,), name="services", daemon=True).start()
             rooms = {"cpu-0": _ROOM, "gpu-0": {**_ROOM, GPU: "4"}}
             taint = {"key": GPU, "value": "present", "effect": "NoSchedule"}
-            self.kubelets = [
-                stack.enter_context(
-                    Kubelet(
-                        self.server,
-                        self._image,
-                        network,
-                        node,
-                        self._folder / node,
-                        room,
-                        [taint] if GPU in room else [],
-                    )
-                )
-                for node, room in rooms.items()
-            ]
+            self.kubelets = []
+            for name, room in rooms.items():
+                node = Node(self.server, self._image, network, self._folder / name)
+                kubelet = Kubelet(node, name, room, [taint] if GPU in room else [])
+                self.kubelets.append(stack.enter_context(kubelet))
             self._open = stack.pop_all()
         return self
 
@@ -119,7 +110,7 @@ class Cluster:
 
     def ends(self) -> list[End]:
         """How pods have ended."""
-        return [end for kubelet in self.kubelets for end in kubelet.ends]
+        return [end for kubelet in self.kubelets for end in kubelet.node.ends]
 
     def said(self) -> str:
         """What may tell why something is not as it should be."""
