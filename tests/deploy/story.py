@@ -30,6 +30,7 @@ class Feeder:
         self._producer = kafka_client.bare_producer(broker.settings, linger_ms=5)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self.count = self.broken = 0
 
     @property
@@ -39,13 +40,14 @@ class Feeder:
 
     def send(self, count: int) -> None:
         """So many at once."""
-        for number in range(self.count, self.count + count):
-            text = json.dumps({"text": f"number {number} of the documents that are in this topic"}).encode()
-            broken = number % BROKEN == BROKEN - 1
-            self._producer.send(self._topic, key=b"%d" % number, value=b"{" if broken else text)
-            self.broken += broken
-            self.count += 1
-        self._producer.flush(timeout=60)
+        with self._lock:
+            for number in range(self.count, self.count + count):
+                text = json.dumps({"text": f"number {number} of the documents that are in this topic"}).encode()
+                broken = number % BROKEN == BROKEN - 1
+                self._producer.send(self._topic, key=b"%d" % number, value=b"{" if broken else text)
+                self.broken += broken
+                self.count += 1
+            self._producer.flush(timeout=60)
 
     def begin(self, a_second: int) -> None:
         """Go on until :meth:`end`."""
