@@ -184,7 +184,9 @@ def test_the_stream_on_a_cluster_that_changes(
         story.tell("helm uninstall")
         story.wait(release.gone, "nothing is left", UP_S)
     for end in cluster.ends():
-        print(f"{end.pod} ended in {end.seconds:.0f} s of its {end.grace:.0f}" + (", killed" if end.killed else ""))
+        killed = f"; killed: {', '.join(end.killed)}" if end.killed else ""
+        print(f"{end.pod} ended in {end.seconds:.0f} s of its {end.grace:.0f}{killed}")
+        assert not end.killed or "-head-" in end.pod, "readers and encoders drain within their grace"
     once(feeder.expected, [record.key.decode() for record in out.records])
     once(feeder.expected, [key for file in (store.data / bucket).rglob("*.parquet") for key in keys_in(file)])
     assert all(len(value_of(record)["embedding"]) == 64 for record in out.records[:10])
