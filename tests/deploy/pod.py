@@ -82,11 +82,6 @@ class Pod:
         """A command in a container, as ``kubectl exec``."""
         return self._running[container].run(command, timeout)
 
-    def log(self, container: str) -> str:
-        """What a container has said."""
-        file = self.folder / f"{container}.log"
-        return file.read_text(errors="replace") if file.exists() else ""
-
     def kill(self) -> None:
         """End it at once, with the cluster."""
         self.deletion = self.deletion or {"deletionGracePeriodSeconds": 0}
@@ -171,7 +166,7 @@ class Pod:
                 if again and self._running[container["name"]].exit_code is not None:
                     self._ready[container["name"]] = 0.0, False
                     self._until_done(partial(self._start, container, sandbox))
-                self._probe(container)
+                self._until_done(partial(self._probe, container))
             self._report()
             time.sleep(LOOK_S)
 
