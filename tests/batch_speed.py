@@ -178,7 +178,7 @@ def lines(found: dict[tuple[str, str], list[dict[str, float]]], rows: int) -> It
         alone = ratio((arm, dtype), ("bare", dtype)) if arm == "ours" else ""
         beside = ratio((arm, dtype), base) if base in found else ""
         starts = spread([each["start_s"] for each in rounds], ".0f")
-        yield (f"| {name[arm]}, {dtype} | {spread(rates((arm, dtype)), '.1f')} | {alone} | {beside} | {starts} |")
+        yield f"| {name[arm]}, {dtype} | {spread(rates((arm, dtype)), '.1f')} | {alone} | {beside} | {starts} |"
 
 
 def spread(values: list[float], form: str) -> str:
@@ -215,9 +215,8 @@ def main() -> None:
                 of_round.setdefault((arm, dtype), []).append(measured(arm, dtype, folder))
                 print(f"{arm} {dtype}: {of_round[arm, dtype][-1]}", file=sys.stderr, flush=True)
             for key, times in of_round.items():
-                found.setdefault(key, []).append(
-                    {name: float(np.mean([one[name] for one in times])) for name in times[0]}
-                )
+                means = {what: float(np.mean([one[what] for one in times])) for what in times[0]}
+                found.setdefault(key, []).append(means)
             if not words.no_plain:
                 require_same(folder, dtypes)
     tokens = found["bare", dtypes[0]][0]["tokens"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.loopback import HOST, free_port
+from tests.certificates import Authority
 from tests.deploy import tools
 from tests.deploy.programs import Programs
 from tests.deploy.schemas import custom_definitions
@@ -44,7 +45,7 @@ class ApiServer:
         self._resources: dict[tuple[str, str], tuple[str, bool]] = {}
 
     def __enter__(self) -> ApiServer:
-        self._certify()
+        certificate, key = self._certify()
         self._trust = ssl.create_default_context(cafile=str(self.authority))
         tokens = self._folder / "tokens.csv"
         tokens.touch(0o600)
@@ -67,8 +68,8 @@ class ApiServer:
                 f"--secure-port={self.port}",
                 f"--bind-address={self.host}",
                 f"--advertise-address={self.host}",
-                f"--tls-cert-file={self._folder / 'server.crt'}",
-                f"--tls-private-key-file={self._folder / 'server.key'}",
+                f"--tls-cert-file={certificate}",
+                f"--tls-private-key-file={key}",
                 f"--token-auth-file={tokens}",
                 f"--service-account-key-file={self.accounts_key}",
                 f"--service-account-signing-key-file={self.accounts_key}",
@@ -89,20 +90,12 @@ class ApiServer:
     def __exit__(self, *_: object) -> None:
         self._programs.end()
 
-    def _certify(self) -> None:
-        """An authority, and a certificate of its own for the server; and the key that accounts' tokens are signed with."""
-        made, wanted = self._folder, self._folder / "server.csr"
-        names = made / "server.names"
-        names.write_text(f"subjectAltName=IP:{self.host},DNS:kubernetes.default.svc\n")
-        new = ["-newkey", "rsa:2048", "-nodes", "-keyout"]
-        signed = ["-CA", self.authority, "-CAkey", made / "ca.key", "-CAcreateserial", "-days", "2"]
-        for command in (
-            ["genrsa", "-out", self.accounts_key, "2048"],
-            ["req", "-x509", *new, made / "ca.key", "-out", self.authority, "-days", "2", "-subj", "/CN=test"],
-            ["req", *new, made / "server.key", "-out", wanted, "-subj", "/CN=kube-apiserver"],
-            ["x509", "-req", "-in", wanted, *signed, "-extfile", names, "-out", made / "server.crt"],
-        ):
-            subprocess.run(["openssl", *command], check=True, capture_output=True)
+    def _certify(self) -> tuple[Path, Path]:
+        """The server's certificate and its key, of an authority of its own; and the key that accounts' tokens are signed with."""
+        subprocess.run(["openssl", "genrsa", "-out", self.accounts_key, "2048"], check=True, capture_output=True)
+        authority = Authority()
+        self.authority.write_text(authority.pem)
+        return authority.issue("kube-apiserver", self.host, "kubernetes.default.svc").write(self._folder, "server")
 
     def _wait(self) -> None:
         deadline = time.monotonic() + READY_S

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,13 +85,6 @@ class Cluster:
             with contextlib.suppress(NotTaken, OSError):
                 slices = self.server.all("discovery.k8s.io/v1", "EndpointSlice", None)
                 network.set_services(line for found in slices for line in _lines(found))
-
-    def helm(self, *words: str) -> str:
-        """What helm says; AssertionError where it fails."""
-        command = [tools.helm(), *words, "--kubeconfig", self.kubeconfig]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
     def remaining_pods(self, namespace: str, group: str | None = None) -> list[dict[str, Any]]:
         """Ray's pods of a worker group, or of all, the head's being ``headgroup``; without those that are on their way out."""

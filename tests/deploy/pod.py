@@ -244,7 +244,7 @@ class Pod:
             "imageID": "",
             "ready": self._ready.get(name, (0.0, False))[1],
             "started": name in codes,
-            "restartCount": max(0, self._restarts.get(name, 0)),
+            "restartCount": self._restarts.get(name, 0),
             "state": state,
         }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.broker import Broker
+from tests.deploy import render as chart
 from tests.deploy.cluster import Cluster
 from tests.deploy.values_schema import CHART
 from tests.s3 import S3Server
@@ -71,10 +72,13 @@ class Release:
     def helm(self, action: str, made: dict[str, Any]) -> None:
         """Install or upgrade it with these values."""
         self._values.write_text(json.dumps(made))
-        self._cluster.helm(action, RELEASE, str(CHART), "--namespace", NAMESPACE, "-f", str(self._values))
+        self._helm(action, RELEASE, str(CHART), "-f", str(self._values))
 
     def uninstall(self) -> None:
-        self._cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
+        self._helm("uninstall", RELEASE)
+
+    def _helm(self, *words: str) -> None:
+        chart.helm(*words, "--namespace", NAMESPACE, "--kubeconfig", str(self._cluster.kubeconfig))
 
     @property
     def _status(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ RELEASE, NAMESPACE = "books", "embedding"
 
 
 class Refused(Exception):
-    """Helm refuses the values, and says why."""
+    """Helm refuses something, such as the values, and says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,21 @@ def render(*files: Path, release: str = RELEASE, **values: Any) -> Rendered:
         command += ["-f", str(file)]
     for key, value in values.items():
         command += ["--set-json", f"{key.replace('__', '.')}={json.dumps(value)}"]
-    return Rendered([found for found in yaml.safe_load_all(_helm(*command)) if found])
+    return Rendered([found for found in yaml.safe_load_all(helm(*command)) if found])
 
 
 def lint(file: Path) -> str:
     """What helm's linter says of the chart with a values file."""
-    return _helm("lint", "--strict", str(CHART), "-f", str(file))
+    return helm("lint", "--strict", str(CHART), "-f", str(file))
 
 
-def _helm(*arguments: str) -> str:
-    done = subprocess.run([tools.helm(), *arguments], capture_output=True, text=True, timeout=120, check=False)
+def helm(*arguments: str) -> str:
+    """What helm says.
+
+    Raises:
+        Refused: it fails.
+    """
+    done = subprocess.run([tools.helm(), *arguments], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         raise Refused(done.stderr + done.stdout)
     return done.stdout

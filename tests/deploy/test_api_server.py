@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -88,10 +87,7 @@ def test_helm_installs_upgrades_rolls_back_and_uninstalls(server: ApiServer, nam
     chosen = ["books", str(CHART), "-f", str(EXAMPLES["gpu-from-zero"])]
 
     def helm(*words: str) -> str:
-        command = [tools.helm(), *words, "--namespace", namespace, "--kubeconfig", server.kubeconfig()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return chart.helm(*words, "--namespace", namespace, "--kubeconfig", str(server.kubeconfig()))
 
     def limits() -> tuple[int, str]:
         (service,) = server.all("ray.io/v1", "RayService", namespace)
