@@ -72,35 +72,35 @@ def test_a_token_from_a_file_opens(secured: SecureBroker, tmp_path: Path) -> Non
 
 
 def test_tokens_and_sessions_are_renewed_under_load(secured: SecureBroker, tmp_path: Path) -> None:
-    """The broker ends a session with its token, or after three seconds: records go on being sent through several of each."""
+    """The broker ends a session with its token, or after a few seconds: records go on being sent through several of each."""
     logger = logging.getLogger("kafka.net.connection")
-    authenticated = 0
+    renewed = 0
 
     class Count(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            nonlocal authenticated
-            authenticated += "Authenticated via" in record.getMessage()
+            nonlocal renewed
+            said = record.getMessage()
+            renewed += "Authenticated via" in said and "(connected)" in said  # a new connection is "(initializing)"
 
     counting = Count(logging.INFO)
     logger.addHandler(counting)
-    with TokenEndpoint(tmp_path, secured.authority, client=APP, secret="canary", life_s=8) as endpoint:
+    life_s = 8
+    with TokenEndpoint(tmp_path, secured.authority, client=APP, secret="canary", life_s=life_s) as endpoint:
         oauth = {"token_url": endpoint.url, "client_id": APP, "client_secret": "canary", "cafile": secured.cafile}
         kafka = KafkaSettings(**secured.sasl("OAUTHBEARER", oauth=oauth))
-        producer = kafka_client.bare_producer(
-            kafka, request_timeout_ms=5_000, retries=0, acks=1, enable_idempotence=False
-        )
+        producer = kafka_client.bare_producer(kafka)
         try:
-            sent, end = [], time.monotonic() + 3 * REAUTH_MS / 1000
-            while time.monotonic() < end:
+            sent, began = [], time.monotonic()
+            while renewed < 3 or len(endpoint.forms) < 2:
+                assert time.monotonic() - began < 60, f"{renewed} sessions renewed, {len(endpoint.forms)} tokens"
                 sent.append(producer.send("in", value=b"x"))
                 time.sleep(0.01)
-            producer.flush(timeout=10)
+            producer.flush(timeout=30)
             assert [future.exception for future in sent if not future.succeeded()] == []
         finally:
             producer.close(timeout=2)
             logger.removeHandler(counting)
-        assert 2 <= len(endpoint.forms) <= 3
-    assert authenticated >= 4
+        assert len(endpoint.forms) <= 2 + 2 * (time.monotonic() - began) / life_s, "a token is kept for as long as it is good"
     with kafka_client.admin(secured.plain) as client:
         topics = kafka_topics.describe_topics(client, ["in"])
         assert sum(kafka_topics.end_offsets(client, topics).values()) == len(sent)
