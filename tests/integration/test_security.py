@@ -100,7 +100,9 @@ def test_tokens_and_sessions_are_renewed_under_load(secured: SecureBroker, tmp_p
         finally:
             producer.close(timeout=2)
             logger.removeHandler(counting)
-        assert len(endpoint.forms) <= 2 + 2 * (time.monotonic() - began) / life_s, "a token is kept for as long as it is good"
+        assert len(endpoint.forms) <= 2 + 2 * (time.monotonic() - began) / life_s, (
+            "a token is kept for as long as it is good"
+        )
     with kafka_client.admin(secured.plain) as client:
         topics = kafka_topics.describe_topics(client, ["in"])
         assert sum(kafka_topics.end_offsets(client, topics).values()) == len(sent)
