@@ -231,7 +231,7 @@ def chaos(
             at = out.poll()
             wait_until(
                 lambda: out.poll() > at + 50 or (not feeder.is_alive() and out.poll() >= expected_good),
-                90,
+                180,
                 lambda: f"vectors after a fault\n{pipeline.tail()}",
             )
 
