@@ -21,7 +21,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 # A fetch, a decompressed batch, a call's arrays: each larger one is mapped, and given back when it is dropped.
 LARGE_BYTES = 256 << 10
 ARENAS = 2
-# One arena: of the others, glibc gives parts back whatever the threshold. Its largest threshold for mapping is 32 MiB.
+# One arena: of the others, glibc gives parts back whatever the threshold. Some versions take no more than 32 MiB for mapping.
 _KEEPING = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),

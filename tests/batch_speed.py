@@ -3,7 +3,7 @@
 ``python -m tests.batch_speed`` runs all of them on this machine, over the same Parquet files of real texts, with the packaged
 model and one core for the encoder in each:
 
-- the encoder alone, on texts that are tokenised before;
+- the encoder alone, on texts that are tokenised before, with its heap as a replica has it;
 - ``stream-embedder batch`` with one replica, from Parquet to Parquet;
 - ``ray.data.read_parquet(…).map_batches(…).write_parquet(…)`` with one actor, whose class calls sentence-transformers'
   ``encode``, in float32, as both come.
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines import heap
 from pipelines.bench.texts import corpus
 
 TURN_S = 1.0
@@ -75,10 +76,10 @@ def bare(folder: Path, dtype: str) -> None:
     texts = pq.read_table(folder / "in").column("text").to_pylist()
     ids = model.tokenizer().ids(texts)
     windows = [Batch.of(ids[start : start + ROWS_A_PART]) for start in range(0, len(ids), ROWS_A_PART)]
-    print(json.dumps({"at": time.monotonic(), "rows": 0}), flush=True)
+    print(json.dumps({"at": time.monotonic(), "tokens": 0}), flush=True)
     for window in itertools.cycle(windows):
         encoder.encode(window, model.layout.dim)
-        print(json.dumps({"at": time.monotonic(), "rows": len(window)}), flush=True)
+        print(json.dumps({"at": time.monotonic(), "tokens": window.tokens}), flush=True)
 
 
 def batch_line(folder: Path, dtype: str) -> list[str]:
@@ -136,15 +137,18 @@ def plain(folder: Path) -> None:
 
 
 @contextmanager
-def started(line: list[str], errors: Path) -> Iterator[psutil.Popen]:
+def started(line: list[str], errors: Path, environ: Mapping[str, str] | None = None) -> Iterator[psutil.Popen]:
     """A process, and no more of it than this."""
-    environ = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    quiet = {"HF_HUB_OFFLINE": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    environ = os.environ | quiet | (environ or {})
     with errors.open("w") as into, psutil.Popen(line, stdout=PIPE, stderr=into, text=True, env=environ) as process:
         try:
             yield process
         finally:
             send(family(process), signal.SIGCONT)
             send([process], signal.SIGTERM)
+            with suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
+                process.wait(60)
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -219,24 +223,31 @@ def ready_at(said: str) -> float:
 def in_turn(folder: Path, dtype: str) -> dict[str, dict[str, float]]:
     """The encoder alone, and a batch, while they take turns."""
     errors, others = folder / "errors", folder / "errors-alone"
-    with started(arm("bare", folder, dtype), others) as alone, started(batch_line(folder, dtype), errors) as batch:
+    bare = started(arm("bare", folder, dtype), others, heap.keeping(os.environ))  # as a replica is
+    with bare as alone, started(batch_line(folder, dtype), errors) as batch:
         turns, turns_alone = take_turns(batch, alone)
+        if batch.poll() != 0:  # None: the encoder alone has ended
+            raise SystemExit(f"a batch in {dtype} failed:\n{errors.read_text()[-4000:]}\n{others.read_text()[-4000:]}")
         alone.kill()
         said, windows = batch.stdout.read(), alone.stdout.read().splitlines()
-    if batch.returncode or not windows:
-        raise SystemExit(f"a batch in {dtype} failed:\n{errors.read_text()[-4000:]}\n{others.read_text()[-4000:]}")
     summary = json.loads(said.splitlines()[-1])
     assert summary["complete"] and summary["dead_letters"] == 0, summary
     since_boot = time.monotonic() - time.time()
     end = max(file.stat().st_mtime for file in (folder / f"ours-{dtype}").rglob("*.parquet")) + since_boot
     start = ready_at(errors.read_text()) + since_boot
     ends = [window for window in map(json.loads, windows) if start <= window["at"] <= end]
-    seconds = turns.between(start, end)
+    if len(ends) < 3:
+        raise SystemExit("too few rows: the encoder alone has hardly had a turn")
+    # By tokens, for its windows differ in length, and it may have had some of them once more than others.
+    rows_a_token = summary["rows"] / summary["tokens"]
+    alone_s = turns_alone.between(ends[0]["at"], ends[-1]["at"])
     return {
-        "ours": {"rate": summary["rows"] / seconds, "start_s": turns.between(0.0, start), "tokens": summary["tokens"]},
-        "bare": {
-            "rate": sum(window["rows"] for window in ends[1:]) / turns_alone.between(ends[0]["at"], ends[-1]["at"])
+        "ours": {
+            "rate": summary["rows"] / turns.between(start, end),
+            "start_s": turns.between(0.0, start),
+            "tokens": summary["tokens"],
         },
+        "bare": {"rate": rows_a_token * sum(window["tokens"] for window in ends[1:]) / alone_s},
     }
 
 
@@ -297,6 +308,8 @@ def main() -> None:
         return bare(words.folder, *dtypes)
     if words.arm == "plain":
         return plain(words.folder)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))  # what is stopped then has to go on, to end
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
 
     def measured(arm: str, dtype: str, what: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ Comes in: tasks. Goes out: what became of them. Never here: a row, or a signal.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -59,7 +60,7 @@ class Crew:
             num_gpus=gpus,
             max_concurrency=pool.in_flight + 2,
             max_restarts=0,
-            runtime_env={"env_vars": {} if self._cuda else _beside_an_encoder(os.environ)},
+            runtime_env={"env_vars": {} if self._cuda else _beside_an_encoder(pool.cpus_per_replica, os.environ)},
         )
         self._start_s: float | None = None
         self._gone = Counts()
@@ -301,11 +302,11 @@ class Crew:
             outcome.given_up += f"; {waiting.untried:,} pieces were not tried"
 
 
-def _beside_an_encoder(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables for a replica that computes on CPUs: what else it does leaves them to the encoder.
+def _beside_an_encoder(cpus: float, environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a replica that computes on so many CPUs: what else it does leaves them to the encoder.
 
-    One thread tokenises 40 times as fast as MiniLM computes on a core, and as many as there are cores would have them all
-    for a moment, each time.
+    One thread tokenises 40 times as fast as MiniLM computes on a core in bfloat16; as many as the machine has cores would take
+    them all for a moment, each time.
     """
-    threads = {} if "RAYON_NUM_THREADS" in environ else {"RAYON_NUM_THREADS": "1"}
+    threads = {} if "RAYON_NUM_THREADS" in environ else {"RAYON_NUM_THREADS": str(max(1, math.ceil(cpus / 8)))}
     return heap.keeping(environ) | threads

@@ -92,7 +92,8 @@ class Replica:
             EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
         """
         log.configure()
-        sys.setswitchinterval(SWITCH_S)
+        if not self._cuda:
+            sys.setswitchinterval(SWITCH_S)
         began = time.monotonic()
         share = self._settings.batch.share
         if share < 1:

@@ -219,13 +219,17 @@ def chaos(
         "group": unique_name(),
     }
     sent = list(records(count, seed))
-    feeder = Feeder(broker.settings, names["in"], sent, per_second=count / 60)
+    # However long the start takes, most are sent while the faults fall.
+    parts = sent[: count // 10], sent[count // 10 :]
+    first, feeder = (Feeder(broker.settings, names["in"], part, per_second=count / 60) for part in parts)
     files = tmp_path / "lake"
     pipeline = Pipeline(tmp_path, pipeline_settings(broker.bootstrap_servers, names, model, files.as_uri()))
     expected_good = sum(record.good for record in sent)
     with reading(broker.settings, names["out"]) as out, reading(broker.settings, names["dead"]) as dead, pipeline:
-        feeder.start()
+        first.start()
         wait_until(lambda: out.poll() > 100, 120, lambda: f"first vectors\n{pipeline.tail()}")
+        first.join(60)
+        feeder.start()
 
         def flows_on() -> None:
             at = out.poll()
@@ -244,7 +248,7 @@ def chaos(
         pipeline.start()
         flows_on()
         feeder.join(180)
-        assert feeder.failure is None and not feeder.is_alive()
+        assert [each.failure for each in (first, feeder) if each.failure or each.is_alive()] == []
         wait_until(
             lambda: out.poll() >= expected_good and dead.poll() >= len(sent) - expected_good,
             180,
@@ -255,8 +259,9 @@ def chaos(
             out.poll()
             dead.poll()
     expected = embeddings(model, sent)
-    check_outcomes(sent, feeder.placed, expected, out, dead)
-    check_files(sent, feeder.placed, expected, files)
+    placed = first.placed + feeder.placed
+    check_outcomes(sent, placed, expected, out, dead)
+    check_files(sent, placed, expected, files)
 
 
 def test_every_part_killed_in_turn(

@@ -525,6 +525,7 @@ def test_a_drain_commits_what_was_sent_and_gives_up_the_rest(stream: type_stream
     drained: list[bool] = []
     draining = threading.Thread(target=lambda: drained.append(running.reader.drain(5.0)))
     draining.start()
+    running.wait(running.reader._draining.is_set)
     time.sleep(0.1)
     assert running.thread.is_alive(), "it waits for the calls that are out"
     go.set()
