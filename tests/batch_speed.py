@@ -223,8 +223,8 @@ def ready_at(said: str) -> float:
 def in_turn(folder: Path, dtype: str) -> dict[str, dict[str, float]]:
     """The encoder alone, and a batch, while they take turns."""
     errors, others = folder / "errors", folder / "errors-alone"
-    bare = started(arm("bare", folder, dtype), others, heap.keeping(os.environ))  # as a replica is
-    with bare as alone, started(batch_line(folder, dtype), errors) as batch:
+    encoder = started(arm("bare", folder, dtype), others, heap.keeping(os.environ))  # as a replica is
+    with encoder as alone, started(batch_line(folder, dtype), errors) as batch:
         turns, turns_alone = take_turns(batch, alone)
         if batch.poll() != 0:  # None: the encoder alone has ended
             raise SystemExit(f"a batch in {dtype} failed:\n{errors.read_text()[-4000:]}\n{others.read_text()[-4000:]}")

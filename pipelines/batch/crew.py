@@ -5,17 +5,16 @@ Comes in: tasks. Goes out: what became of them. Never here: a row, or a signal.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines import heap
 from pipelines.batch.growth import fits, wanted
 from pipelines.batch.member import Member
 from pipelines.batch.outcome import Outcome, State
+from pipelines.batch.pace import beside_an_encoder
 from pipelines.batch.progress import LEAST_S, Progress
 from pipelines.batch.queue import MOST_FAILED, SUSPECT, Queue
 from pipelines.batch.replica import Counts, Replica
@@ -60,7 +59,7 @@ class Crew:
             num_gpus=gpus,
             max_concurrency=pool.in_flight + 2,
             max_restarts=0,
-            runtime_env={"env_vars": {} if self._cuda else _beside_an_encoder(pool.cpus_per_replica, os.environ)},
+            runtime_env={"env_vars": {} if self._cuda else beside_an_encoder(pool.cpus_per_replica, os.environ)},
         )
         self._start_s: float | None = None
         self._gone = Counts()
@@ -300,13 +299,3 @@ class Crew:
         if outcome.given_up is not None:
             outcome.failed += [f"{task.piece}: {task.fault}" for task in waiting.failing()]
             outcome.given_up += f"; {waiting.untried:,} pieces were not tried"
-
-
-def _beside_an_encoder(cpus: float, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables for a replica that computes on so many CPUs: what else it does leaves them to the encoder.
-
-    One thread tokenises 40 times as fast as MiniLM computes on a core in bfloat16; as many as the machine has cores would take
-    them all for a moment, each time.
-    """
-    threads = {} if "RAYON_NUM_THREADS" in environ else {"RAYON_NUM_THREADS": str(max(1, math.ceil(cpus / 8)))}
-    return heap.keeping(environ) | threads

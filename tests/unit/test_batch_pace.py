@@ -15,7 +15,7 @@ import pytest
 from pipelines.batch import encoding, replica
 from pipelines.batch.inputs import find
 from pipelines.batch.outlets import batch_outlets
-from pipelines.batch.pace import Pace, give_way
+from pipelines.batch.pace import Pace, beside_an_encoder, give_way
 from pipelines.batch.pieces import plan
 from pipelines.batch.there import There
 from pipelines.model import Model
@@ -216,3 +216,14 @@ def test_the_encoder_of_this_process_keeps_to_its_share(monkeypatch: pytest.Monk
         pool.submit(Batch.of([np.array([1, 2, 3], np.int32)])).result()
     pool.close()
     assert entered == [0.25] * 3 and made.busy_s > 0
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, "1"), (1, "1"), (8, "1"), (9, "2"), (64, "8")])
+def test_beside_an_encoder_few_threads_tokenise(cpus: float, threads: str) -> None:
+    made = beside_an_encoder(cpus, {})
+    assert made["RAYON_NUM_THREADS"] == threads
+    assert made["MALLOC_ARENA_MAX"] == "1"
+
+
+def test_what_the_environment_says_of_threads_and_heap_holds() -> None:
+    assert beside_an_encoder(1, {"RAYON_NUM_THREADS": "4", "MALLOC_ARENA_MAX": "2"}) == {}
