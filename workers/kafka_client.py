@@ -95,6 +95,16 @@ def bare_consumer(kafka: KafkaSettings, **more: Any) -> KafkaConsumer:
     return connect(KafkaConsumer, kafka, **arguments)
 
 
+def finish_join(consumer: KafkaConsumer) -> None:
+    """Before each poll of a group's member: have a join that ended just as the poll before did handed out.
+
+    kafka-python 3.0.12 has forgotten by then why it joins, and would go on without its partitions for good.
+    """
+    coordinator = consumer._coordinator
+    if coordinator.rejoining:
+        coordinator.request_rejoin()
+
+
 def bare_producer(kafka: KafkaSettings, **more: Any) -> KafkaProducer:
     """An idempotent producer without transactions. The caller closes it."""
     return connect(KafkaProducer, kafka, **({"value_serializer": NullableSerializer()} | more))

@@ -314,6 +314,13 @@ def test_three_members_settle_quickly_and_share_the_partitions(
     assert group_members(broker.settings, group) == []
 
 
+def assigned(consumer: KafkaConsumer) -> set[Any]:
+    """Which partitions a bare member has after another poll."""
+    kafka_client.finish_join(consumer)
+    consumer.poll(250)
+    return set(consumer.assignment())
+
+
 def test_a_join_that_outlives_its_poll_is_finished(
     broker: RunningBroker, make_topic: type_make_topic, unique_name: type_name, join: type_join
 ):
@@ -329,7 +336,7 @@ def test_a_join_that_outlives_its_poll_is_finished(
         )
         try:
             consumer.subscribe([topic])
-            wait_for(lambda: consumer.poll(250) is not None and consumer.assignment(), "the first partition")
+            wait_for(lambda: assigned(consumer), "the first partition")
             expire_the_next_join(consumer)
             add_partitions(broker.settings, topic, consumer, 2)
             wait_for(lambda: consumer.poll(250) is not None and consumer._coordinator.rejoining, "the join")

@@ -161,6 +161,7 @@ def test_a_group_with_members_is_left_alone(
     consumer.subscribe([names["in"]])
     try:
         while not consumer.assignment():
+            kafka_client.finish_join(consumer)
             consumer.poll(100)
         said = command("offsets", "reset", "--to", "latest")
         assert said.code == 1 and "has 1 members, which would go on from where they are: stop the pipeline" in said.err

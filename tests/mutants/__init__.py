@@ -156,8 +156,8 @@ MUTANTS = (
         "join",
         "a join that outlived its poll is not asked for again",
         "workers/sources/kafka_member.py",
-        "            coordinator.request_rejoin()\n",
-        "            pass\n",
+        "        kafka_client.finish_join(self.consumer)\n",
+        "",
         (f"{GUARDS}::test_a_join_that_outlives_its_poll_is_finished",),
     ),
     Mutant(

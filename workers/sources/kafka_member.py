@@ -114,7 +114,8 @@ class GroupMember:
 
         With 0 all partitions are to be paused: the client takes no such number.
         """
-        self._finish_join()
+        kafka_client.finish_join(self.consumer)
+        self._watch_join()
         self._clear_line()
         polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))
         return polled
@@ -156,10 +157,8 @@ class GroupMember:
         if not fetcher._next_partition_records:
             fetcher._next_partition_records = None
 
-    def _finish_join(self) -> None:
+    def _watch_join(self) -> None:
         coordinator = self.consumer._coordinator
-        if coordinator.rejoining:
-            coordinator.request_rejoin()
         now = time.monotonic()
         if coordinator.stable():
             self._settled = now

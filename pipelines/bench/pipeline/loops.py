@@ -185,6 +185,7 @@ def bare(job: Mapping[str, Any]) -> dict[str, Any]:
         polled, taken = [], 0
         while taken < min(MOST_RECORDS, job["records"] - count):
             start = clock or Clock()
+            kafka_client.finish_join(consumer)
             more = consumer.poll(250, max_records=MOST_RECORDS - taken)
             polled.append(more)
             taken += sum(map(len, more.values()))
