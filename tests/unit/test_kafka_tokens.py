@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,9 +172,12 @@ def test_nothing_is_waited_for_twice(endpoint: TokenEndpoint, tmp_path: Path, mo
     source = EndpointTokens(settings(endpoint, tmp_path), clock)
     first = source.token()
     monkeypatch.setattr(tokens, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(tokens, "_request", lambda oauth: (time.sleep(0.4), ("new", 60.0))[1])
+    answers = threading.Event()
+    monkeypatch.setattr(tokens, "_request", lambda oauth: ("new", 60.0) if answers.wait(30) else None)
     clock.now += 0.9 * endpoint.life_s
     assert source.token() == first
     assert source.token() == first
-    time.sleep(0.5)
-    assert source.token() == "new"
+    answers.set()
+    deadline = time.monotonic() + 30
+    while source.token() != "new":
+        assert time.monotonic() < deadline, "its answer is not taken"
