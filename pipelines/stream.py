@@ -34,9 +34,9 @@ from workers.backlog import Backlog
 from workers.errors import DeviceLost, StreamEmbedderError
 from workers.otel import reader_trace, replica_trace
 from workers.outlets import Outlet
-from workers.pool import serve_pool
+from workers.pool import serve_pool, timed
 from workers.reader import StreamReader
-from workers.records import Batch, type_vectors
+from workers.records import Batch, Computed, type_vectors
 from workers.settings import KafkaSettings, QueriesSettings, RegistrySettings, Settings
 from workers.turns import Turns
 
@@ -88,23 +88,20 @@ class Encoder:
         encoder.self_test()
         return model, encoder
 
-    async def encode(self, batch: Batch) -> type_vectors:
-        """Vectors of a batch: float32 [n, widest output's dim], unit length."""
-        work = self._trace.timed(batch, lambda: self._forward(batch, self._dim))
+    async def encode(self, batch: Batch) -> Computed:
+        """Vectors of a batch: float32 [n, widest output's dim], unit length; and the seconds that it took."""
+        work = self._trace.timed(batch, lambda: timed(self._forward, batch))
         return await asyncio.wrap_future(self._turns.submit(work, query=False))
 
-    async def query(self, batch: Batch) -> tuple[type_vectors, float]:
-        """Vectors of a batch that somebody waits for, before others' turn: all of the model's dims; and the seconds it took."""
-        return await asyncio.wrap_future(self._turns.submit(lambda: self._timed(batch), query=True))
+    async def query(self, batch: Batch) -> Computed:
+        """The same of all of the model's dims, for somebody who waits: before others' turn."""
+        whole = functools.partial(self._forward, whole=True)
+        return await asyncio.wrap_future(self._turns.submit(lambda: timed(whole, batch), query=True))
 
-    def _timed(self, batch: Batch) -> tuple[type_vectors, float]:
-        started = time.monotonic()
-        return self._forward(batch, None), time.monotonic() - started
-
-    def _forward(self, batch: Batch, dim: int | None) -> type_vectors:
+    def _forward(self, batch: Batch, *, whole: bool = False) -> type_vectors:
         before = self._encoder.stats
         try:
-            return self._encoder.encode(batch, dim)
+            return self._encoder.encode(batch, None if whole else self._dim)
         except DeviceLost as lost:
             # An answer would count against the batch's texts, and Serve would keep the replica, which fails faster than
             # others work. At its death the batch goes to another replica, and Serve starts a new one.

@@ -7,12 +7,14 @@ text knows every byte that must come out. Never here: torch.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import numpy as np
 
 from pipelines.model import Model
 from workers import log
-from workers.records import Batch, type_vectors
+from workers.pool import timed
+from workers.records import Batch, Computed, type_vectors
 from workers.settings import Settings
 
 LOG = log.get(__name__)
@@ -27,13 +29,13 @@ class StubEncoder:
         self._dim, self._whole = model.widest, model.layout.dim
         LOG.info("stub encoder ready %s", log.fields(dim=self._dim))
 
-    async def encode(self, batch: Batch) -> type_vectors:
-        """Vectors of a batch: float32 [n, widest output's dim], unit length."""
-        return vectors_of(batch, self._dim)
+    async def encode(self, batch: Batch) -> Computed:
+        """Vectors of a batch: float32 [n, widest output's dim], unit length; and the seconds that it took."""
+        return timed(partial(vectors_of, dim=self._dim), batch)
 
-    async def query(self, batch: Batch) -> tuple[type_vectors, float]:
-        """The same, of all of the model's dims, and the seconds that it took."""
-        return vectors_of(batch, self._whole), 0.0
+    async def query(self, batch: Batch) -> Computed:
+        """The same, of all of the model's dims."""
+        return timed(partial(vectors_of, dim=self._whole), batch)
 
 
 def vectors_of(batch: Batch, dim: int) -> type_vectors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from pipelines.stub import StubEncoder
-from workers.records import Batch, type_vectors
+from workers.records import Batch, Computed
 
 CALL_S = 0.2
 
@@ -17,7 +17,7 @@ class SlowEncoder(StubEncoder):
         super().__init__(settings)
         self._turn = asyncio.Lock()
 
-    async def encode(self, batch: Batch) -> type_vectors:
+    async def encode(self, batch: Batch) -> Computed:
         async with self._turn:
             await asyncio.sleep(CALL_S)
-            return await super().encode(batch)
+            return (await super().encode(batch))._replace(seconds=CALL_S)

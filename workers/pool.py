@@ -26,7 +26,7 @@ import numpy as np
 from workers import log, metrics
 from workers.deadline import Deadline
 from workers.errors import RetryableError
-from workers.records import Batch, DeadLetter, type_vectors
+from workers.records import Batch, Computed, DeadLetter, type_vectors
 from workers.trace import UNTRACED, Trace
 
 LOG = log.get(__name__)
@@ -51,10 +51,14 @@ class Failure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A batch's outcome: float32 ``vectors`` [n, dim], and by row those texts that were ``refused`` (their rows are 0)."""
+    """A batch's outcome: float32 ``vectors`` [n, dim], and by row those texts that were ``refused`` (their rows are 0).
+
+    ``seconds``: of computing, without the wait for it.
+    """
 
     vectors: type_vectors
     refused: dict[int, DeadLetter] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 class PoolClosed(RetryableError):
@@ -83,7 +87,7 @@ class RetryingPool:
 
     def __init__(
         self,
-        call: Callable[[Batch], type_vectors],
+        call: Callable[[Batch], Computed],
         *,
         dim: int,
         canary: Batch,
@@ -134,7 +138,8 @@ class RetryingPool:
         while not self._closed.is_set():
             attempts += 1
             try:
-                return Answer(self._checked(self._call(batch), batch))
+                vectors, seconds = self._checked(self._call(batch), batch)
+                return Answer(vectors, seconds=seconds)
             except Exception as error:  # noqa: BLE001 - whatever a replica raises; it is classified, counted and retried
                 failure = self._classify(error)
                 self._meter.add(metrics.CALLS_RETRIED, cause=failure.value)
@@ -169,18 +174,27 @@ class RetryingPool:
         left = self._attempt(batch.slice(0, middle), deadline, attempts)
         right = self._attempt(batch.slice(middle, len(batch)), deadline, attempts)
         refused = left.refused | {middle + row: letter for row, letter in right.refused.items()}
-        return Answer(np.concatenate((left.vectors, right.vectors)), refused)
+        return Answer(np.concatenate((left.vectors, right.vectors)), refused, left.seconds + right.seconds)
 
     def _encoders_work(self) -> bool:
         try:
-            return bool(np.isfinite(self._checked(self._call(self._canary), self._canary)).all())
+            return bool(np.isfinite(self._checked(self._call(self._canary), self._canary).vectors).all())
         except Exception:  # noqa: BLE001 - any failure means the same: the encoders are down, so no text is to blame
             return False
 
-    def _checked(self, vectors: Any, batch: Batch) -> type_vectors:
+    def _checked(self, answer: Any, batch: Batch) -> Computed:
+        if not isinstance(answer, Computed):
+            raise RetryableError(f"an encoder answered with {type(answer).__name__}")
+        vectors = answer.vectors
         if not isinstance(vectors, np.ndarray) or vectors.shape != (len(batch), self._dim):
             raise RetryableError(f"an encoder answered with {getattr(vectors, 'shape', type(vectors).__name__)}")
-        return np.asarray(vectors, np.float32)
+        return Computed(np.asarray(vectors, np.float32), answer.seconds)
+
+
+def timed(encode: Callable[[Batch], type_vectors], batch: Batch) -> Computed:
+    """What ``encode`` makes of a batch, and the seconds that it took."""
+    started = time.monotonic()
+    return Computed(encode(batch), time.monotonic() - started)
 
 
 def local_pool(
@@ -189,9 +203,9 @@ def local_pool(
     """An encoder in this process, one batch at a time: for unit tests and small jobs."""
     lock = threading.Lock()
 
-    def call(batch: Batch) -> type_vectors:
+    def call(batch: Batch) -> Computed:
         with lock:
-            return encode(batch)
+            return timed(encode, batch)
 
     return RetryingPool(
         call, dim=dim, canary=canary, classify=lambda _: Failure.RAISED, capacity=lambda: 2, meter=meter
@@ -206,24 +220,23 @@ def serve_pool(
     capacity: Callable[[], int],
     timeout_s: float,
     meter: metrics.Metrics,
-    unpacked: Callable[[Any], type_vectors] = lambda vectors: vectors,
     trace: Trace = UNTRACED,
 ) -> RetryingPool:
     """The encoder replicas behind a Ray Serve deployment.
 
-    ``send`` is ``handle.encode.remote``, or that of another method that takes a Batch; ``unpacked``: the vectors in its answer.
+    ``send`` is ``handle.encode.remote``, or that of another method that takes a Batch and answers with a :class:`Computed`.
     """
     from ray import exceptions as ray_errors  # noqa: PLC0415 - Ray only where it is used
     from ray.serve import exceptions as serve_errors  # noqa: PLC0415
 
-    def call(batch: Batch) -> type_vectors:
+    def call(batch: Batch) -> Computed:
         response = send(batch)
         try:
-            answer = response.result(timeout_s=timeout_s)
+            computed: Computed = response.result(timeout_s=timeout_s)
         except TimeoutError:
             response.cancel()
             raise
-        return unpacked(answer)
+        return computed
 
     def classify(error: Exception) -> Failure:
         match error:

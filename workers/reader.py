@@ -97,7 +97,7 @@ class StreamReader:
         self._checkpoint = checkpoint(self._ledger, self._lock)
         self._window = Window(options.max_batch_tokens, options.linger_s)
         self._gathering = Gathering()
-        self._answers: deque[tuple[Call, Answer | None, float]] = deque()
+        self._answers: deque[tuple[Call, Answer | None]] = deque()
         self._under_way = 0
         self._deadline = Deadline(0)
         self._draining = threading.Event()
@@ -212,10 +212,10 @@ class StreamReader:
                 self._gathering.give_up(self._window.clear())
             elif records:
                 self._prepare(records)
-            for call, answer, seconds in answers:
+            for call, answer in answers:
                 if answer is not None:
                     self._flow.done(call.batch.tokens, call.shared_tokens)
-                    self._window.measured(call.batch.tokens, seconds)
+                    self._window.measured(call.batch.tokens, answer.seconds)
                     self._settle(self._gathering.whole(outcomes.answered(call.rows, answer)))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
             with self._lock:
@@ -244,9 +244,9 @@ class StreamReader:
                 self._under_way += 1
                 self._intake.measure()
             self._flow.calls(self._under_way, call.batch.tokens)
-            self._send(call, time.monotonic())
+            self._send(call)
 
-    def _send(self, call: Call, started: float) -> None:
+    def _send(self, call: Call) -> None:
         def answered(future: Future[Answer]) -> None:
             error = None if future.cancelled() else future.exception()
             answer = None if future.cancelled() or error is not None else future.result()
@@ -254,7 +254,7 @@ class StreamReader:
                 self._fail(error)  # without an outcome its texts would hold up their partitions, and nobody would know
             self._trace.answered(call.batch, error)
             with self._lock:
-                self._answers.append((call, answer, time.monotonic() - started))
+                self._answers.append((call, answer))
                 self._lock.notify_all()
 
         self._pool.submit(call.batch).add_done_callback(answered)

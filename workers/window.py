@@ -80,7 +80,7 @@ class Window:
         return not self._uncut and not self._calls
 
     def measured(self, tokens: int, seconds: float) -> None:
-        """Learn from an answered call. Time in a replica's queue counts, so this errs on the side of smaller calls."""
+        """Learn from an answered call, which a replica has computed in so many ``seconds``."""
         rate = tokens / max(seconds, 1e-3)
         self._rate = rate if self._rate == 0.0 else 0.8 * self._rate + 0.2 * rate
 

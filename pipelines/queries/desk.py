@@ -97,6 +97,7 @@ class Desk:
             for waiting, _ in rows:
                 _end(waiting, Refusal(503, "no encoder has answered; try again", code="no_answer", retry_s=RETRY_S))
         else:
+            self._meter.add(metrics.QUERY_ENCODER_SECONDS, answer.seconds)
             sound = is_sound(answer.vectors)
             for row, (waiting, number) in enumerate(rows):
                 if row in answer.refused:

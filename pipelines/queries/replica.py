@@ -24,7 +24,7 @@ from pipelines.queries.offer import Offer
 from workers import log, metrics
 from workers.periodic import every
 from workers.pool import serve_pool
-from workers.records import Batch, type_vectors
+from workers.records import Batch
 from workers.settings import Settings
 
 LOG = log.get(__name__)
@@ -59,7 +59,6 @@ class Queries:
             capacity=lambda: CALLS_PER_REPLICA * self._encoders,
             timeout_s=min(pool.call_timeout_s, queries.timeout_s),
             meter=self._meter,
-            unpacked=self._unpacked,
         )
         budget = pool.batch_tokens(cuda=gpus_per_replica(settings) > 0)
         self._desk = Desk(self._pool, dim=offer.dim, budget=budget, meter=self._meter)
@@ -80,11 +79,6 @@ class Queries:
         """Answer one request."""
         self._loop = asyncio.get_running_loop()
         return await self._front(request)
-
-    def _unpacked(self, answer: tuple[type_vectors, float]) -> type_vectors:
-        vectors, seconds = answer
-        self._meter.add(metrics.QUERY_ENCODER_SECONDS, seconds)
-        return vectors
 
     def _ready(self) -> bool:
         return self._to_zero or (self._counted_at is not None and self._encoders > 0)

@@ -32,7 +32,7 @@ from tests.integration.test_records import produce
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client, kafka_topics, metrics
 from workers.errors import PoisonError
-from workers.pool import Failure, RetryingPool
+from workers.pool import Failure, RetryingPool, timed
 from workers.reader import StreamReader
 from workers.records import Batch, Tokens, type_vectors
 from workers.settings import Settings
@@ -82,7 +82,7 @@ class Running:
         stub: Any = Cut() if settings.model.chunked else Characters()
         self.meter = metrics.Metrics()
         pool = RetryingPool(
-            partial(vectors_of, dim=model.widest) if own_tokenizer else vectors,
+            partial(timed, partial(vectors_of, dim=model.widest) if own_tokenizer else vectors),
             dim=model.widest,
             canary=CANARY,
             classify=lambda _: Failure.RAISED,

@@ -7,7 +7,7 @@ import os
 from pipelines.model import Model
 from pipelines.stub import StubEncoder
 from tests.lab.documents import POISON
-from workers.records import Batch, Tokens, type_vectors
+from workers.records import Batch, Computed, Tokens
 from workers.settings import Settings
 
 
@@ -20,7 +20,7 @@ class MortalEncoder(StubEncoder):
         assert isinstance(tokens, Tokens)
         self._poison = tokens.ids.tobytes()
 
-    async def encode(self, batch: Batch) -> type_vectors:
+    async def encode(self, batch: Batch) -> Computed:
         """As the stub does."""
         end = 0
         for length in batch.lengths.tolist():

@@ -6,14 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tests.fakes import CANARY, DIM, fake_encode, fake_vector, texts_of
 from workers import metrics, pool
-from workers.pool import SUSPICIOUS, SUSPICIOUS_HALF, Answer, Failure, PoolClosed, RetryingPool, local_pool
-from workers.records import Batch, type_vectors
+from workers.pool import SUSPICIOUS, SUSPICIOUS_HALF, Answer, Failure, PoolClosed, RetryingPool, local_pool, timed
+from workers.records import Batch, Computed, type_vectors
 
 WAIT_S = 20.0
 
@@ -64,10 +65,14 @@ def make(monkeypatch: pytest.MonkeyPatch, meter: metrics.Metrics) -> Iterator[ty
     monkeypatch.setattr(pool, "BACKOFF_S", (0.001, 0.004))
     made: list[RetryingPool] = []
 
-    def make(call: Callable[[Batch], type_vectors], capacity: int = 2) -> RetryingPool:
+    def make(
+        encode: Callable[[Batch], type_vectors],
+        capacity: int = 2,
+        call: Callable[[Batch], Computed] | None = None,
+    ) -> RetryingPool:
         made.append(
             RetryingPool(
-                call,
+                call or partial(timed, encode),
                 dim=DIM,
                 canary=CANARY,
                 classify=lambda error: error.failure if isinstance(error, ReplicaError) else Failure.RAISED,
@@ -129,6 +134,30 @@ def test_none_is_no_answer(make: type_make):
     calls = iter([None, fake_encode(batch_of("a"))])
     answer = make(lambda _: next(calls)).submit(batch_of("a")).result(WAIT_S)  # type: ignore[arg-type,return-value]
     assert np.array_equal(answer.vectors, vectors_of("a"))
+
+
+def test_bare_vectors_are_no_answer(make: type_make):
+    """Of a replica of before an update that says how long it took: it is asked again, and no text is to blame."""
+    answers = [fake_encode(CANARY)] * 10
+
+    def call(batch: Batch) -> Computed:
+        return answers.pop() if answers else timed(fake_encode, batch)  # type: ignore[return-value]
+
+    answer = make(fake_encode, call=call).submit(CANARY).result(WAIT_S)
+    assert answer.refused == {}
+    assert answers == []
+
+
+def test_the_seconds_of_an_answer_are_those_of_its_calls_that_succeeded(make: type_make):
+    def call(batch: Batch) -> Computed:
+        texts = texts_of(batch)
+        if len(texts) > 2 or "bad" in texts:
+            raise ReplicaError(Failure.RAISED)
+        return Computed(fake_encode(batch), 1.0)
+
+    answer = make(fake_encode, call=call).submit(batch_of("a", "b", "bad", "c")).result(WAIT_S)
+    assert list(answer.refused) == [2]
+    assert answer.seconds == 2.0, "two halves, of which one was halved again, and one text refused"
 
 
 @pytest.mark.parametrize("poison", [{0}, {6}, {3}, {0, 1}, {2, 5}, {0, 1, 2, 3, 4, 5, 6}])
@@ -298,12 +327,14 @@ def test_the_local_pool_encodes_one_batch_at_a_time(meter: metrics.Metrics):
         return fake_encode(batch)
 
     made = local_pool(encode, dim=DIM, canary=CANARY, meter=meter)
+    began = time.monotonic()
     try:
-        for future in [made.submit(batch_of("a")) for _ in range(6)]:
-            future.result(WAIT_S)
+        answers = [future.result(WAIT_S) for future in [made.submit(batch_of("a")) for _ in range(6)]]
     finally:
         made.close()
     assert most == 1
+    assert all(answer.seconds >= 0.01 for answer in answers)
+    assert sum(answer.seconds for answer in answers) <= time.monotonic() - began, "the wait for a turn is not in them"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own, at import

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,11 +37,12 @@ from workers.encoder.quantize import Projection
 from workers.errors import EnvironmentFault, PoisonError, RetryableError, StreamEmbedderError
 from workers.otel.carrying import Carrying
 from workers.outlets import DeadLetterOutlet, FileOutlet, Outlet
-from workers.pool import Failure, RetryingPool
+from workers.pool import Failure, RetryingPool, timed
 from workers.reader import ReaderOptions, StreamReader
-from workers.records import Batch, Document, Message, Position, Record, Tokens, TopicPartition, type_vectors
+from workers.records import Batch, Computed, Document, Message, Position, Record, Tokens, TopicPartition, type_vectors
 from workers.settings import LimitSettings
 from workers.trace import UNTRACED, Trace
+from workers.window import MOST_BATCHES
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 OUT, DEAD = "vectors", "documents.dead"
@@ -63,6 +65,7 @@ class Stream:
         steps: Sequence[type_step],
         *,
         encode: Callable[[Batch], type_vectors] = fake_encode,
+        call: Callable[[Batch], Computed] | None = None,
         sink: Callable[[Group], FakeSink] = FakeSink,
         reject_overflow: bool = False,
         limits: LimitSettings | None = None,
@@ -79,7 +82,7 @@ class Stream:
         self.sink = sink(self.group)
         self.meter = metrics.Metrics()
         self.pool = RetryingPool(
-            encode,
+            call or partial(timed, encode),
             dim=DIM,
             canary=CANARY,
             classify=lambda _: Failure.RAISED,
@@ -505,6 +508,21 @@ def test_a_partition_that_goes_while_its_commit_is_recovered_is_no_error(stream:
     running.wait_committed(10)
     running.finish()
     assert running.values() == values_of(texts(10))
+
+
+def test_calls_grow_by_what_encoders_compute_and_not_by_how_long_they_are_waited_for(stream: type_stream):
+    sent: list[int] = []
+
+    def call(batch: Batch) -> Computed:
+        sent.append(batch.tokens)
+        time.sleep(0.03)
+        return Computed(fake_encode(batch), batch.tokens / 100_000)
+
+    records = [text(n, f"{n:032}") for n in range(2_000)]
+    running = stream(records, call=call).start()
+    running.wait_committed(2_000)
+    running.finish()
+    assert max(sent) == MOST_BATCHES * 64, "with the wait for them in it, a call would carry four batches at most"
 
 
 # ---- ends

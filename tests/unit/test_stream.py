@@ -45,10 +45,10 @@ def test_a_lost_device_ends_the_replica(monkeypatch, caplog):
     monkeypatch.setattr(os, "_exit", end)
     batch = Batch.of([np.ones(3, np.int32)])
     with pytest.raises(Ended, match="1"):
-        replica(DeviceLost("cuda is lost to this process"))._forward(batch, 4)
+        replica(DeviceLost("cuda is lost to this process"))._forward(batch)
     assert 'replica ends error="cuda is lost to this process"' in caplog.text
     with pytest.raises(RetryableError):
-        replica(RetryableError("too little memory"))._forward(batch, None)
+        replica(RetryableError("too little memory"))._forward(batch, whole=True)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, at import

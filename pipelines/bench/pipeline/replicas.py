@@ -22,7 +22,7 @@ from pipelines.bench.pipeline.part import Curve, Part
 from pipelines.bench.pipeline.simulated import Device
 from workers import metrics
 from workers.pool import Failure, RetryingPool, serve_pool
-from workers.records import Batch, type_vectors
+from workers.records import Batch, Computed
 
 TEXTS, TOKENS, DIM = 64, 100, 256
 IN_FLIGHT = 2  # calls per replica, as pool.in_flight has it
@@ -84,19 +84,19 @@ class Caller:
         return count / spent, used / max(1, count)
 
 
-def _least_busy(actors: Sequence[Any]) -> Callable[[Batch], type_vectors]:
+def _least_busy(actors: Sequence[Any]) -> Callable[[Batch], Computed]:
     busy, lock = [0] * len(actors), threading.Lock()
 
-    def call(batch: Batch) -> type_vectors:
+    def call(batch: Batch) -> Computed:
         with lock:
             place = min(range(len(busy)), key=busy.__getitem__)
             busy[place] += 1
         try:
-            vectors: type_vectors = ray.get(actors[place].encode.remote(batch), timeout=TIMEOUT_S)
+            computed: Computed = ray.get(actors[place].encode.remote(batch), timeout=TIMEOUT_S)
         finally:
             with lock:
                 busy[place] -= 1
-        return vectors
+        return computed
 
     return call
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from pipelines.model import Model
-from workers.records import Batch, type_vectors
+from workers.records import Batch, Computed
 from workers.settings import Settings
 
 TOKENS_PER_S = "SIMULATED_GPU_TOKENS_PER_S"
@@ -27,12 +27,13 @@ class Device:
         self._tokens_per_s = tokens_per_s
         self._free = 0.0
 
-    async def encode(self, batch: Batch) -> type_vectors:
-        """Vectors of a batch: float32 [n, dim], when the device has come to it."""
+    async def encode(self, batch: Batch) -> Computed:
+        """Vectors of a batch: float32 [n, dim], when the device has come to it; and the seconds that it took then."""
         now = time.monotonic()
-        self._free = max(now, self._free) + max(self._call_s, batch.tokens / self._tokens_per_s)
+        seconds = max(self._call_s, batch.tokens / self._tokens_per_s)
+        self._free = max(now, self._free) + seconds
         await asyncio.sleep(self._free - now)
-        return np.repeat(self._vector, len(batch), axis=0)
+        return Computed(np.repeat(self._vector, len(batch), axis=0), seconds)
 
 
 class SimulatedEncoder(Device):
