@@ -42,6 +42,7 @@ from workers.settings import KafkaSettings, LimitSettings, SourceSettings
 from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
 from workers.sinks.kafka_append import failure
+from workers.sources import kafka_handover as handover_room
 from workers.sources import kafka_member as member_room
 from workers.sources import kafka_silence as silence_room
 from workers.sources.kafka import KafkaSource
@@ -524,6 +525,38 @@ def test_a_static_member_is_removed_when_it_stops(
     assert [found["group_instance_id"] for found in group_members(broker.settings, group)] == [instance]
     member.stop()
     assert group_members(broker.settings, group) == [], "else its partitions stay reserved until the session runs out"
+
+
+def test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner(
+    broker: RunningBroker,
+    make_topic: type_make_topic,
+    unique_name: type_name,
+    join: type_join,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Between the rounds of a cooperative rebalance: the broker gives its successor its place, and asks nobody to join anew."""
+    monkeypatch.setattr(handover_room, "LOOK_S", 2.0)
+    topic, group, names = make_topic(4), unique_name(), (unique_name(), unique_name())
+    every = {TopicPartition(topic, number) for number in range(4)}
+    first = join(broker.settings, group, [topic], instance=names[0])
+    wait_for(lambda: set(first.owned) == every, "the assignment")
+    dying, buried = threading.Event(), threading.Event()
+
+    def die(_: object) -> None:
+        dying.set()
+        buried.wait()
+
+    first.parting = die  # type: ignore[method-assign]
+    second = join(broker.settings, group, [topic], instance=names[1])
+    try:
+        assert dying.wait(WAIT_S)
+        third = join(broker.settings, group, [topic], instance=names[0])
+        wait_for(lambda: third.owned, "its predecessor's place")
+        assert not second.owned, "premise: what was given up is nobody's"
+        wait_for(lambda: set(third.owned) | set(second.owned) == every, "an owner for all partitions")
+        assert len(second.owned) == 2
+    finally:
+        buried.set()
 
 
 def test_a_client_that_fails_to_leave_leaves_no_thread_behind(

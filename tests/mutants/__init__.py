@@ -161,6 +161,14 @@ MUTANTS = (
         (f"{GUARDS}::test_a_join_that_outlives_its_poll_is_finished",),
     ),
     Mutant(
+        "handover",
+        "nobody joins anew for what a static member gave up as it died",
+        "workers/sources/kafka_member.py",
+        "        if self._handover.take():\n",
+        "        if False:\n",
+        (f"{GUARDS}::test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner",),
+    ),
+    Mutant(
         "static-member",
         "a static member that stops keeps its partitions",
         "workers/sources/kafka_member.py",

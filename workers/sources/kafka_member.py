@@ -12,7 +12,8 @@ What the client needs, each with a test that fails without it:
 - membership taken only while it is stable: a member that was thrown out shows generation -1, which the broker accepts;
 - a batch that it cannot parse taken out of its hands (``kafka_holds``): its polls would spin on it and never return;
 - a used-up batch taken out of its line: a partition that was paused half-read waits for that place, and would for ever;
-- an eye on its silence (``kafka_silence``): a client that has lost track of a partition says nothing of it.
+- an eye on its silence (``kafka_silence``): a client that has lost track of a partition says nothing of it;
+- an eye on what a static member's predecessor has left (``kafka_handover``): partitions that nobody reads.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from workers.errors import CommitError, EnvironmentFault, RetryableError
 from workers.offsets import read_position
 from workers.records import Position, TopicPartition
 from workers.settings import KafkaSettings, LimitSettings, SourceSettings
+from workers.sources.kafka_handover import Handover
 from workers.sources.kafka_holds import Holds
 from workers.sources.kafka_silence import Silence
 from workers.sources.kafka_start import Starts
@@ -101,6 +103,7 @@ class GroupMember:
         self.starts = Starts(self.consumer, source)
         self._silence = Silence(self.consumer)
         self._refresh: Any = None
+        self._handover = Handover(kafka, source.group, self._wanted)
 
     def subscribe(self, listener: ConsumerRebalanceListener) -> None:
         """Say what to read, and who hears of assignments; the polls do the joining."""
@@ -108,6 +111,8 @@ class GroupMember:
             self.consumer.subscribe(pattern=f"^(?:{self._source.pattern})$", listener=listener)
         else:
             self.consumer.subscribe(list(self._source.topics), listener=listener)
+        if self._instance is not None:
+            self._handover.start()
 
     def poll(self, most: int) -> dict[Any, list[Any]]:
         """Up to ``most`` records by partition, waiting a quarter of a second at most; errors are kafka-python's.
@@ -115,6 +120,8 @@ class GroupMember:
         With 0 all partitions are to be paused: the client takes no such number.
         """
         kafka_client.finish_join(self.consumer)
+        if self._handover.take():
+            self.consumer._coordinator.request_rejoin()
         self._watch_join()
         self._clear_line()
         polled: dict[Any, list[Any]] = self.consumer.poll(POLL_MS, max_records=max(1, min(most, MOST_RECORDS)))
@@ -151,6 +158,11 @@ class GroupMember:
         elif polled:
             self._silence.heard()
         return not self._silence.broken(lambda: self.holds.known() | self.consumer.paused())
+
+    def _wanted(self) -> set[TopicPartition]:
+        topics = self.consumer.subscription() or ()
+        numbers = {topic: self.consumer._cluster.partitions_for_topic(topic) or () for topic in topics}
+        return {TopicPartition(topic, number) for topic, found in numbers.items() for number in found}
 
     def _clear_line(self) -> None:
         fetcher = self.consumer._fetcher
@@ -215,6 +227,7 @@ class GroupMember:
 
     def leave(self) -> None:
         """Leave the group at once, also as a static member."""
+        self._handover.stop()
         try:
             self.consumer.close(autocommit=False, timeout_ms=3_000)
         except kafka_errors.KafkaError as error:
