@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from workers import log, metrics
 from workers.settings import Settings
+from workers.share import Share
 
 LOG = log.get(__name__)
 
@@ -35,7 +36,7 @@ class Census:
 
     def __init__(self, settings: Settings, meter: metrics.Metrics, ask: Callable[[], Count]) -> None:
         """``ask`` may raise whatever it likes: the controller may be dead or starting, and the stream goes on."""
-        self._in_flight = settings.pool.in_flight
+        self._share = Share(settings.pool.in_flight)
         self._to_zero = settings.pool.min == 0
         self._elastic = settings.pool.min != settings.pool.max
         self._meter = meter
@@ -57,14 +58,19 @@ class Census:
         self._ended.set()
 
     def capacity(self) -> int:
-        """How many calls one reader may have under way: its share, and one at least, which finds out when they are back.
+        """How many calls this reader may have under way: one at least, which finds out when encoders are back.
 
         Where replicas come and go, none without a replica: with a call that waits for the first one, Serve starts that one
         and asks nobody how many it should be.
         """
         if self._elastic and self._last.encoders == 0:
             return 0
-        return max(1, self._in_flight * self._last.encoders // self._last.readers)
+        return self._share.limit(self._last.encoders, self._last.readers)
+
+    def heard(self, took_s: float, computed_s: float) -> None:
+        """A call of this reader's has come back, in so many seconds, of which an encoder has computed so many."""
+        used = self._meter.value(metrics.CALLS_IN_FLIGHT) >= self.capacity()
+        self._share.answered(took_s, computed_s, used=used)
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD_S):

@@ -156,6 +156,7 @@ class Reader:
             timeout_s=settings.pool.call_timeout_s,
             meter=self._meter,
             trace=trace,
+            heard=self._census.heard,
         )
         cuda = gpus_per_replica(settings) > 0
         return stream_reader(
@@ -213,7 +214,8 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     size: dict[str, Any] = {"num_replicas": pool.min}
     if pool.min != pool.max:
         size = {"autoscaling_config": scaled(settings, APP)}
-    calls = pool.in_flight
+    # Where readers take each other's places, one whose turn it is again finds one free.
+    calls = pool.in_flight + (settings.readers.count > 1)
     if settings.queries.enabled:
         # Each reader has a call under way at least, also where that is more than the encoders take.
         calls = max(calls, settings.readers.count) + CALLS_PER_REPLICA

@@ -53,16 +53,21 @@ class Failure(Enum):
 class Answer:
     """A batch's outcome: float32 ``vectors`` [n, dim], and by row those texts that were ``refused`` (their rows are 0).
 
-    ``seconds``: of computing, without the wait for it.
+    ``tokens`` are those that were computed, in so many ``seconds``, without the wait for it.
     """
 
     vectors: type_vectors
     refused: dict[int, DeadLetter] = field(default_factory=dict)
+    tokens: int = 0
     seconds: float = 0.0
 
 
 class PoolClosed(RetryableError):
     """The pool was closed while a batch was under way."""
+
+
+class _OtherAnswer(RetryableError):
+    """A replica answers in other terms than ours: it is of before an update, or of after it."""
 
 
 class NoAnswer(RetryableError):
@@ -95,8 +100,12 @@ class RetryingPool:
         capacity: Callable[[], int],
         meter: metrics.Metrics,
         trace: Trace = UNTRACED,
+        heard: Callable[[float, float], None] = lambda took_s, computed_s: None,
     ) -> None:
-        """``canary``: one text that every encoder must be able to take; ``classify`` reads an exception of ``call``."""
+        """``canary``: one text that every encoder must be able to take; ``classify`` reads an exception of ``call``.
+
+        ``heard``: told of each call that succeeds, from its thread: the seconds that it took, and those computed of them.
+        """
         self._call = call
         self._dim = dim
         self._canary = canary
@@ -104,6 +113,7 @@ class RetryingPool:
         self._capacity = capacity
         self._meter = meter
         self._trace = trace
+        self._heard = heard
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="encode")
 
@@ -137,17 +147,20 @@ class RetryingPool:
         limit = SUSPICIOUS_HALF if attempts and len(batch) > 1 else SUSPICIOUS
         while not self._closed.is_set():
             attempts += 1
+            started = time.monotonic()
             try:
                 vectors, seconds = self._checked(self._call(batch), batch)
-                return Answer(vectors, seconds=seconds)
             except Exception as error:  # noqa: BLE001 - whatever a replica raises; it is classified, counted and retried
-                failure = self._classify(error)
+                failure = Failure.NOTHING_RAN if isinstance(error, _OtherAnswer) else self._classify(error)
                 self._meter.add(metrics.CALLS_RETRIED, cause=failure.value)
                 self._trace.retried(batch, failure.value)
                 LOG.warning(
                     "call failed %s",
                     log.fields(cause=failure.value, error=type(error).__name__, texts=len(batch), attempts=attempts),
                 )
+            else:
+                self._heard(time.monotonic() - started, seconds)
+                return Answer(vectors, tokens=batch.tokens, seconds=seconds)
             suspicions += failure is not Failure.NOTHING_RAN
             if suspicions >= limit and self._encoders_work():
                 return self._bisect(batch, deadline, attempts, failure)
@@ -174,7 +187,8 @@ class RetryingPool:
         left = self._attempt(batch.slice(0, middle), deadline, attempts)
         right = self._attempt(batch.slice(middle, len(batch)), deadline, attempts)
         refused = left.refused | {middle + row: letter for row, letter in right.refused.items()}
-        return Answer(np.concatenate((left.vectors, right.vectors)), refused, left.seconds + right.seconds)
+        vectors = np.concatenate((left.vectors, right.vectors))
+        return Answer(vectors, refused, left.tokens + right.tokens, left.seconds + right.seconds)
 
     def _encoders_work(self) -> bool:
         try:
@@ -184,7 +198,7 @@ class RetryingPool:
 
     def _checked(self, answer: Any, batch: Batch) -> Computed:
         if not isinstance(answer, Computed):
-            raise RetryableError(f"an encoder answered with {type(answer).__name__}")
+            raise _OtherAnswer(f"an encoder answered with {type(answer).__name__}")
         vectors = answer.vectors
         if not isinstance(vectors, np.ndarray) or vectors.shape != (len(batch), self._dim):
             raise RetryableError(f"an encoder answered with {getattr(vectors, 'shape', type(vectors).__name__)}")
@@ -221,6 +235,7 @@ def serve_pool(
     timeout_s: float,
     meter: metrics.Metrics,
     trace: Trace = UNTRACED,
+    heard: Callable[[float, float], None] = lambda took_s, computed_s: None,
 ) -> RetryingPool:
     """The encoder replicas behind a Ray Serve deployment.
 
@@ -251,4 +266,6 @@ def serve_pool(
             case _:
                 return Failure.RAISED
 
-    return RetryingPool(call, dim=dim, canary=canary, classify=classify, capacity=capacity, meter=meter, trace=trace)
+    return RetryingPool(
+        call, dim=dim, canary=canary, classify=classify, capacity=capacity, meter=meter, trace=trace, heard=heard
+    )

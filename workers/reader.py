@@ -215,7 +215,7 @@ class StreamReader:
             for call, answer in answers:
                 if answer is not None:
                     self._flow.done(call.batch.tokens, call.shared_tokens)
-                    self._window.measured(call.batch.tokens, answer.seconds)
+                    self._window.measured(answer.tokens, answer.seconds)
                     self._settle(self._gathering.whole(outcomes.answered(call.rows, answer)))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.
             with self._lock:

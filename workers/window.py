@@ -80,7 +80,9 @@ class Window:
         return not self._uncut and not self._calls
 
     def measured(self, tokens: int, seconds: float) -> None:
-        """Learn from an answered call, which a replica has computed in so many ``seconds``."""
+        """Learn from a call of which a replica has computed so many tokens, in so many seconds; a refused one shows nothing."""
+        if tokens == 0:
+            return
         rate = tokens / max(seconds, 1e-3)
         self._rate = rate if self._rate == 0.0 else 0.8 * self._rate + 0.2 * rate
 

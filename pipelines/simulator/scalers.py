@@ -15,8 +15,9 @@ from pipelines.simulator.curves import TICK_S, TOKENS_PER_RECORD, TOKENS_PER_S, 
 from pipelines.simulator.world import HELD, IN_FLIGHT, Glance, records
 from workers.scaling import Decision, Limits, Observation, State, decide
 
-# What a reader measures of itself is more than it reaches in the long run.
-READER_GUESS = 1.2
+# What a reader measures of itself is more than it reaches in the long run; and the figures of all readers are added up, also
+# where one of them has the hot partition.
+READER_GUESS, READERS = 1.2, 4
 
 
 class TokenBacklog:
@@ -28,7 +29,7 @@ class TokenBacklog:
         self._limits = Limits(curve.least, curve.most, drain_s=drain_s, calls_per_replica=IN_FLIGHT)
         # A reader knows how fast it works when it works; that of a sink, nobody does before it is too slow.
         by_readers = curve.source is not None and curve.limit == "readers"
-        self._feed = READER_GUESS * curve.source * TOKENS_PER_S if by_readers and curve.source else None
+        self._feed = READERS * READER_GUESS * curve.source * TOKENS_PER_S if by_readers and curve.source else None
         self._blocked = curve.source is not None and not by_readers
         self._state = State()
         self.decision: Decision | None = None

@@ -45,6 +45,19 @@ def test_readers_share_what_the_encoders_take_and_one_call_always_finds_out(
     assert meter.value(metrics.ENCODERS_RUNNING) == encoders
 
 
+def test_a_reader_takes_places_that_others_leave_when_its_share_is_under_way(meter: metrics.Metrics) -> None:
+    counted = census(meter, in_flight=2)
+    counted.note(Count(4, 4), 0.0)
+    meter.set(metrics.CALLS_IN_FLIGHT, 1)
+    counted.heard(0.1, 0.1)
+    assert counted.capacity() == 2, "it has not used them up"
+    meter.set(metrics.CALLS_IN_FLIGHT, 2)
+    counted.heard(0.1, 0.1)
+    assert counted.capacity() == 3
+    counted.heard(0.5, 0.1)
+    assert counted.capacity() == 2, "others wait"
+
+
 def test_where_replicas_come_and_go_no_call_is_sent_before_one_is_there(meter: metrics.Metrics) -> None:
     """A call that waits would make Serve start one replica, and ask the policy only when that one runs."""
     counted = census(meter, min=0, max=4, in_flight=2)

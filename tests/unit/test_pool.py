@@ -137,15 +137,43 @@ def test_none_is_no_answer(make: type_make):
 
 
 def test_bare_vectors_are_no_answer(make: type_make):
-    """Of a replica of before an update that says how long it took: it is asked again, and no text is to blame."""
+    """Of a replica of before an update that says how long it took: another is asked, and no text is to blame."""
     answers = [fake_encode(CANARY)] * 10
 
     def call(batch: Batch) -> Computed:
-        return answers.pop() if answers else timed(fake_encode, batch)  # type: ignore[return-value]
+        if texts_of(batch) != texts_of(CANARY) and answers:
+            return answers.pop()  # type: ignore[return-value]
+        return timed(fake_encode, batch)
 
-    answer = make(fake_encode, call=call).submit(CANARY).result(WAIT_S)
+    answer = make(fake_encode, call=call).submit(batch_of("a")).result(WAIT_S)
     assert answer.refused == {}
     assert answers == []
+
+
+def test_who_listens_hears_how_long_each_call_took_and_how_much_of_it_was_computing(meter: metrics.Metrics):
+    heard: list[tuple[float, float]] = []
+
+    def call(batch: Batch) -> Computed:
+        if len(batch) > 1:
+            raise ReplicaError(Failure.RAISED)
+        time.sleep(0.02)
+        return Computed(fake_encode(batch), 0.01)
+
+    made = RetryingPool(
+        call,
+        dim=DIM,
+        canary=CANARY,
+        classify=lambda _: Failure.RAISED,
+        capacity=lambda: 1,
+        meter=meter,
+        heard=lambda took_s, computed_s: heard.append((took_s, computed_s)),
+    )
+    try:
+        made.submit(batch_of("a", "b")).result(WAIT_S)
+    finally:
+        made.close()
+    assert [computed for _, computed in heard] == [0.01, 0.01], "of those that succeeded, and not of the canary"
+    assert all(took >= 0.02 for took, _ in heard)
 
 
 def test_the_seconds_of_an_answer_are_those_of_its_calls_that_succeeded(make: type_make):
@@ -158,6 +186,7 @@ def test_the_seconds_of_an_answer_are_those_of_its_calls_that_succeeded(make: ty
     answer = make(fake_encode, call=call).submit(batch_of("a", "b", "bad", "c")).result(WAIT_S)
     assert list(answer.refused) == [2]
     assert answer.seconds == 2.0, "two halves, of which one was halved again, and one text refused"
+    assert answer.tokens == 3, "without the refused one's"
 
 
 @pytest.mark.parametrize("poison", [{0}, {6}, {3}, {0, 1}, {2, 5}, {0, 1, 2, 3, 4, 5, 6}])

@@ -42,7 +42,7 @@ from workers.reader import ReaderOptions, StreamReader
 from workers.records import Batch, Computed, Document, Message, Position, Record, Tokens, TopicPartition, type_vectors
 from workers.settings import LimitSettings
 from workers.trace import UNTRACED, Trace
-from workers.window import MOST_BATCHES
+from workers.window import CALL_SECONDS
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 OUT, DEAD = "vectors", "documents.dead"
@@ -512,17 +512,36 @@ def test_a_partition_that_goes_while_its_commit_is_recovered_is_no_error(stream:
 
 def test_calls_grow_by_what_encoders_compute_and_not_by_how_long_they_are_waited_for(stream: type_stream):
     sent: list[int] = []
+    rate = 8_000.0
 
     def call(batch: Batch) -> Computed:
         sent.append(batch.tokens)
-        time.sleep(0.03)
-        return Computed(fake_encode(batch), batch.tokens / 100_000)
+        time.sleep(3 * batch.tokens / rate)
+        return Computed(fake_encode(batch), batch.tokens / rate)
 
-    records = [text(n, f"{n:032}") for n in range(2_000)]
+    records = [text(n, f"{n:032}") for n in range(500)]
     running = stream(records, call=call).start()
-    running.wait_committed(2_000)
+    running.wait_committed(500)
     running.finish()
-    assert max(sent) == MOST_BATCHES * 64, "with the wait for them in it, a call would carry four batches at most"
+    assert CALL_SECONDS * rate - 32 <= max(sent) <= CALL_SECONDS * rate, "a third of it, with the wait for them in it"
+
+
+def test_a_text_that_is_refused_says_nothing_of_how_fast_encoders_are(stream: type_stream):
+    sent: list[int] = []
+    rate, bad = 2_000.0, "b" * 300
+
+    def call(batch: Batch) -> Computed:
+        if bad in texts_of(batch):
+            raise RuntimeError
+        sent.append(batch.tokens)
+        time.sleep(batch.tokens / rate)
+        return Computed(fake_encode(batch), batch.tokens / rate)
+
+    records = [text(n, bad if n == 20 else f"{n:032}") for n in range(400)]
+    running = stream(records, call=call, most_tokens=300).start()
+    running.wait_committed(400)
+    running.finish()
+    assert max(sent) <= CALL_SECONDS * rate
 
 
 # ---- ends

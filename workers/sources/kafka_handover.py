@@ -69,7 +69,9 @@ class Handover:
             if rounds == MOST_ROUNDS:
                 LOG.warning("partitions without an owner %s", log.fields(group=self._group, partitions=partitions))
                 return
-            LOG.info("partitions without an owner: joining anew %s", log.fields(group=self._group, partitions=partitions))
+            LOG.info(
+                "partitions without an owner: joining anew %s", log.fields(group=self._group, partitions=partitions)
+            )
             rounds, pause = rounds + 1, 2 * pause
             self._due.set()
 

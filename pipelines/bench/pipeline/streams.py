@@ -24,6 +24,9 @@ REPLICAS = 2
 REPLICA_TOKENS_PER_S = 25_000.0
 CAPACITY = REPLICAS * REPLICA_TOKENS_PER_S / TOKENS  # records per second
 HOT = 0.9
+# Of many readers one has the hot partition, and must fill encoders of which its part is a quarter.
+HOT_READERS, HOT_REPLICAS, HOT_TOKENS_PER_S = 4, 8, 10_000.0
+HOT_CAPACITY = HOT_REPLICAS * HOT_TOKENS_PER_S / TOKENS
 LOADS = (0.1, 0.5, 0.9)
 INTERVALS_S = (1.0, 0.1)
 MODULE = ("pipelines.stand_in", "pipelines.bench.pipeline.simulated:SimulatedEncoder")
@@ -41,8 +44,8 @@ def hot_partition(stage: Stage, *, records: int, rounds: int) -> Part:
     found: dict[str, list[float]] = {"hot-even": [], "hot-one": []}
     for number, source in itertools.product(range(rounds), found):
         name = f"{source}-{number}"
-        plain = stage.settings(name, source, pool=_pool(), readers={"count": 2, "cpus": 0.25})
-        with _simulated(stage, name, plain), stage.progress(name) as progress:
+        plain = stage.settings(name, source, pool=_pool(HOT_REPLICAS), readers={"count": HOT_READERS, "cpus": 0.25})
+        with _simulated(stage, name, plain, HOT_TOKENS_PER_S), stage.progress(name) as progress:
             progress.reach(1)
             first, begin = progress.now(), time.monotonic()
             end = progress.reach(records)
@@ -57,8 +60,8 @@ def hot_partition(stage: Stage, *, records: int, rounds: int) -> Part:
             (f"{100 * HOT:.0f} % of the records in one", spread(found["hot-one"]), f"{spread(shares, 1)} %"),
         ],
         (
-            f"{records:,} records, 2 readers, {REPLICAS} simulated GPUs of {REPLICA_TOKENS_PER_S:,.0f} tokens/s: "
-            f"{CAPACITY:,.0f} records/s at most.",
+            f"{records:,} records, {HOT_READERS} readers, {HOT_REPLICAS} simulated GPUs of {HOT_TOKENS_PER_S:,.0f} tokens/s: "
+            f"{HOT_CAPACITY:,.0f} records/s at most.",
         ),
         {"records": records, "records_per_s": found, "percent": shares},
     )
@@ -76,9 +79,13 @@ def latency(stage: Stage, *, seconds: float) -> Part:
         stage.fill(source, PARTITIONS)
         name = f"latency-{interval:g}"
         plain = stage.settings(
-            name, source, pool=_pool(), readers={"count": 1, "cpus": 0.25}, delivery={"commit_interval_s": interval}
+            name,
+            source,
+            pool=_pool(REPLICAS),
+            readers={"count": 1, "cpus": 0.25},
+            delivery={"commit_interval_s": interval},
         )
-        with _simulated(stage, name, plain), stage.progress(name) as progress:
+        with _simulated(stage, name, plain, REPLICA_TOKENS_PER_S), stage.progress(name) as progress:
             progress.reach(PARTITIONS)
             for load in LOADS:
                 waits = _waits(stage, source, plain["outputs"][0]["topic"], load * CAPACITY, seconds)
@@ -103,12 +110,12 @@ def latency(stage: Stage, *, seconds: float) -> Part:
     )
 
 
-def _pool() -> dict[str, Any]:
-    return {"min": REPLICAS, "max": REPLICAS, "cpus_per_replica": 0.25}
+def _pool(replicas: int) -> dict[str, Any]:
+    return {"min": replicas, "max": replicas, "cpus_per_replica": 0.1}
 
 
-def _simulated(stage: Stage, name: str, plain: dict[str, Any]) -> Any:
-    return pipeline(stage.write(name, plain), MODULE, **{TOKENS_PER_S: str(REPLICA_TOKENS_PER_S)})
+def _simulated(stage: Stage, name: str, plain: dict[str, Any], tokens_per_s: float) -> Any:
+    return pipeline(stage.write(name, plain), MODULE, **{TOKENS_PER_S: str(tokens_per_s)})
 
 
 def _waits(stage: Stage, source: str, out: str, rate: float, seconds: float) -> Sequence[float]:
