@@ -63,9 +63,8 @@ class Census:
         Where replicas come and go, none without a replica: with a call that waits for the first one, Serve starts that one
         and asks nobody how many it should be.
         """
-        if self._elastic and self._last.encoders == 0:
-            return 0
-        return self._share.limit(self._last.encoders, self._last.readers)
+        limit = self._share.limit(self._last.encoders, self._last.readers)
+        return 0 if self._elastic and self._last.encoders == 0 else limit
 
     def heard(self, took_s: float, computed_s: float) -> None:
         """A call of this reader's has come back, in so many seconds, of which an encoder has computed so many."""

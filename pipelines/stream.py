@@ -214,8 +214,8 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     size: dict[str, Any] = {"num_replicas": pool.min}
     if pool.min != pool.max:
         size = {"autoscaling_config": scaled(settings, APP)}
-    # Where readers take each other's places, one whose turn it is again finds one free.
-    calls = pool.in_flight + (settings.readers.count > 1)
+    # Where readers take each other's places, lines become longer by a call, and one whose turn it is again must find a place.
+    calls = pool.in_flight * (2 if settings.readers.count > 1 else 1)
     if settings.queries.enabled:
         # Each reader has a call under way at least, also where that is more than the encoders take.
         calls = max(calls, settings.readers.count) + CALLS_PER_REPLICA

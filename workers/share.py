@@ -2,11 +2,12 @@
 
 Comes in: how many encoders and senders there are, and how long calls took. Goes out: a limit. Never here: counting either.
 
-Each sender has an equal part of the places at the encoders for certain, and takes more while that makes nobody wait longer: a
-call that comes back sooner than a full line before its encoder explains has found a gap, and the limit rises by one; one that
-comes back later, and it falls by one, down to the part. So senders that have nothing to send leave their places to others, and
-get them back within a few calls, without a word between them. As Vegas does with packets (Brakmo and Peterson, 1995), which
-compares round trips with the shortest; here each answer says how much of its time was computing.
+Each sender has an equal part of the calls for certain, and takes more while lines are no longer than they should be: when a call
+comes back as soon as a line of ``in_flight`` explains, the limit rises by one, and when it comes back later by half a call, the
+limit falls by one, down to the part. So senders that have nothing to send leave their part to others, and get it back within a
+few calls, without a word between them; where all have much to send, lines are longer by less than a call. As Vegas does with
+packets (Brakmo and Peterson, 1995), which compares round trips with the shortest; here each answer says how much of its time
+was computing.
 """
 
 from __future__ import annotations

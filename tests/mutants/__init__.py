@@ -169,6 +169,14 @@ MUTANTS = (
         (f"{GUARDS}::test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner",),
     ),
     Mutant(
+        "share",
+        "a reader is held to its part of the calls, whoever else has nothing to send",
+        "pipelines/stream.py",
+        "            heard=self._census.heard,\n",
+        "",
+        ("tests/integration/test_hot_partition.py",),
+    ),
+    Mutant(
         "static-member",
         "a static member that stops keeps its partitions",
         "workers/sources/kafka_member.py",

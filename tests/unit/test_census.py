@@ -64,8 +64,13 @@ def test_where_replicas_come_and_go_no_call_is_sent_before_one_is_there(meter: m
     assert counted.capacity() == 0
     counted.note(Count(3, 2), 0.0)
     assert counted.capacity() == 3
+    meter.set(metrics.CALLS_IN_FLIGHT, 3)
+    counted.heard(0.1, 0.1)
+    assert counted.capacity() == 4
     counted.note(Count(0, 2), 5.0)
     assert counted.capacity() == 0
+    counted.note(Count(3, 2), 10.0)
+    assert counted.capacity() == 3, "what was taken of the others' part went with the encoders"
     assert census(meter, min=2, max=2).capacity() == 4, "a pool of one size is thought to be there"
 
 

@@ -87,6 +87,7 @@ def test_queries_are_the_ingress_where_they_are_asked_for_and_their_key_is_nobod
     assert (encoder.name, reader.name) == ("Encoder", "Reader")
     assert reader.init_args[1] is encoders
     assert [part.init_args[0].queries.api_key for part in (encoder, reader)] == [None, None]
-    # Three readers have a call each, whatever the one encoder takes; and two places are the queries' own.
-    assert encoder.max_ongoing_requests == 5
-    assert build(given.model_copy(update={"queries": QueriesSettings()}))._bound_deployment.name == "Reader"
+    # Readers have twice the places that one alone has, for they take each other's; and two places are the queries' own.
+    assert encoder.max_ongoing_requests == 6
+    without = build(given.model_copy(update={"queries": QueriesSettings()}))._bound_deployment
+    assert (without.name, without.init_args[1]._bound_deployment.max_ongoing_requests) == ("Reader", 4)

@@ -14,14 +14,13 @@ import threading
 from collections.abc import Callable
 
 from workers import kafka_client, kafka_groups, log
-from workers.errors import EnvironmentFault, RetryableError
 from workers.records import TopicPartition
 from workers.settings import KafkaSettings
 
 LOG = log.get(__name__)
 
-# A second round that is under way takes a second or two; after each that was asked for in vain, twice as long.
-LOOK_S = 5.0
+# Partitions that have no owner twice in a row, so far apart, will not get one by themselves: a second round takes seconds.
+LOOK_S, MOST_LOOK_S = 4.0, 60.0
 # More of them would disturb a group that something else keeps from being whole.
 MOST_ROUNDS = 5
 
@@ -54,31 +53,35 @@ class Handover:
         return True
 
     def _run(self) -> None:
-        pause, rounds = LOOK_S, 0
+        pause, rounds, before = LOOK_S, 0, None
         while not self._ended.wait(pause):
-            try:
-                left = self._left()
-            except (RetryableError, EnvironmentFault) as error:
-                LOG.debug("group not seen %s", log.fields(group=self._group, error=error))
-                continue
+            left = self._left()
             if left is None:
+                # What cannot be seen is looked for ever more rarely.
+                pause, before = min(1.5 * pause, MOST_LOOK_S), None
                 continue
             if not left:
                 return
-            partitions = ",".join(map(str, sorted(left)))
-            if rounds == MOST_ROUNDS:
-                LOG.warning("partitions without an owner %s", log.fields(group=self._group, partitions=partitions))
+            told = log.fields(group=self._group, partitions=",".join(map(str, sorted(left))))
+            if left != before:
+                pause, before = LOOK_S, left
+            elif rounds == MOST_ROUNDS:
+                LOG.warning("partitions without an owner %s", told)
                 return
-            LOG.info(
-                "partitions without an owner: joining anew %s", log.fields(group=self._group, partitions=partitions)
-            )
-            rounds, pause = rounds + 1, 2 * pause
-            self._due.set()
+            else:
+                LOG.info("partitions without an owner: joining anew %s", told)
+                rounds, before = rounds + 1, None
+                pause = min(2**rounds * LOOK_S, MOST_LOOK_S)
+                self._due.set()
 
     def _left(self) -> set[TopicPartition] | None:
         """Partitions without an owner; None while nobody can say."""
-        with kafka_client.admin(self._kafka) as client:
-            group = kafka_groups.describe(client, self._group)
+        try:
+            with kafka_client.admin(self._kafka) as client:
+                group = kafka_groups.describe(client, self._group)
+        except Exception as error:  # noqa: BLE001 - brokers that are away, or a foreign member's words: we look again
+            LOG.debug("group not seen %s", log.fields(group=self._group, error=type(error).__name__))
+            return None
         wanted = self._wanted()
         if group.state != "Stable" or not wanted:
             return None
