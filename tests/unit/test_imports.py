@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom up: a room imports from the rows below its own, and from its own row.
 ROWS = (
-    ("records", "errors", "deadline", "periodic", "scaling", "turns"),
+    ("records", "errors", "deadline", "periodic", "scaling", "share", "turns"),
     ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store", "trace"),
     (
         *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
