@@ -1,4 +1,4 @@
-"""A stub encoder whose calls take 0.2 s, for pipelines that must be caught at work, or kept waiting for their encoders."""
+"""The stub encoder, at the pace of a small GPU: so that a backlog lasts while replicas come and go."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ JOURNAL = "SLOW_ENCODER_JOURNAL"
 
 
 class SlowEncoder(StubEncoder):
-    """What it answers is what the stub answers, one call at a time."""
+    """A call takes as long whatever it holds, one after the other."""
 
-    def __init__(self, settings):
+    def __init__(self, settings) -> None:
         super().__init__(settings)
         self._turn = asyncio.Lock()
 
