@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -16,6 +17,8 @@ from workers import log, metrics
 
 LOG = log.get(__name__)
 LOG_PERIOD_S = 10.0
+# So many samples back goes what is said of how busy encoders are.
+SMOOTH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Sample:
     readers: int = 0
     encoders: int = 0
     encoders_wanted: int = 0
+    encoder_s: float = 0
     no_encoder_s: float = 0
 
 
@@ -62,6 +66,7 @@ def sample(
         readers=running.get("Reader", 0),
         encoders=running.get("Encoder", 0),
         encoders_wanted=wanted,
+        encoder_s=total(metrics.ENCODER_SECONDS),
         no_encoder_s=max(map(unavailable, snapshots), default=0.0),
     )
 
@@ -72,6 +77,7 @@ class Live:
 
     out: TextIO = field(default_factory=lambda: sys.stderr)
     _shown: Sample | None = None
+    _past: deque[Sample] = field(default_factory=lambda: deque(maxlen=SMOOTH))
     _status: Any = None
 
     def __enter__(self) -> Live:
@@ -105,10 +111,12 @@ class Live:
         before = self._shown
         if before is not None and now.records < before.records:
             before = None  # a reader was replaced, and counts anew
+            self._past.clear()
         if self._status is not None:
             with contextlib.suppress(OSError):
-                self._status.update(line(now, before))
+                self._status.update(line(now, before, self._past[0] if self._past else None))
             self._shown = now
+            self._past.append(now)
         elif self._shown is None or now.at - self._shown.at >= LOG_PERIOD_S:
             LOG.info("%s", logged(now, before))
             self._shown = now
@@ -122,14 +130,24 @@ def rates(now: Sample, before: Sample | None) -> tuple[float, float]:
     return (now.records - before.records) / seconds, (now.tokens - before.tokens) / seconds
 
 
-def line(now: Sample, before: Sample | None) -> str:
-    """The live line."""
+def busy(now: Sample, before: Sample | None) -> float | None:
+    """The share of their time that encoders computed between two samples; None: unknown."""
+    if before is None or now.at <= before.at or not now.encoders:
+        return None
+    # A call counts when it is back, with all of its time.
+    return min(1.0, (now.encoder_s - before.encoder_s) / ((now.at - before.at) * now.encoders))
+
+
+def line(now: Sample, before: Sample | None, earlier: Sample | None = None) -> str:
+    """The live line; ``earlier``: a sample so long ago that a call more or less is not seen in how busy encoders are."""
     records, tokens = rates(now, before)
+    share = busy(now, earlier)
+    work = "" if share is None else f" ({share:.0%} busy)"
     lag = "?" if now.lag is None else f"{now.lag:,}"
     gone = f" (none for {now.no_encoder_s:,.0f} s)" if now.no_encoder_s else ""
     return (
         f"{records:,.0f} records/s  {tokens:,.0f} tokens/s  lag {lag}  in flight {now.in_flight:,.0f}  "
-        f"readers {now.readers}  encoders {now.encoders}/{now.encoders_wanted}{gone}  "
+        f"readers {now.readers}  encoders {now.encoders}/{now.encoders_wanted}{work}{gone}  "
         f"committed {now.records:,.0f}  dead letters {now.dead_letters:,.0f}  commits {now.commits:,.0f}"
     )
 
@@ -137,6 +155,7 @@ def line(now: Sample, before: Sample | None) -> str:
 def logged(now: Sample, before: Sample | None) -> str:
     """The log line."""
     records, tokens = rates(now, before)
+    share = busy(now, before)
     return "progress " + log.fields(
         records_per_s=round(records, 1),
         tokens_per_s=round(tokens),
@@ -144,6 +163,7 @@ def logged(now: Sample, before: Sample | None) -> str:
         in_flight=int(now.in_flight),
         readers=now.readers,
         encoders=f"{now.encoders}/{now.encoders_wanted}",
+        **({} if share is None else {"encoders_busy": round(share, 2)}),
         **({"no_encoder_s": round(now.no_encoder_s)} if now.no_encoder_s else {}),
         committed=int(now.records),
         dead_letters=int(now.dead_letters),

@@ -44,8 +44,12 @@ class Flow:
             self._meter.observe(metrics.CALL_TOKENS, sent)
         self._calls, self._since = count, now
 
-    def done(self, tokens: int, shared: int) -> None:
-        """A call has come back with its vectors; ``shared`` tokens were not in it because equal texts were."""
+    def done(self, tokens: int, shared: int, seconds: float) -> None:
+        """A call has come back with its vectors, after so many seconds of an encoder's work.
+
+        ``shared`` tokens were not in it because equal texts were.
+        """
         self._meter.add(metrics.TOKENS_ENCODED, tokens)
+        self._meter.add(metrics.ENCODER_SECONDS, seconds)
         if shared:
             self._meter.add(metrics.TOKENS_SHARED, shared)

@@ -92,6 +92,9 @@ CALL_SECONDS = Metric(
     "encode_calls_in_flight_seconds_total", "counter", "Time that encoder calls were under way, side by side."
 )
 TOKENS_ENCODED = Metric("tokens_encoded_total", "counter", "Tokens of encoder calls that were answered.")
+ENCODER_SECONDS = Metric(
+    "encoder_seconds_total", "counter", "Time that encoders have computed for this reader's calls."
+)
 TOKENS_SHARED = Metric(
     "tokens_shared_total",
     "counter",

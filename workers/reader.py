@@ -214,7 +214,7 @@ class StreamReader:
                 self._prepare(records)
             for call, answer in answers:
                 if answer is not None:
-                    self._flow.done(call.batch.tokens, call.shared_tokens)
+                    self._flow.done(call.batch.tokens, call.shared_tokens, answer.seconds)
                     self._window.measured(answer.tokens, answer.seconds)
                     self._settle(self._gathering.whole(outcomes.answered(call.rows, answer)))
             # After settling: a drain must not take the work for done before its outcomes are in the ledger.

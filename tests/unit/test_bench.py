@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from pipelines.bench.engines import EXPORTER, OURS, PEERS, baseline, contenders
 from pipelines.bench.flops import busy_seconds, model_flops, pairs, peak_of
 from pipelines.bench.machine import cores, pick
 from pipelines.bench.options import DTYPES
+from pipelines.bench.pipeline import pinning
 from pipelines.bench.race import BATCH_TOKENS_CPU, BATCH_TOKENS_CUDA
 from pipelines.bench.report import Report
 from pipelines.bench.score import Cosine, Result, Round, Spread, climb, cosine, ranked, spread, times, worst
@@ -398,3 +402,37 @@ def test_help_shows_an_example_and_every_peer(capsys: pytest.CaptureFixture[str]
     assert all(name in text for name in PEERS) and "example:" in text
     assert cli.main(["bench", "--help"]) == 0
     assert "encoder" in capsys.readouterr().out
+
+
+# ---- pinning
+
+
+CHILD = """
+import os, sys, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+for _ in sys.stdin: print(sorted(set.union(*(os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task")))), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no core for a process")
+def test_the_encoder_has_a_core_and_all_else_has_the_others() -> None:
+    ours = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdin=-1, stdout=-1, text=True, bufsize=1) as child:
+        assert child.stdin is not None and child.stdout is not None
+
+        def where() -> list[int]:
+            child.stdin.write("\n")
+            return json.loads(child.stdout.readline())
+
+        assert set(where()) == ours
+        with pinning.kept_free() as core:
+            if len(ours) == 1:
+                assert core is None
+                pinning.pin(core, [child.pid])
+                assert set(where()) == ours
+            else:
+                assert core in ours and set(where()) == ours - {core} == os.sched_getaffinity(0)
+                pinning.pin(core, [child.pid, 2**22])  # one of them has ended
+                assert where() == [core]
+        assert os.sched_getaffinity(0) == ours
+        assert set(where()) == ours

@@ -275,6 +275,7 @@ def test_equal_texts_are_encoded_once_and_each_record_has_its_own_outcome(stream
     assert sum(tokens) == sum(len(each.value or b"") for each in records)
     assert tokens[0] < tokens[1] / 3
     assert running.meter.value(metrics.TOKENS_PREPARED) == tokens[0]
+    assert running.meter.value(metrics.ENCODER_SECONDS) > 0
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.9, 1.1, np.inf])

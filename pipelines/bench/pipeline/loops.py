@@ -13,6 +13,7 @@ import base64
 import itertools
 import json
 import logging
+import os
 import resource
 import sys
 import threading
@@ -28,6 +29,7 @@ from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipelines.assemble import stream_reader
+from pipelines.bench.pipeline import pinning
 from pipelines.model import Model
 from pipelines.outputs import topic_outlets
 from workers import kafka_client, metrics
@@ -208,6 +210,7 @@ def bare(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder alone, on texts tokenised beforehand, in calls as large as a reader's."""
+    pinning.pin(job["core"], [os.getpid()])
     settings = Settings.model_validate(job["settings"])
     model = Model.open(settings)
     tokenizer = model.tokenizer()

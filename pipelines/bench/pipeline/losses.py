@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.bench.pipeline.feed import Arrival, Arrivals, Feed
-from pipelines.bench.pipeline.nodes import HEAD, Nodes
+from pipelines.bench.pipeline.nodes import ENCODER, HEAD, READER, Nodes
 from pipelines.bench.pipeline.part import Part, Timeline
 from pipelines.bench.pipeline.simulated import TOKENS_PER_S
 from pipelines.bench.pipeline.stage import PARTITIONS, TOKENS, Stage
 from pipelines.loopback import end, end_with_us
 from workers.errors import EnvironmentFault
 
-ENCODER, READER = "ServeReplica:stream-embedder:Encoder", "ServeReplica:stream-embedder:Reader"
 ENCODERS = READERS = 2
 REPLICA_TOKENS_PER_S = 25_000.0
 RATE = 0.4 * ENCODERS * REPLICA_TOKENS_PER_S / TOKENS  # one encoder is enough for it

@@ -22,6 +22,8 @@ from pipelines.loopback import end, end_with_us, free_port
 from workers.errors import EnvironmentFault
 
 HEAD = "head"
+# What Serve calls the processes of its replicas.
+ENCODER, READER = "ServeReplica:stream-embedder:Encoder", "ServeReplica:stream-embedder:Reader"
 MARK = "RAY_NODE_OF_BENCH"
 START_S = 90.0
 ATTEMPTS = 3
@@ -108,11 +110,17 @@ class Nodes:
 
     def of(self, title: str) -> dict[str, int]:
         """How many processes whose title contains ``title`` each node runs."""
-        found = {}
-        for name, mark in self._marks.items():
-            titles = [_title(process) for process in marked(MARK, mark)]
-            found[name] = sum(title in each for each in titles)
-        return found
+        return {name: len(found) for name, found in self._titled(title).items()}
+
+    def pids(self, title: str) -> list[int]:
+        """These processes, of all nodes."""
+        return [pid for found in self._titled(title).values() for pid in found]
+
+    def _titled(self, title: str) -> dict[str, list[int]]:
+        return {
+            name: [process.pid for process in marked(MARK, mark) if title in _title(process)]
+            for name, mark in self._marks.items()
+        }
 
     def end(self, name: str) -> float:
         """SIGTERM, as a machine that is taken away gets; the seconds until the node has gone.
