@@ -241,7 +241,9 @@ class OffsetLedger:
 
     def release(self, prefix: Prefix) -> None:
         """Forget a prefix that is committed. A prefix of a past epoch has gone already."""
-        self._release(prefix.topic_partition, prefix.epoch, prefix.next_offset)
+        lane = self._lanes.get(prefix.topic_partition)
+        if lane is not None and lane.epoch == prefix.epoch:
+            self._release(lane, prefix.next_offset)
 
     def resolve(self, partition: TopicPartition, epoch: int, position: Position) -> list[Settled]:
         """Forget what a commit in doubt turns out to have held, by the ``position`` that is committed; returns it.
@@ -256,21 +258,21 @@ class OffsetLedger:
         reached = min((position.outputs.get(name, position.offset) for name in self._topics), default=position.offset)
         if reached <= min((lane.already.get(name, lane.start) for name in self._topics), default=lane.start):
             reached = position.offset  # the topics had this when the assignment began: it says nothing of the commit
-        return self._release(partition, epoch, reached) if reached > lane.released else []
+        done = self._release(lane, reached) if reached > lane.released else []
+        return [Settled(entry.record, entry.outcome) for entry in done if entry.outcome is not None]
 
-    def _release(self, partition: TopicPartition, epoch: int, committed: int) -> list[Settled]:
-        lane = self._lanes.get(partition)
-        if lane is None or lane.epoch != epoch:
-            return []
-        done: list[Settled] = []
+    def _release(self, lane: _Lane, committed: int) -> list[_Entry]:
+        """Forget the records below ``committed``, and return them; all of them have their outcomes."""
+        done: list[_Entry] = []
         for entry in lane.entries:
-            if entry.record.origin.offset >= committed:
+            origin = entry.record.origin
+            if origin.offset >= committed:
                 break
             if entry.outcome is None:
                 raise ValueError(
-                    f"{partition} is committed up to {committed}, beyond a record that this reader still has"
+                    f"{origin.topic_partition} is committed up to {committed}, beyond a record that this reader still has"
                 )
-            done.append(Settled(entry.record, entry.outcome))
+            done.append(entry)
         self._forget(lane, len(done))
         lane.released = max(lane.released, committed)
         return done

@@ -164,7 +164,7 @@ class Outlets:
                 messages += [_placed(message, entry.record) for message in out]
                 for column, of_record in zip(rows, made, strict=False):
                     column += [(entry.record.origin.offset, row) for row in of_record]
-                settled.append(Settled(entry.record, outcome))
+                settled.append(entry if outcome is entry.outcome else Settled(entry.record, outcome))
             changes = () if view is None else view.changes
             rendered.append(Rendered(replace(prefix, settled=tuple(settled)), rows, changes))
         return rendered, messages
@@ -238,12 +238,14 @@ class Outlets:
 
         An output that does not take a key alone has never had a vector under it. Chunks are where their record's partition is.
         """
+        if not (keys := gone[outlet.whole is not None]):
+            return []
         whole = [
             replace(
                 render_tombstone(replace(record, key=key), outlet.topic),
                 partition=None if key == record.key else record.origin.partition,
             )
-            for key in gone[outlet.whole is not None]
+            for key in keys
         ]
         fitting = [one if self._refuses(one) is None else replace(one, headers=()) for one in whole]
         return [one for one in fitting if self._refuses(one) is None]

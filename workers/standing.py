@@ -6,11 +6,14 @@ message or a row, or where the state is kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from workers.records import Outcome, Record, Settled, Tombstone, Unchanged, chunk_key, embeddings_of
 from workers.state import Entry, View
 
 # Keys of outputs in which each chunk has one, and under True of those that have all of a record's under its own.
-type_gone = dict[bool, list[bytes]]
+type_gone = Mapping[bool, Sequence[bytes]]
+_NOTHING: type_gone = {False: (), True: ()}
 
 
 def if_it_changes(entry: Settled, view: View, before: Entry | None) -> Settled:
@@ -26,10 +29,11 @@ def gone_keys(record: Record, outcome: Outcome, before: Entry | None) -> type_go
 
     Where a record's chunks share its key, an update takes the place of whatever stood.
     """
-    if record.key is None:
-        return {False: [], True: []}
+    embeddings = embeddings_of(outcome)
+    if record.key is None or (before is None and embeddings):
+        return _NOTHING
     standing = [] if before is None else _keys(record.key, before.chunks)
-    if not (embeddings := embeddings_of(outcome)):
+    if not embeddings:
         return {False: standing or [record.key], True: [record.key]}
     written = set(_keys(record.key, 0 if embeddings[0].chunk is None else len(embeddings)))
     return {False: [key for key in standing if key not in written], True: []}

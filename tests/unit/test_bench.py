@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pipelines import cli
@@ -18,12 +20,13 @@ from pipelines.bench.engines import EXPORTER, OURS, PEERS, baseline, contenders
 from pipelines.bench.flops import busy_seconds, model_flops, pairs, peak_of
 from pipelines.bench.machine import cores, pick
 from pipelines.bench.options import DTYPES
-from pipelines.bench.pipeline import pinning
+from pipelines.bench.pipeline import pinning, turns
 from pipelines.bench.race import BATCH_TOKENS_CPU, BATCH_TOKENS_CUDA
 from pipelines.bench.report import Report
 from pipelines.bench.score import Cosine, Result, Round, Spread, climb, cosine, ranked, spread, times, worst
 from pipelines.demo_corpus import Doc
 from pipelines.table import markdown, plain
+from tests.integration.pipeline import wait_until
 from workers.encoder.layout import Layout, resolve
 from workers.settings import PoolSettings
 from workers.text.tokenizer import Tokenizer
@@ -436,3 +439,47 @@ def test_the_encoder_has_a_core_and_all_else_has_the_others() -> None:
                 assert where() == [core]
         assert os.sched_getaffinity(0) == ours
         assert set(where()) == ours
+
+
+# ---- turns
+
+COUNTER = """
+import os, sys
+count = 0
+while True:
+    count += 1
+    os.pwrite(1, count.to_bytes(8, "little"), 0)
+"""
+
+
+def test_of_two_that_take_turns_one_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_S", 0.2)
+    files = tmp_path / "ours", tmp_path / "theirs"
+
+    def counts() -> list[int]:
+        return [int.from_bytes(file.read_bytes(), "little") for file in files]
+
+    with contextlib.ExitStack() as stack:
+        pids = []
+        for file in files:
+            out = stack.enter_context(file.open("w+b"))
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", COUNTER], stdout=out))
+            stack.callback(process.kill)
+            pids.append(process.pid)
+        wait_until(lambda: all(counts()), 30, lambda: "a process did not start")
+        turns.pause(pids[1:])
+        stands = psutil.Process(pids[1])
+        wait_until(lambda: stands.status() == psutil.STATUS_STOPPED, 30, lambda: "it was not stopped")
+        taken = turns.Turns(pids[:1], [pids[1], 2**22])  # one of them has ended
+        before = counts()
+        while not taken.theirs_s:
+            waiting = counts()
+            taken.wait()
+        after = counts()
+        assert waiting[1] == before[1], "theirs stood still until it was their turn"
+        assert waiting[0] > before[0] and after[1] > waiting[1]
+        assert taken.theirs_s >= 0.2 and taken.ours_s >= 0.2
+        wait_until(lambda: stands.status() == psutil.STATUS_STOPPED, 30, lambda: "it was not stopped again")
+        settled = counts()
+        wait_until(lambda: counts()[0] > settled[0], 30, lambda: "ours did not go on")
+        assert counts()[1] == settled[1], "theirs are stopped again"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka.partitioner.default import murmur2 as clients_murmur2
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
 
 from workers.records import Message
 from workers.sinks.kafka_append import _append
-from workers.sinks.kafka_record import record_bytes, varint
+from workers.sinks.kafka_record import murmur2, record_bytes, varint
 
 ROOM = 4_096
 bodies = st.none() | st.binary(max_size=300) | st.binary(min_size=5_000, max_size=5_000)
@@ -60,3 +61,14 @@ def test_names_beyond_those_that_are_kept():
     for n in range(3_000):
         named = record_bytes(0, 0, None, None, ((f"h{n}", b"x"),))
         assert f"h{n}".encode() in named
+
+
+@given(st.binary(max_size=70))
+def test_a_key_goes_where_the_client_would_put_it(key: bytes):
+    assert murmur2(key) == clients_murmur2(key)
+
+
+def test_a_key_goes_where_the_java_client_would_put_it():
+    """Values that Kafka's own tests hold its function to (UtilsTest.testMurmur2), as unsigned numbers."""
+    known = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
+    assert {key: murmur2(key) for key in known} == {key: value & 0xFFFFFFFF for key, value in known.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,14 @@ from workers.records import Chunk, Embedding, Message, Record, type_headers
 
 FINGERPRINT_HEADER = "embedding-fingerprint"
 SCALE_HEADER = "embedding-scale"
-DTYPES = {
-    "float32": "<f4",
-    "float16": "<f2",
-    "int8": "|i1",
-    "int8_ranges": "|i1",
-    "uint8_ranges": "|u1",
-    "binary": "|i1",
-    "ubinary": "|u1",
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype("|i1"),
+    "int8_ranges": np.dtype("|i1"),
+    "uint8_ranges": np.dtype("|u1"),
+    "binary": np.dtype("|i1"),
+    "ubinary": np.dtype("|u1"),
 }
 
 

@@ -160,12 +160,12 @@ class KafkaSink:
         """Hook: what comes before the first record of a write."""
 
     def _send(self, messages: Sequence[Message]) -> list[Any]:
-        return self._appender.append((one, self._timestamp(one, self._topics[one.topic])) for one in messages)
+        now = int(time.time() * 1000)
+        return self._appender.append((one, self._timestamp(one, self._topics[one.topic], now)) for one in messages)
 
-    def _timestamp(self, message: Message, topic: Topic) -> int | None:
+    def _timestamp(self, message: Message, topic: Topic, now: int) -> int | None:
         if message.timestamp_ms < 0:
             return None
-        now = int(time.time() * 1000)
         earliest, latest = now - topic.timestamp_before_max_ms + 1000, now + topic.timestamp_after_max_ms - 1000
         if earliest <= message.timestamp_ms <= latest:
             return message.timestamp_ms

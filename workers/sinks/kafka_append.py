@@ -19,12 +19,11 @@ from typing import Any
 
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka import errors as kafka_errors
-from kafka.partitioner.default import murmur2
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record import MemoryRecordsBuilder
 
 from workers.records import Message
-from workers.sinks.kafka_record import record_bytes
+from workers.sinks.kafka_record import murmur2, record_bytes
 
 
 class Appender:

@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines import heap
 from pipelines.bench.process import ROOT
+from pipelines.loopback import end, end_with_us
 from workers.errors import EnvironmentFault
 from workers.settings import ENV_PREFIX
 
+LOOPS = [sys.executable, "-P", "-m", "pipelines.bench.pipeline.loops"]
 LOOP_S = 900.0
 STOP_S = 120.0
 
@@ -36,10 +39,9 @@ def run_loop(job: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EnvironmentFault: it failed, or took too long.
     """
-    command = [sys.executable, "-P", "-m", "pipelines.bench.pipeline.loops"]
     try:
         done = subprocess.run(  # noqa: S603
-            command,
+            LOOPS,
             input=json.dumps(job),
             capture_output=True,
             text=True,
@@ -56,9 +58,60 @@ def run_loop(job: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
+class Alone:
+    """The encoder, and nothing around it, for as long as this is open; ``job`` as :func:`run_loop` takes it."""
+
+    def __init__(self, job: Mapping[str, Any], folder: Path) -> None:
+        """It runs, warm, when this returns.
+
+        Raises:
+            EnvironmentFault: it does not.
+        """
+        self._counter = folder / "alone.count"
+        self._counter.write_bytes(bytes(8))
+        self._errors = (folder / "alone.log").open("w+b")
+        self._process = subprocess.Popen(  # noqa: S603
+            LOOPS,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=_environ(**({} if job["cuda"] else heap.keeping(os.environ))),
+            start_new_session=True,
+        )
+        self._watchdog = end_with_us(self._process.pid)
+        self.pid = self._process.pid
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({**job, "counter": str(self._counter)}).encode() + b"\n")
+            self._process.stdin.close()
+        if not self._process.stdout.readline():
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+            self.close()
+            raise EnvironmentFault(f"the encoder alone failed: {words[-1][:300]}")
+
+    @property
+    def texts(self) -> int:
+        """How many it has embedded.
+
+        Raises:
+            EnvironmentFault: it has ended.
+        """
+        if self._process.poll() is not None:
+            raise EnvironmentFault("the encoder alone has ended before it was told to")
+        return int.from_bytes(self._counter.read_bytes(), "little")
+
+    def close(self) -> None:
+        """End it."""
+        end(self._process, self._watchdog)
+        self._errors.close()
+
+
 @contextlib.contextmanager
-def pipeline(config: Path, module: Sequence[str] = ("pipelines", "run"), **environ: str) -> Iterator[None]:
+def pipeline(config: Path, module: Sequence[str] = ("pipelines", "run"), **environ: str) -> Iterator[int]:
     """``stream-embedder run``, or a ``module`` that takes its options; what it says goes into a file beside ``config``.
+
+    Yields its pid.
 
     Raises:
         EnvironmentFault: it did not drain.
@@ -74,7 +127,7 @@ def pipeline(config: Path, module: Sequence[str] = ("pipelines", "run"), **envir
             process_group=0,
         )
     try:
-        yield
+        yield process.pid
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)

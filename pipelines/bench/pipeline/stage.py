@@ -10,7 +10,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,8 +140,10 @@ class Progress:
         """How many, from the first."""
         return sum(kafka_topics.committed_offsets(self._client, self._group).values())
 
-    def reach(self, goal: int, patience_s: float = PATIENCE_S) -> float:
-        """Wait until there are so many; returns the moment, by the monotonic clock.
+    def reach(
+        self, goal: int, patience_s: float = PATIENCE_S, wait: Callable[[], None] = lambda: time.sleep(0.05)
+    ) -> float:
+        """Wait until there are so many; returns the moment, by the monotonic clock. ``wait`` is called between two looks.
 
         Raises:
             EnvironmentFault: there is no progress for ``patience_s``.
@@ -154,7 +156,7 @@ class Progress:
                 raise EnvironmentFault(
                     f"{found:,} of {goal:,} records are out, and for {patience_s:.0f} s no more came"
                 )
-            time.sleep(0.05)
+            wait()
         return time.monotonic()
 
 
