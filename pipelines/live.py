@@ -109,7 +109,7 @@ class Live:
     def show(self, now: Sample) -> None:
         """Show a sample: each on a terminal, one in ten seconds in a log."""
         before = self._shown
-        if before is not None and now.records < before.records:
+        if before is not None and (now.records < before.records or now.encoder_s < before.encoder_s):
             before = None  # a reader was replaced, and counts anew
             self._past.clear()
         if self._status is not None:

@@ -219,13 +219,11 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     if settings.queries.enabled:
         # Each reader has a call under way at least, also where that is more than the encoders take.
         calls = max(calls, settings.readers.count) + CALLS_PER_REPLICA
-    # The heap of a process is set up before it starts.
-    surroundings = {} if gpus else {"runtime_env": {"env_vars": heap.keeping(os.environ)}}
     encoder = serve.deployment(encoder_class).options(
         name="Encoder",
         **size,
         max_ongoing_requests=calls,
-        ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus, **surroundings},
+        ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=pool.call_timeout_s,
     )

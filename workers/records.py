@@ -1,6 +1,6 @@
 """The values that flow: Record → Document → Tokens → Batch → Embedding, and the outcome that each record ends in.
 
-Comes in: nothing. Goes out: frozen values that every room may read. Never here: I/O, text processing, or torch tensors.
+Comes in: nothing. Goes out: values that every room may read and none may change. Never here: I/O, text processing, or tensors.
 """
 
 from __future__ import annotations

@@ -18,9 +18,6 @@ CALLS_AHEAD = 4
 # A call should carry this much work, beside which the 2 to 7 ms that it costs its reader are little.
 CALL_SECONDS = 0.1
 MOST_BATCHES = 16
-# A last call of less than this share of what it should carry is left for later, if so many plans can do without one.
-FULL = 0.75
-TRIES = 3
 
 
 @frozen
@@ -144,31 +141,12 @@ class Window:
         return given_up
 
     def _cut(self, now: float) -> None:
-        """Sort what waits by length and cut it into calls; short and long texts share no batch, so little is padded.
-
-        What makes no full call stays, the youngest of them: others join it while encoders are busy, and it is the oldest then.
-        """
+        """Sort all that wait by length and cut them into calls; short and long texts share no batch, so little is padded."""
         if not self._uncut or (self.tokens < self.call_tokens and now - self._oldest < self._linger_s):
             return
-        calls = self._planned([len(row[0].tokens.ids) for row in self._uncut])
-        count = sum(map(len, calls))
-        window, self._uncut = self._uncut[:count], self._uncut[count:]
-        self._calls.extend(tuple(window[row] for row in rows) for rows in calls)
-
-    def _planned(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Calls of the oldest texts: of all of them, or of as many as fill the last one too; there is always one."""
-        calls = plan(lengths, self._budget, self.call_tokens)
-        for _ in range(TRIES):
-            rest = sum(lengths[row] for row in calls[-1])
-            if len(calls) == 1 or rest >= FULL * self.call_tokens:
-                return calls
-            stay = 0
-            while stay < len(lengths) - 1 and rest > 0:
-                stay += 1
-                rest -= lengths[-stay]
-            lengths = lengths[:-stay]
-            calls = plan(lengths, self._budget, self.call_tokens)
-        return calls
+        window, self._uncut = self._uncut, []
+        lengths = [len(row[0].tokens.ids) for row in window]
+        self._calls.extend(tuple(window[row] for row in rows) for rows in plan(lengths, self._budget, self.call_tokens))
 
 
 def _key(row: Sequence[WaitingText]) -> bytes:

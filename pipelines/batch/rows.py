@@ -7,18 +7,17 @@ what is in their fields. Never here: a file, or a topic.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from workers.codecs import decoder_for, fields_decoder, prompt_template
 from workers.codecs.base import Decoder
 from workers.codecs.json import JsonValues
 from workers.errors import PoisonError
-from workers.records import Origin, Record
+from workers.records import Origin, Record, frozen
 from workers.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileRow(Record):
     """One row.
 

@@ -70,7 +70,7 @@ def test_replicas_scale_through_serve_and_as_plain_actors(tmp_path: Path):
 
 @pytest.mark.soak
 def test_the_whole_pipeline_and_a_hot_partition(tmp_path: Path):
-    words = ["--parts", "whole,hot", "--texts", "60", "--records", "2000", "--rounds", "1"]
+    words = ["--parts", "whole,hot", "--texts", "3000", "--records", "2000", "--rounds", "1"]
     _, found, page = bench(tmp_path, *words)
     whole, hot = found["parts"]["whole"], found["parts"]["hot"]
     (share,) = whole["percent"]["1"]

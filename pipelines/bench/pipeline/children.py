@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import heap
 from pipelines.bench.process import ROOT
 from pipelines.loopback import end, end_with_us
 from workers.errors import EnvironmentFault
@@ -75,7 +74,7 @@ class Alone:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environ(**({} if job["cuda"] else heap.keeping(os.environ))),
+            env=_environ(),
             start_new_session=True,
         )
         self._watchdog = end_with_us(self._process.pid)

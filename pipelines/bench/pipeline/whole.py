@@ -94,7 +94,9 @@ def _run(
             companion = Companion(nodes.address)
             try:
                 progress.reach(1)
-                pinning.pin(core, nodes.pids(ENCODER))
+                if not (encoders := nodes.pids(ENCODER)):
+                    raise EnvironmentFault("no encoder is found among the processes of Ray's nodes")
+                pinning.pin(core, encoders)
                 _computed_s(companion)  # the first takes a while: it joins Ray
                 # From one commit to another: each says when so many records were out.
                 progress.reach(int(FROM * records))
@@ -107,6 +109,8 @@ def _run(
                 busy = (_computed_s(companion) - computed_s) / (time.monotonic() - begin)
             finally:
                 companion.close()
+    if not texts:
+        raise EnvironmentFault(f"{records:,} texts are too few for two that take turns: give --texts more of them")
     return Run(TOKENS * texts / theirs_s, TOKENS * out / ours_s, 100 * busy)
 
 
