@@ -55,7 +55,9 @@ def test_the_live_line_forgets_what_a_replaced_reader_counted() -> None:
         for at in range(20):
             live.show(Sample(at, records=10 * at, encoder_s=at if at < 10 else 9.0, encoders=1))
         live.show(Sample(20, records=5, encoder_s=1.0, encoders=1))
-    assert ["busy" in each for each in shown] == [False, *[True] * 19, False]
+        live.show(Sample(21, records=6, encoder_s=2.0, encoders=1))
+        live.show(Sample(22, records=60, encoder_s=0.5, encoders=1))  # others have done more than it had
+    assert ["busy" in each for each in shown] == [False, *[True] * 19, False, True, False]
     assert "(100% busy)" in shown[9] and "(50% busy)" in shown[14] and "(0% busy)" in shown[19]
 
 
