@@ -32,12 +32,8 @@ def record_bytes(
             parts += (varint(len(piece)), piece)
     parts.append(varint(len(headers)))
     for name, content in headers:
-        parts.append(_kept_name(name) if len(name) <= _LONGEST_KEPT else _name(name))
-        if content:
-            size = len(content)
-            parts += (_SMALL[size] if size < _SMALL_END else _varint(size), content)
-        else:
-            parts.append(b"\x00")
+        written = _kept_name(name) if len(name) <= _LONGEST_KEPT else _name(name)
+        parts += (written, varint(len(content)), content) if content else (written, b"\x00")
     body = b"".join(parts)
     return varint(len(body)) + body
 
@@ -61,7 +57,7 @@ def murmur2(key: bytes) -> int:
 
 def varint(number: int) -> bytes:
     """A signed number of up to 64 bits as a zigzag varint: seven bits a byte, the lowest first, the sign in the lowest bit."""
-    return _SMALL[number] if 0 <= number < _SMALL_END else _varint(number)
+    return _SMALL[number] if 0 <= number < len(_SMALL) else _varint(number)
 
 
 def _varint(number: int) -> bytes:
@@ -74,8 +70,7 @@ def _varint(number: int) -> bytes:
     return bytes(found)
 
 
-_SMALL_END = 4096
-_SMALL = [_varint(number) for number in range(_SMALL_END)]
+_SMALL = [_varint(number) for number in range(4096)]
 
 
 def _name(name: str) -> bytes:

@@ -32,6 +32,11 @@ def _environ(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | more
 
 
+def last_words(said: str) -> str:
+    """The last line of what a process has said, for an error."""
+    return (said.strip().splitlines() or ["nothing"])[-1][:300]
+
+
 def run_loop(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run one loop of ``loops`` to its end; its figures.
 
@@ -51,8 +56,7 @@ def run_loop(job: Mapping[str, Any]) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"the loop {job['loop']} took longer than {LOOP_S:.0f} s") from None
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise EnvironmentFault(f"the loop {job['loop']} failed: {lines[-1][:300]}")
+        raise EnvironmentFault(f"the loop {job['loop']} failed: {last_words(done.stderr)}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -85,9 +89,9 @@ class Alone:
             self._process.stdin.close()
         if not self._process.stdout.readline():
             self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+            words = last_words(self._errors.read().decode(errors="replace"))
             self.close()
-            raise EnvironmentFault(f"the encoder alone failed: {words[-1][:300]}")
+            raise EnvironmentFault(f"the encoder alone failed: {words}")
 
     @property
     def texts(self) -> int:
@@ -131,8 +135,8 @@ def pipeline(config: Path, module: Sequence[str] = ("pipelines", "run"), **envir
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
         if process.returncode != 0:
-            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
-            raise EnvironmentFault(f"the pipeline did not drain; its last words are: {words[-1][:300]}")
+            words = last_words(log.read_text(encoding="utf-8", errors="replace"))
+            raise EnvironmentFault(f"the pipeline did not drain; its last words are: {words}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

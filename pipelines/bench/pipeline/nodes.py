@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.bench.pipeline.children import last_words
 from pipelines.bench.process import ROOT
 from pipelines.cluster import marked
 from pipelines.loopback import end, end_with_us, free_port
@@ -104,8 +105,8 @@ class Nodes:
         deadline = time.monotonic() + START_S
         while b"Ray runtime started" not in log.read_bytes()[before:]:
             if process.poll() is not None or time.monotonic() > deadline:
-                words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
-                raise EnvironmentFault(f"a Ray node did not start; its last words are: {words[-1][:300]}")
+                words = last_words(log.read_text(encoding="utf-8", errors="replace"))
+                raise EnvironmentFault(f"a Ray node did not start; its last words are: {words}")
             time.sleep(0.1)
 
     def of(self, title: str) -> dict[str, int]:
