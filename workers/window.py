@@ -18,6 +18,9 @@ CALLS_AHEAD = 4
 # A call should carry this much work, beside which the 2 to 7 ms that it costs its reader are little.
 CALL_SECONDS = 0.1
 MOST_BATCHES = 16
+# A last call with less than this share of what a full one has is left for later, where one of so many plans does without it.
+FULL = 0.75
+TRIES = 2
 
 
 @frozen
@@ -47,8 +50,8 @@ class Window:
     """What waits, and how large a call should be.
 
     A call carries ``CALL_SECONDS`` of a replica's work as measured, and no less than one token budget; a call that is not
-    full goes out when its oldest text has waited ``linger_s``. Texts with equal tokens, prompt included, are one row of one
-    call: what they cost is counted once.
+    full goes out when its oldest text has waited ``linger_s`` since it came, or since full ones left it over. Texts with equal
+    tokens, prompt included, are one row of one call: what they cost is counted once.
     """
 
     def __init__(self, max_batch_tokens: int, linger_s: float) -> None:
@@ -141,12 +144,34 @@ class Window:
         return given_up
 
     def _cut(self, now: float) -> None:
-        """Sort all that wait by length and cut them into calls; short and long texts share no batch, so little is padded."""
+        """Sort what waits by length and cut it into calls; short and long texts share no batch, so little is padded.
+
+        The youngest stay where the calls of the others are all full: while encoders compute those, more texts join them.
+        """
         if not self._uncut or (self.tokens < self.call_tokens and now - self._oldest < self._linger_s):
             return
-        window, self._uncut = self._uncut, []
-        lengths = [len(row[0].tokens.ids) for row in window]
-        self._calls.extend(tuple(window[row] for row in rows) for rows in plan(lengths, self._budget, self.call_tokens))
+        calls = self._planned([len(row[0].tokens.ids) for row in self._uncut])
+        count = sum(map(len, calls))
+        window, self._uncut = self._uncut[:count], self._uncut[count:]
+        self._oldest = now
+        self._calls.extend(tuple(window[row] for row in rows) for rows in calls)
+
+    def _planned(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Calls of all texts, or of the oldest if that leaves no call that is far from full; never of none."""
+        enough = FULL * (self.call_tokens // self._budget) * self._budget
+        every = calls = plan(lengths, self._budget, self.call_tokens)
+        stop = len(lengths)
+        for _ in range(TRIES):
+            left = sum(lengths[row] for row in calls[-1])
+            if left >= enough or len(calls) == 1:
+                break
+            while left > 0:
+                stop -= 1
+                left -= lengths[stop]
+                if lengths[stop] > self._budget:
+                    return every  # it is a call of its own, as full as that gets
+            calls = plan(lengths[:stop], self._budget, self.call_tokens)
+        return calls if sum(lengths[row] for row in calls[-1]) >= enough else every
 
 
 def _key(row: Sequence[WaitingText]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,14 +104,65 @@ def test_it_is_full_some_calls_ahead_and_says_how_many_tokens_wait():
     assert not waits.full
 
 
+def sizes_at(waits: Window, now: float) -> list[int]:
+    """Tokens of the calls that go out now."""
+    return [call.batch.tokens for call in iter(lambda: waits.take(now), None)]
+
+
+def test_what_would_not_fill_a_call_stays_for_the_next_ones_youngest_first():
+    waits = window(budget=100, linger_s=0.05)
+    waits.add([waiting(10, n) for n in range(23)], now=0.0)
+    first, second = waits.take(0.01), waits.take(0.01)
+    assert first is not None and second is not None
+    assert [row[0].origin.offset for call in (first, second) for row in call.rows] == list(range(20))
+    assert waits.take(0.0599) is None and waits.tokens == 30 and not waits.empty, "they wait since they were left over"
+    waits.add([waiting(10, n) for n in range(23, 31)], now=0.06)
+    third = waits.take(0.06)
+    assert third is not None
+    assert [row[0].origin.offset for row in third.rows] == list(range(20, 30))
+    assert waits.take(0.1099) is None
+    rest = waits.take(0.1101)
+    assert rest is not None and [row[0].origin.offset for row in rest.rows] == [30]
+    assert waits.empty
+
+
+def test_a_call_that_is_nearly_full_goes_with_the_others():
+    waits = window(budget=100)
+    waits.add([waiting(10, n) for n in range(28)], now=0.0)
+    assert sizes_at(waits, 0.0) == [100, 100, 80]
+
+
+def test_a_call_is_full_with_the_whole_passes_that_have_room_in_it():
+    waits = window(budget=100)
+    waits.measured(1_500, 1.0)
+    assert waits.call_tokens == 150
+    waits.add([waiting(10, n) for n in range(26)], now=0.0)
+    assert sizes_at(waits, 0.0) == [100, 100] and waits.tokens == 60
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        pytest.param([60] * 9, [60] * 9, id="no two share a call"),
+        pytest.param([20, 90], [90, 20], id="the youngest is the longest"),
+        pytest.param([10] * 12 + [150], [150, 100, 20], id="the youngest is longer than a budget"),
+        pytest.param([10] * 12 + [150, 10], [150, 100, 30], id="one of the youngest is"),
+    ],
+)
+def test_nothing_stays_where_that_fills_no_call(lengths: list[int], sizes: list[int]):
+    waits = window(budget=100)
+    waits.add([waiting(length, n) for n, length in enumerate(lengths)], now=0.0)
+    assert sizes_at(waits, 0.0) == sizes
+
+
 def test_texts_of_similar_length_share_a_call():
     waits = window(budget=100)
-    waits.add([waiting(50 if n % 2 else 5, n) for n in range(20)], now=0.0)
+    waits.add([waiting(50 if n % 2 else 10, n) for n in range(20)], now=0.0)
     lengths = []
     while (call := waits.take(1.0)) is not None:
         lengths.append([int(n) for n in call.batch.lengths])
-    assert [n for batch in lengths for n in batch] == [50] * 10 + [5] * 10
-    # Ten of 50 in calls of 100 are five calls; ten of 5 are one: nothing is padded.
+    assert [n for batch in lengths for n in batch] == [50] * 10 + [10] * 10
+    # Ten of 50 in calls of 100 are five calls; ten of 10 are one: nothing is padded.
     assert len(lengths) == 6
 
 
@@ -146,9 +198,11 @@ def test_every_text_leaves_once_with_the_ids_that_are_its_own(groups: list[list[
         if (call := waits.take(now)) is not None:
             calls.append(call)
         now += 0.004
-    while (call := waits.take(now + 1)) is not None:
+    while not waits.empty:
+        now += 1
+        call = waits.take(now)
+        assert call is not None
         calls.append(call)
-    assert waits.empty
     assert waits.tokens == 0
     assert sorted(text.origin.offset for call in calls for text in of(call)) == list(range(len(texts)))
     for call in calls:
