@@ -1,6 +1,6 @@
 """The C library's heap, in a reader and in an encoder that computes on a CPU: they want opposite things of it.
 
-Comes in: the environment. Goes out: what glibc is to do. Never here: a limit on what a process holds.
+Comes in: the environment. Goes out: glibc, told what to do. Never here: a limit on what a process holds.
 
 A reader makes and drops megabytes by many threads for weeks, and its heap should stay as large as what is in it. As it comes,
 glibc gives each thread an arena of its own, and serves ever larger buffers from them once some were freed; what lies between
@@ -17,16 +17,13 @@ import ctypes
 from collections.abc import Mapping, MutableMapping
 
 # From malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 # A fetch, a decompressed batch, a call's arrays: each larger one is mapped, and given back when it is dropped.
 LARGE_BYTES = 256 << 10
 ARENAS = 2
-# One arena: of the others, glibc gives parts back whatever the threshold. Some versions take no more than 32 MiB for mapping.
-_KEEPING = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-}
+# glibc takes no more for mapping. An arena other than the first is of parts of 64 MiB, and gives back those that lie empty,
+# whatever the threshold, unless less than the pad would be left.
+KEPT = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 128 << 20}
 
 
 def keep_small(environ: MutableMapping[str, str]) -> bool:
@@ -34,20 +31,19 @@ def keep_small(environ: MutableMapping[str, str]) -> bool:
 
     Arrow, which has an allocator of its own that keeps what was dropped, is told to use this one: before it is imported.
     """
-    if _is_said(environ):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    if not _set({_ARENA_MAX: ARENAS, _MMAP_THRESHOLD: LARGE_BYTES, _TRIM_THRESHOLD: LARGE_BYTES}, environ):
         return False
     environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    wanted = {_ARENA_MAX: ARENAS, _MMAP_THRESHOLD: LARGE_BYTES, _TRIM_THRESHOLD: LARGE_BYTES}
-    return all([mallopt(option, value) == 1 for option, value in wanted.items()])
+    return True
 
 
-def keeping(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables for a process that is about to start and will compute on a CPU; none where the environment says how."""
-    return {} if _is_said(environ) else dict(_KEEPING)
+def keep_large(environ: Mapping[str, str]) -> bool:
+    """Have this process, which computes on a CPU, keep what it will ask for again; whether it does, as in :func:`keep_small`."""
+    return _set(KEPT, environ)
 
 
-def _is_said(environ: Mapping[str, str]) -> bool:
-    return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environ)
+def _set(wanted: Mapping[int, int], environ: Mapping[str, str]) -> bool:
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all([mallopt(option, value) == 1 for option, value in wanted.items()])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines import configure, guard, heap, identity
+from pipelines import configure, guard, heap, identity, on_cpu
 from pipelines.assemble import CLIENT, stream_reader
 from pipelines.census import Census, of_serve
 from pipelines.cluster import gpus_per_replica
@@ -80,10 +80,11 @@ class Encoder:
 
     @staticmethod
     def _load(settings: Settings) -> tuple[Model, ModelEncoder]:
+        cuda = gpus_per_replica(settings) > 0
+        if not cuda:
+            on_cpu.settle_in()
         model = Model.open(settings)
-        encoder = model.encoder(
-            cuda=gpus_per_replica(settings) > 0, threads=max(1, math.ceil(settings.pool.cpus_per_replica))
-        )
+        encoder = model.encoder(cuda=cuda, threads=max(1, math.ceil(settings.pool.cpus_per_replica)))
         encoder.warm_up()
         encoder.self_test()
         return model, encoder

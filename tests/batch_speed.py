@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines import heap
+from pipelines import on_cpu
 from pipelines.bench.texts import corpus
 
 TURN_S = 1.0
@@ -70,6 +70,7 @@ def bare(folder: Path, dtype: str) -> None:
     from workers.records import Batch
     from workers.settings import Settings
 
+    on_cpu.settle_in()  # as a replica does
     model = Model.open(Settings(model={"dtype": dtype}))
     encoder = model.encoder(cuda=False, threads=1)
     encoder.warm_up()
@@ -137,10 +138,10 @@ def plain(folder: Path) -> None:
 
 
 @contextmanager
-def started(line: list[str], errors: Path, environ: Mapping[str, str] | None = None) -> Iterator[psutil.Popen]:
+def started(line: list[str], errors: Path) -> Iterator[psutil.Popen]:
     """A process, and no more of it than this."""
     quiet = {"HF_HUB_OFFLINE": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-    environ = os.environ | quiet | (environ or {})
+    environ = os.environ | quiet
     with errors.open("w") as into, psutil.Popen(line, stdout=PIPE, stderr=into, text=True, env=environ) as process:
         try:
             yield process
@@ -223,8 +224,7 @@ def ready_at(said: str) -> float:
 def in_turn(folder: Path, dtype: str) -> dict[str, dict[str, float]]:
     """The encoder alone, and a batch, while they take turns."""
     errors, others = folder / "errors", folder / "errors-alone"
-    encoder = started(arm("bare", folder, dtype), others, heap.keeping(os.environ))  # as a replica is
-    with encoder as alone, started(batch_line(folder, dtype), errors) as batch:
+    with started(arm("bare", folder, dtype), others) as alone, started(batch_line(folder, dtype), errors) as batch:
         turns, turns_alone = take_turns(batch, alone)
         if batch.poll() != 0:  # None: the encoder alone has ended
             raise SystemExit(f"a batch in {dtype} failed:\n{errors.read_text()[-4000:]}\n{others.read_text()[-4000:]}")

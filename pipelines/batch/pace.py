@@ -12,8 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from pipelines import heap
-
 
 class Pace:
     """Keeps one thread at work for no more than ``share`` of its time; each rest is as long as the work before it asks for."""
@@ -59,5 +57,4 @@ def beside_an_encoder(cpus: float, environ: Mapping[str, str]) -> dict[str, str]
     One thread tokenises 40 times as fast as MiniLM computes on a core in bfloat16; as many as the machine has cores would take
     them all for a moment, each time.
     """
-    threads = {} if "RAYON_NUM_THREADS" in environ else {"RAYON_NUM_THREADS": str(max(1, math.ceil(cpus / 8)))}
-    return heap.keeping(environ) | threads
+    return {} if "RAYON_NUM_THREADS" in environ else {"RAYON_NUM_THREADS": str(max(1, math.ceil(cpus / 8)))}

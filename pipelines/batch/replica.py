@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -16,6 +15,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipelines import on_cpu
 from pipelines.batch.embed import PASSES_A_CALL
 from pipelines.batch.encoding import LocalEncoder
 from pipelines.batch.finished import PieceName, Tally
@@ -31,11 +31,6 @@ from workers.settings import Settings
 
 if TYPE_CHECKING:
     from workers.text.tokenizer import Tokenizer
-
-
-# The encoder's thread wants the interpreter back after each operation, and others that read and write may keep it for so long;
-# Python's own 5 ms are longer than most operations on a CPU take.
-SWITCH_S = 0.0002
 
 
 class Counts(NamedTuple):
@@ -93,7 +88,7 @@ class Replica:
         """
         log.configure()
         if not self._cuda:
-            sys.setswitchinterval(SWITCH_S)
+            on_cpu.settle_in()
         began = time.monotonic()
         share = self._settings.batch.share
         if share < 1:

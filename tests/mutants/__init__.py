@@ -482,6 +482,22 @@ MUTANTS = (
         ("tests/unit/test_window.py",),
     ),
     Mutant(
+        "window-unsent",
+        "what fills no call stays also where that leaves no full ones",
+        "workers/window.py",
+        "return calls if sum(lengths[row] for row in calls[-1]) >= enough else every",
+        "return calls",
+        ("tests/unit/test_window.py",),
+    ),
+    Mutant(
+        "window-linger",
+        "what was left over is taken for what has waited long, and leaves in a call of its own",
+        "workers/window.py",
+        "        self._oldest = now\n        self._calls",
+        "        self._calls",
+        ("tests/unit/test_window.py",),
+    ),
+    Mutant(
         "queries-first",
         "queries wait behind all of the stream that waits",
         "workers/turns.py",

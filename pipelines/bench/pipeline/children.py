@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ class Alone:
         """It runs, warm, when this returns.
 
         Raises:
-            EnvironmentFault: it does not.
+            EnvironmentFault: it fails, or takes too long.
         """
         self._counter = folder / "alone.count"
         self._counter.write_bytes(bytes(8))
@@ -83,15 +84,11 @@ class Alone:
         )
         self._watchdog = end_with_us(self._process.pid)
         self.pid = self._process.pid
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({**job, "counter": str(self._counter)}).encode() + b"\n")
-            self._process.stdin.close()
-        if not self._process.stdout.readline():
-            self._errors.seek(0)
-            words = last_words(self._errors.read().decode(errors="replace"))
+        try:
+            self._begin({**job, "counter": str(self._counter)})
+        except BaseException:
             self.close()
-            raise EnvironmentFault(f"the encoder alone failed: {words}")
+            raise
 
     @property
     def texts(self) -> int:
@@ -103,6 +100,18 @@ class Alone:
         if self._process.poll() is not None:
             raise EnvironmentFault("the encoder alone has ended before it was told to")
         return int.from_bytes(self._counter.read_bytes(), "little")
+
+    def _begin(self, job: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.close()
+        if not select.select([self._process.stdout], [], [], LOOP_S)[0]:
+            raise EnvironmentFault(f"the encoder alone took longer than {LOOP_S:.0f} s to load")
+        if not self._process.stdout.readline():
+            self._errors.seek(0)
+            words = last_words(self._errors.read().decode(errors="replace"))
+            raise EnvironmentFault(f"the encoder alone failed: {words}")
 
     def close(self) -> None:
         """End it."""

@@ -28,6 +28,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka import TopicPartition as KafkaTopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
+from pipelines import on_cpu
 from pipelines.assemble import stream_reader
 from pipelines.bench.pipeline import pinning
 from pipelines.model import Model
@@ -214,6 +215,8 @@ def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     How many it has embedded stands in the file ``counter``, in 8 bytes from the lowest; a line says that it begins.
     """
     pinning.pin(job["core"], [os.getpid()])
+    if not job["cuda"]:
+        on_cpu.settle_in()  # as a replica does
     settings = Settings.model_validate(job["settings"])
     model = Model.open(settings)
     tokenizer = model.tokenizer()
