@@ -441,6 +441,32 @@ def test_the_encoder_has_a_core_and_all_else_has_the_others() -> None:
         assert set(where()) == ours
 
 
+COMPUTES = """
+import os, threading
+def compute():
+    print(threading.get_native_id(), flush=True)
+    while True: sum(range(10_000))
+threading.Thread(target=compute, daemon=True).start()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no core for a thread")
+def test_the_thread_that_computes_has_a_core_and_not_the_others_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinning, "LOOK_S", 0.5)
+    ours = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-c", COMPUTES], stdout=-1, text=True) as child:
+        try:
+            assert child.stdout is not None
+            computing = int(child.stdout.readline())
+            pinning.pin_computing(None, [child.pid])
+            assert os.sched_getaffinity(computing) == ours
+            pinning.pin_computing(max(ours), [child.pid, 2**22])
+            assert os.sched_getaffinity(computing) == {max(ours)} and os.sched_getaffinity(child.pid) == ours
+        finally:
+            child.kill()
+
+
 # ---- turns
 
 COUNTER = """

@@ -83,7 +83,10 @@ def _run(
     core: int | None,
     **sections: Mapping[str, Any],
 ) -> Run:
-    """A pipeline over all records, its encoder on a core of its own, on a Ray whose readers can be asked what they counted."""
+    """A pipeline over all records, its encoder on a core of its own, on a Ray whose readers can be asked what they counted.
+
+    Serve's and Ray's threads in the encoder's process are not the encoder: they share the other cores.
+    """
     folder = stage.folder / name
     folder.mkdir()
     with Nodes(folder, cpus=os.cpu_count() or 1) as nodes:
@@ -96,7 +99,7 @@ def _run(
                 progress.reach(1)
                 if not (encoders := nodes.pids(ENCODER)):
                     raise EnvironmentFault("no encoder is found among the processes of Ray's nodes")
-                pinning.pin(core, encoders)
+                pinning.pin_computing(core, encoders)
                 _computed_s(companion)  # the first takes a while: it joins Ray
                 # From one commit to another: each says when so many records were out.
                 progress.reach(int(FROM * records))
