@@ -21,8 +21,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 # A fetch, a decompressed batch, a call's arrays: each larger one is mapped, and given back when it is dropped.
 LARGE_BYTES = 256 << 10
 ARENAS = 2
-# glibc takes no more for mapping. An arena other than the first is of parts of 64 MiB, and gives back those that lie empty,
-# whatever the threshold, unless less than the pad would be left.
+# For mapping glibc takes no threshold above 32 MiB. An arena other than the first is of parts of 64 MiB, and gives back those that
+# lie empty, whatever the threshold, unless less than the pad would be left. The pad is address space: pages come when touched.
 KEPT = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 128 << 20}
 
 
@@ -40,6 +40,13 @@ def keep_small(environ: MutableMapping[str, str]) -> bool:
 def keep_large(environ: Mapping[str, str]) -> bool:
     """Have this process, which computes on a CPU, keep what it will ask for again; whether it does, as in :func:`keep_small`."""
     return _set(KEPT, environ)
+
+
+def give_back() -> None:
+    """Give back what was dropped until now, once, whatever the thresholds say."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _set(wanted: Mapping[int, int], environ: Mapping[str, str]) -> bool:

@@ -1,12 +1,13 @@
 """A process whose encoder computes on a CPU while other threads of it talk: a replica of a stream, or of a batch job.
 
-Comes in: nothing. Goes out: an interpreter and a heap that suit it. Never here: how many threads compute.
+Comes in: the environment. Goes out: an interpreter and a heap that suit it. Never here: how many threads compute.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from pipelines import heap
 
@@ -15,7 +16,10 @@ from pipelines import heap
 SWITCH_S = 0.0002
 
 
-def settle_in() -> None:
-    """Set this process up for an encoder: before its model is loaded."""
+@contextmanager
+def settled_in(environ: Mapping[str, str]) -> Iterator[None]:
+    """Set this process up for an encoder, which is loaded inside; afterwards what loading has dropped is given back."""
     sys.setswitchinterval(SWITCH_S)
-    heap.keep_large(os.environ)
+    heap.keep_large(environ)
+    yield
+    heap.give_back()

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,11 @@ class Encoder:
     @staticmethod
     def _load(settings: Settings) -> tuple[Model, ModelEncoder]:
         cuda = gpus_per_replica(settings) > 0
-        if not cuda:
-            on_cpu.settle_in()
-        model = Model.open(settings)
-        encoder = model.encoder(cuda=cuda, threads=max(1, math.ceil(settings.pool.cpus_per_replica)))
-        encoder.warm_up()
-        encoder.self_test()
+        with nullcontext() if cuda else on_cpu.settled_in(os.environ):
+            model = Model.open(settings)
+            encoder = model.encoder(cuda=cuda, threads=max(1, math.ceil(settings.pool.cpus_per_replica)))
+            encoder.warm_up()
+            encoder.self_test()
         return model, encoder
 
     async def encode(self, batch: Batch) -> Computed:

@@ -70,10 +70,10 @@ def bare(folder: Path, dtype: str) -> None:
     from workers.records import Batch
     from workers.settings import Settings
 
-    on_cpu.settle_in()  # as a replica does
-    model = Model.open(Settings(model={"dtype": dtype}))
-    encoder = model.encoder(cuda=False, threads=1)
-    encoder.warm_up()
+    with on_cpu.settled_in(os.environ):  # as a replica's process
+        model = Model.open(Settings(model={"dtype": dtype}))
+        encoder = model.encoder(cuda=False, threads=1)
+        encoder.warm_up()
     texts = pq.read_table(folder / "in").column("text").to_pylist()
     ids = model.tokenizer().ids(texts)
     windows = [Batch.of(ids[start : start + ROWS_A_PART]) for start in range(0, len(ids), ROWS_A_PART)]

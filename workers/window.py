@@ -18,9 +18,9 @@ CALLS_AHEAD = 4
 # A call should carry this much work, beside which the 2 to 7 ms that it costs its reader are little.
 CALL_SECONDS = 0.1
 MOST_BATCHES = 16
-# A last call with less than this share of what a full one has is left for later, where one of so many plans does without it.
+# A last call with less than this share of what a full one has is left for later if the others are all full then: its fixed costs
+# are those of a full one. A larger share would leave over more, which waits once more, for less.
 FULL = 0.75
-TRIES = 2
 
 
 @frozen
@@ -146,7 +146,7 @@ class Window:
     def _cut(self, now: float) -> None:
         """Sort what waits by length and cut it into calls; short and long texts share no batch, so little is padded.
 
-        The youngest stay where the calls of the others are all full: while encoders compute those, more texts join them.
+        The youngest stay where the calls of the others are all full: more texts join them, until they have lingered too.
         """
         if not self._uncut or (self.tokens < self.call_tokens and now - self._oldest < self._linger_s):
             return
@@ -157,21 +157,21 @@ class Window:
         self._calls.extend(tuple(window[row] for row in rows) for rows in calls)
 
     def _planned(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Calls of all texts, or of the oldest if that leaves no call that is far from full; never of none."""
+        """Calls of all texts, or of the oldest alone if the last call is full only so."""
+        calls = plan(lengths, self._budget, self.call_tokens)
         enough = FULL * (self.call_tokens // self._budget) * self._budget
-        every = calls = plan(lengths, self._budget, self.call_tokens)
+        left = sum(lengths[row] for row in calls[-1])
+        if left >= enough or len(calls) == 1 or self.tokens < self.call_tokens:
+            return calls
+        # The longest text is not in the last call, and alone makes up for it: some texts remain.
         stop = len(lengths)
-        for _ in range(TRIES):
-            left = sum(lengths[row] for row in calls[-1])
-            if left >= enough or len(calls) == 1:
-                break
-            while left > 0:
-                stop -= 1
-                left -= lengths[stop]
-                if lengths[stop] > self._budget:
-                    return every  # it is a call of its own, as full as that gets
-            calls = plan(lengths[:stop], self._budget, self.call_tokens)
-        return calls if sum(lengths[row] for row in calls[-1]) >= enough else every
+        while left > 0:
+            stop -= 1
+            left -= lengths[stop]
+            if lengths[stop] > self._budget:
+                return calls  # it is a call of its own, as full as that gets
+        fewer = plan(lengths[:stop], self._budget, self.call_tokens)
+        return fewer if sum(lengths[row] for row in fewer[-1]) >= enough else calls
 
 
 def _key(row: Sequence[WaitingText]) -> bytes:

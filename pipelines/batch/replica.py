@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,8 +87,6 @@ class Replica:
             EnvironmentFault, SettingsError: the model, or an output's ranges, do not work here.
         """
         log.configure()
-        if not self._cuda:
-            on_cpu.settle_in()
         began = time.monotonic()
         share = self._settings.batch.share
         if share < 1:
@@ -96,7 +94,8 @@ class Replica:
         self._model = Model.open(self._settings)
         threads = max(1, math.ceil(self._settings.pool.cpus_per_replica))
         self._encoder = LocalEncoder(self._model, self._model.widest, cuda=self._cuda, threads=threads, share=share)
-        self._encoder.load()
+        with nullcontext() if self._cuda else on_cpu.settled_in(os.environ):
+            self._encoder.load()
         self._columns = Fields(self._settings).names
         self._stores = Stores()
         with self._tokenizer() as tokenizer:

@@ -485,8 +485,8 @@ MUTANTS = (
         "window-unsent",
         "what fills no call stays also where that leaves no full ones",
         "workers/window.py",
-        "return calls if sum(lengths[row] for row in calls[-1]) >= enough else every",
-        "return calls",
+        "return fewer if sum(lengths[row] for row in fewer[-1]) >= enough else calls",
+        "return fewer",
         ("tests/unit/test_window.py",),
     ),
     Mutant(

@@ -20,7 +20,7 @@ from pipelines.bench.engines import EXPORTER, OURS, PEERS, baseline, contenders
 from pipelines.bench.flops import busy_seconds, model_flops, pairs, peak_of
 from pipelines.bench.machine import cores, pick
 from pipelines.bench.options import DTYPES
-from pipelines.bench.pipeline import pinning, turns
+from pipelines.bench.pipeline import children, pinning, turns
 from pipelines.bench.race import BATCH_TOKENS_CPU, BATCH_TOKENS_CUDA
 from pipelines.bench.report import Report
 from pipelines.bench.score import Cosine, Result, Round, Spread, climb, cosine, ranked, spread, times, worst
@@ -28,6 +28,7 @@ from pipelines.demo_corpus import Doc
 from pipelines.table import markdown, plain
 from tests.integration.pipeline import wait_until
 from workers.encoder.layout import Layout, resolve
+from workers.errors import EnvironmentFault
 from workers.settings import PoolSettings
 from workers.text.tokenizer import Tokenizer
 
@@ -441,8 +442,10 @@ def test_the_encoder_has_a_core_and_all_else_has_the_others() -> None:
         assert set(where()) == ours
 
 
+# The first thread has computed more, before we look.
 COMPUTES = """
-import os, threading
+import threading, time
+while time.process_time() < 1.5: pass
 def compute():
     print(threading.get_native_id(), flush=True)
     while True: sum(range(10_000))
@@ -465,6 +468,26 @@ def test_the_thread_that_computes_has_a_core_and_not_the_others_of_its_process(m
             assert os.sched_getaffinity(computing) == {max(ours)} and os.sched_getaffinity(child.pid) == ours
         finally:
             child.kill()
+
+
+# ---- children
+
+
+@pytest.mark.parametrize(
+    ("child", "limit_s", "says"),
+    [
+        ("import time; time.sleep(60)", 0.3, "took longer than"),
+        ("raise SystemExit('no such model')", 60.0, "failed: no such model"),
+    ],
+)
+def test_an_encoder_alone_that_does_not_begin_is_ended(
+    child: str, limit_s: float, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "LOOPS", [sys.executable, "-c", child])
+    monkeypatch.setattr(children, "LOOP_S", limit_s)
+    with pytest.raises(EnvironmentFault, match=says):
+        children.Alone({"texts": ["a" * 1000] * 1000}, tmp_path)
+    assert not psutil.Process().children()
 
 
 # ---- turns

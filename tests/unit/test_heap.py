@@ -79,3 +79,30 @@ def test_an_encoder_keeps_what_it_will_ask_for_again() -> None:
 
     large, plain = faults("large"), faults("plain")
     assert large < 1_000 < plain
+
+
+# What loading leaves: large buffers are dropped, and smaller ones that came between them go on.
+_LOADED = """
+import threading
+from pathlib import Path
+from pipelines import heap
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+assert heap.keep_large({})
+def load():
+    made = [(bytearray(b"1" * (4 << 20)), bytearray(b"1" * (1 << 20))) for _ in range(40)]
+    made = [small for _, small in made]
+    before = resident()
+    heap.give_back()
+    print(before - resident())
+thread = threading.Thread(target=load)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_what_loading_has_dropped_is_given_back_all_the_same() -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    line = [sys.executable, "-c", _LOADED]
+    done = subprocess.run(line, env=environ, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100, "MiB of 160"

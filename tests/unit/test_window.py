@@ -155,6 +155,14 @@ def test_nothing_stays_where_that_fills_no_call(lengths: list[int], sizes: list[
     assert sizes_at(waits, 0.0) == sizes
 
 
+def test_nothing_stays_once_the_oldest_has_lingered():
+    waits = window(budget=100, linger_s=0.05)
+    waits.measured(2_000, 1.0)
+    waits.add([waiting(150, 0), waiting(20, 1)], now=0.0)
+    assert waits.call_tokens == 200 and waits.take(0.0499) is None
+    assert sizes_at(waits, 0.0501) == [150, 20]
+
+
 def test_texts_of_similar_length_share_a_call():
     waits = window(budget=100)
     waits.add([waiting(50 if n % 2 else 10, n) for n in range(20)], now=0.0)

@@ -74,18 +74,21 @@ class Alone:
         self._counter = folder / "alone.count"
         self._counter.write_bytes(bytes(8))
         self._errors = (folder / "alone.log").open("w+b")
-        self._process = subprocess.Popen(  # noqa: S603
-            LOOPS,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=_environ(),
-            start_new_session=True,
-        )
+        wanted = folder / "alone.json"
+        wanted.write_text(json.dumps({**job, "counter": str(self._counter)}), encoding="utf-8")
+        with wanted.open("rb") as given:
+            self._process = subprocess.Popen(  # noqa: S603
+                LOOPS,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_environ(),
+                start_new_session=True,
+            )
         self._watchdog = end_with_us(self._process.pid)
         self.pid = self._process.pid
         try:
-            self._begin({**job, "counter": str(self._counter)})
+            self._wait()
         except BaseException:
             self.close()
             raise
@@ -101,11 +104,8 @@ class Alone:
             raise EnvironmentFault("the encoder alone has ended before it was told to")
         return int.from_bytes(self._counter.read_bytes(), "little")
 
-    def _begin(self, job: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
-            self._process.stdin.close()
+    def _wait(self) -> None:
+        assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], LOOP_S)[0]:
             raise EnvironmentFault(f"the encoder alone took longer than {LOOP_S:.0f} s to load")
         if not self._process.stdout.readline():
@@ -117,6 +117,8 @@ class Alone:
         """End it."""
         end(self._process, self._watchdog)
         self._errors.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,6 @@ def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     How many it has embedded stands in the file ``counter``, in 8 bytes from the lowest; a line says that it begins.
     """
     pinning.pin(job["core"], [os.getpid()])
-    if not job["cuda"]:
-        on_cpu.settle_in()  # as a replica does
     settings = Settings.model_validate(job["settings"])
     model = Model.open(settings)
     tokenizer = model.tokenizer()
@@ -227,8 +226,9 @@ def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     call = CUDA_PASSES * budget if job["cuda"] else budget
     tokens *= -(-call // sum(map(len, tokens)))
     batches = [Batch.of([tokens[row] for row in rows]) for rows in plan([len(ids) for ids in tokens], budget, call)]
-    machine = model.encoder(cuda=job["cuda"], threads=job["threads"])
-    machine.warm_up()
+    with nullcontext() if job["cuda"] else on_cpu.settled_in(os.environ):  # as a replica's process
+        machine = model.encoder(cuda=job["cuda"], threads=job["threads"])
+        machine.warm_up()
     machine.encode(batches[0], model.widest)  # a GPU records the shapes that it meets
     print("ready", flush=True)
     with Path(job["counter"]).open("r+b", buffering=0) as counter:

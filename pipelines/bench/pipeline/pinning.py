@@ -1,4 +1,4 @@
-"""One core for the encoder that is measured, and the others for all else that the benchmark runs, in its process too.
+"""One core for the encoder that is measured, and the others for all else that the benchmark runs.
 
 Comes in: processes. Goes out: where they may run. Without it the kernel now and then puts a broker or a reader on the encoder's
 core, and the two are compared on different cores. Never here: what runs.

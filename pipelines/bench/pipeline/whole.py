@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 
 def measure(stage: Stage, *, records: int, rounds: int) -> Part:
-    """The encoder alone, and Kafka → Ray → encoder → Kafka, which take turns; one replica in both, on one core or on the GPU.
+    """The encoder alone, and Kafka → Ray → encoder → Kafka, which take turns; one core, or the GPU, computes in both.
 
     Raises:
         EnvironmentFault: one of them fails.
@@ -151,7 +151,7 @@ def _part(name: str, records: int, place: str, found: Mapping[int, Sequence[Run]
         (
             f"{records:,} JSON records with texts of {TOKENS} tokens, exactly once; medians of {rounds} rounds (from least to "
             "most). The two take turns of a second, so that what other guests of the machine do falls on both. Broker, readers, "
-            "Serve and measuring share the machine's other cores.",
+            "Serve, also where it is in the encoder's process, and measuring share the machine's other cores.",
             "At work an encoder computes; the rest of its time it waits for a call or unpacks one.",
         ),
         {
