@@ -17,8 +17,14 @@ SWITCH_S = 0.0002
 
 
 @contextmanager
-def settled_in(environ: Mapping[str, str]) -> Iterator[None]:
-    """Set this process up for an encoder, which is loaded inside; afterwards what loading has dropped is given back."""
+def settled_in(environ: Mapping[str, str], *, cuda: bool) -> Iterator[None]:
+    """Set this process up for an encoder, which is loaded inside; afterwards what loading has dropped is given back.
+
+    ``cuda``: it computes on a GPU, and nothing is to be done.
+    """
+    if cuda:
+        yield
+        return
     sys.setswitchinterval(SWITCH_S)
     heap.keep_large(environ)
     yield

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +81,7 @@ class Encoder:
     @staticmethod
     def _load(settings: Settings) -> tuple[Model, ModelEncoder]:
         cuda = gpus_per_replica(settings) > 0
-        with nullcontext() if cuda else on_cpu.settled_in(os.environ):
+        with on_cpu.settled_in(os.environ, cuda=cuda):
             model = Model.open(settings)
             encoder = model.encoder(cuda=cuda, threads=max(1, math.ceil(settings.pool.cpus_per_replica)))
             encoder.warm_up()

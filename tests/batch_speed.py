@@ -70,7 +70,7 @@ def bare(folder: Path, dtype: str) -> None:
     from workers.records import Batch
     from workers.settings import Settings
 
-    with on_cpu.settled_in(os.environ):  # as a replica's process
+    with on_cpu.settled_in(os.environ, cuda=False):  # as a replica's process
         model = Model.open(Settings(model={"dtype": dtype}))
         encoder = model.encoder(cuda=False, threads=1)
         encoder.warm_up()

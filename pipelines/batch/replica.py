@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,7 +94,7 @@ class Replica:
         self._model = Model.open(self._settings)
         threads = max(1, math.ceil(self._settings.pool.cpus_per_replica))
         self._encoder = LocalEncoder(self._model, self._model.widest, cuda=self._cuda, threads=threads, share=share)
-        with nullcontext() if self._cuda else on_cpu.settled_in(os.environ):
+        with on_cpu.settled_in(os.environ, cuda=self._cuda):
             self._encoder.load()
         self._columns = Fields(self._settings).names
         self._stores = Stores()

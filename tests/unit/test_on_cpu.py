@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +21,12 @@ def test_a_process_is_set_up_before_loading_and_gives_back_what_that_dropped(mon
     monkeypatch.setattr(on_cpu.sys, "setswitchinterval", steps.append)
     monkeypatch.setattr(on_cpu.heap, "keep_large", steps.append)
     monkeypatch.setattr(on_cpu.heap, "give_back", lambda: steps.append("given back"))
-    with on_cpu.settled_in({"A": "1"}):
+    with on_cpu.settled_in({"A": "1"}, cuda=False):
         steps.append("loaded")
     assert steps == [on_cpu.SWITCH_S, {"A": "1"}, "loaded", "given back"]
+    with on_cpu.settled_in({"A": "1"}, cuda=True):
+        steps.append("on a GPU")
+    assert steps[4:] == ["on a GPU"]
 
 
 class SettledIn(Exception):
@@ -33,8 +37,10 @@ class SettledIn(Exception):
 def model(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A model that nothing is known of, in both rooms."""
 
-    def settled_in(_: object) -> None:
-        raise SettledIn
+    def settled_in(_: object, *, cuda: bool) -> nullcontext[None]:
+        if not cuda:
+            raise SettledIn
+        return nullcontext()
 
     from pipelines import stream
 

@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +225,7 @@ def encoder(job: Mapping[str, Any]) -> dict[str, Any]:
     call = CUDA_PASSES * budget if job["cuda"] else budget
     tokens *= -(-call // sum(map(len, tokens)))
     batches = [Batch.of([tokens[row] for row in rows]) for rows in plan([len(ids) for ids in tokens], budget, call)]
-    with nullcontext() if job["cuda"] else on_cpu.settled_in(os.environ):  # as a replica's process
+    with on_cpu.settled_in(os.environ, cuda=job["cuda"]):  # as a replica's process
         machine = model.encoder(cuda=job["cuda"], threads=job["threads"])
         machine.warm_up()
     machine.encode(batches[0], model.widest)  # a GPU records the shapes that it meets
