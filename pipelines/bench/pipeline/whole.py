@@ -17,7 +17,7 @@ from pipelines.bench.pipeline.children import Alone, pipeline
 from pipelines.bench.pipeline.nodes import ENCODER, HEAD, Nodes
 from pipelines.bench.pipeline.part import Part, spread
 from pipelines.bench.pipeline.stage import TOKENS, Stage
-from pipelines.bench.pipeline.turns import Turns, pause
+from pipelines.bench.pipeline.turns import TURN_S, Turns, pause
 from pipelines.status.companion import Companion
 from workers import metrics
 from workers.errors import EnvironmentFault
@@ -150,8 +150,8 @@ def _part(name: str, records: int, place: str, found: Mapping[int, Sequence[Run]
         ],
         (
             f"{records:,} JSON records with texts of {TOKENS} tokens, exactly once; medians of {rounds} rounds (from least to "
-            "most). The two take turns of a second, so that what other guests of the machine do falls on both. Broker, readers, "
-            "Serve, also where it is in the encoder's process, and measuring share the machine's other cores.",
+            f"most). The two take turns of {TURN_S:.0f} s, so that what other guests of the machine do falls on both. Broker, "
+            "readers, Serve, also where it is in the encoder's process, and measuring share the machine's other cores.",
             "At work an encoder computes; the rest of its time it waits for a call or unpacks one.",
         ),
         {
