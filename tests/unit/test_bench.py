@@ -462,10 +462,15 @@ def test_the_thread_that_computes_has_a_core_and_not_the_others_of_its_process(m
         try:
             assert child.stdout is not None
             computing = int(child.stdout.readline())
-            pinning.pin_computing(None, [child.pid])
+            assert pinning.pin_computing(None, [child.pid]) == []
             assert os.sched_getaffinity(computing) == ours
-            pinning.pin_computing(max(ours), [child.pid, 2**22])
+            found = pinning.pin_computing(max(ours), [child.pid, 2**22])
+            assert found == [pinning.Thread(child.pid, computing)]
             assert os.sched_getaffinity(computing) == {max(ours)} and os.sched_getaffinity(child.pid) == ours
+            process = psutil.Process(child.pid)
+            whole_s = sum(process.cpu_times()[:2])
+            assert 0.2 < pinning.cpu_s(found) < whole_s - 1.0  # without the first thread's
+            assert pinning.cpu_s([pinning.Thread(2**22, 2**22)]) == 0
         finally:
             child.kill()
 

@@ -1,7 +1,7 @@
 """One core for the encoder that is measured, and the others for all else that the benchmark runs.
 
-Comes in: processes. Goes out: where they may run. Without it the kernel now and then puts a broker or a reader on the encoder's
-core, and the two are compared on different cores. Never here: what runs.
+Comes in: processes. Goes out: where they may run, and the CPU time of the threads that compute. Without it the kernel now and then
+puts a broker or a reader on the encoder's core, and the two are compared on different cores. Never here: what runs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 LOOK_S = 2.0
+
+
+class Thread(NamedTuple):
+    """One thread of a process, by the operating system's number."""
+
+    pid: int
+    id: int
 
 
 @contextlib.contextmanager
@@ -41,16 +49,28 @@ def pin(core: int | None, pids: Collection[int]) -> None:
         _move(pids, {core})
 
 
-def pin_computing(core: int | None, pids: Collection[int]) -> None:
-    """Let the thread of each process that computes run on that core alone: the one that has most CPU time while we look."""
+def pin_computing(core: int | None, pids: Collection[int]) -> list[Thread]:
+    """Let the thread of each process that computes run on that core alone: the one that has most CPU time while we look.
+
+    Returns them; of no process that has ended, and none where ``core`` is None.
+    """
     if core is None:
-        return
+        return []
     before = {pid: _cpu_s(pid) for pid in pids}
     time.sleep(LOOK_S)
+    found = []
     for pid, used in before.items():
         if now := _cpu_s(pid):
+            thread = max(now, key=lambda thread: now[thread] - used.get(thread, 0.0))
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(max(now, key=lambda thread: now[thread] - used.get(thread, 0.0)), {core})
+                os.sched_setaffinity(thread, {core})
+                found.append(Thread(pid, thread))
+    return found
+
+
+def cpu_s(threads: Collection[Thread]) -> float:
+    """Seconds of CPU time that these have had; to a hundredth."""
+    return sum(_cpu_s(thread.pid).get(thread.id, 0.0) for thread in threads)
 
 
 def _cpu_s(pid: int) -> dict[int, float]:

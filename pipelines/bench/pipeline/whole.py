@@ -1,7 +1,8 @@
 """The pipeline around a real encoder, beside the encoder alone.
 
 Comes in: a stage. Goes out: tokens per second of both, taking turns, and their ratio, round by round; what share of its time the
-encoder computes in a pipeline; on a GPU for several numbers of readers, of which one may be too few. Never here: the encoder.
+encoder computes in a pipeline, and what it makes of its core's time; on a GPU for several numbers of readers, of which one may be
+too few. Never here: the encoder.
 """
 
 from __future__ import annotations
@@ -29,11 +30,18 @@ READERS_CUDA = (1, 2, 4)
 
 
 class Run(NamedTuple):
-    """Tokens per second of the encoder alone and of a full pipeline, and the share of its time that the latter's computes."""
+    """Tokens per second of the encoder alone and of a full pipeline, and the share of its time that the latter's computes.
+
+    ``on_core``: the percentage of the pipeline's turns in which the thread that computes had its core; ``per_cpu``: its tokens
+    for a second of CPU time, as a percentage of the encoder's alone. The one tells of waiting, the other of slower computing.
+    None where no core is kept for it.
+    """
 
     alone: float
     whole: float
     busy: float
+    on_core: float | None
+    per_cpu: float | None
 
     @property
     def percent(self) -> float:
@@ -99,22 +107,26 @@ def _run(
                 progress.reach(1)
                 if not (encoders := nodes.pids(ENCODER)):
                     raise EnvironmentFault("no encoder is found among the processes of Ray's nodes")
-                pinning.pin_computing(core, encoders)
+                computing = pinning.pin_computing(core, encoders)
+                bare = [pinning.Thread(alone.pid, alone.pid)]
                 _computed_s(companion)  # the first takes a while: it joins Ray
                 # From one commit to another: each says when so many records were out.
                 progress.reach(int(FROM * records))
                 turns = Turns([driver, *nodes.pids("")], [alone.pid])
                 out, texts, computed_s, begin = progress.now(), alone.texts, _computed_s(companion), time.monotonic()
+                cpu_s, bare_s = pinning.cpu_s(computing), pinning.cpu_s(bare)
                 progress.reach(int(TO * records), wait=turns.wait)
                 ours_s, theirs_s = turns.ours_s, turns.theirs_s
                 out, texts = progress.now() - out, alone.texts - texts
+                cpu_s, bare_s = pinning.cpu_s(computing) - cpu_s, pinning.cpu_s(bare) - bare_s
                 # A call that is stopped is under way: its time is longer by that, as the whole is.
                 busy = (_computed_s(companion) - computed_s) / (time.monotonic() - begin)
             finally:
                 companion.close()
     if not texts:
         raise EnvironmentFault(f"{records:,} texts are too few for two that take turns: give --texts more of them")
-    return Run(TOKENS * texts / theirs_s, TOKENS * out / ours_s, 100 * busy)
+    on_core, per_cpu = (100 * cpu_s / ours_s, 100 * (out / cpu_s) / (texts / bare_s)) if cpu_s and bare_s else (None, None)
+    return Run(TOKENS * texts / theirs_s, TOKENS * out / ours_s, 100 * busy, on_core, per_cpu)
 
 
 def _computed_s(companion: Companion) -> float:
@@ -153,6 +165,7 @@ def _part(name: str, records: int, place: str, found: Mapping[int, Sequence[Run]
             f"most). The two take turns of {TURN_S:.0f} s, so that what other guests of the machine do falls on both. Broker, "
             "readers, Serve, also where it is in the encoder's process, and measuring share the machine's other cores.",
             "At work an encoder computes; the rest of its time it waits for a call or unpacks one.",
+            *_profile(found),
         ),
         {
             "records": records,
@@ -162,5 +175,20 @@ def _part(name: str, records: int, place: str, found: Mapping[int, Sequence[Run]
             },
             "percent": {str(count): [run.percent for run in runs] for count, runs in found.items()},
             "busy_percent": {str(count): [run.busy for run in runs] for count, runs in found.items()},
+            "on_core_percent": {str(count): [run.on_core for run in runs] for count, runs in found.items()},
+            "tokens_per_cpu_s_percent": {str(count): [run.per_cpu for run in runs] for count, runs in found.items()},
         },
     )
+
+
+def _profile(found: Mapping[int, Sequence[Run]]) -> list[str]:
+    """Where the rest has gone, in a sentence; none where no core was kept."""
+    runs = [run for each in found.values() for run in each]
+    on_core = [run.on_core for run in runs if run.on_core is not None]
+    per_cpu = [run.per_cpu for run in runs if run.per_cpu is not None]
+    if not on_core:
+        return []
+    return [
+        f"The pipeline's encoder had its core for {spread(on_core, 1)} % of its turns, and made {spread(per_cpu, 1)} % as many "
+        "tokens in a second of CPU time as the one alone."
+    ]
