@@ -125,7 +125,9 @@ def _run(
                 companion.close()
     if not texts:
         raise EnvironmentFault(f"{records:,} texts are too few for two that take turns: give --texts more of them")
-    on_core, per_cpu = (100 * cpu_s / ours_s, 100 * (out / cpu_s) / (texts / bare_s)) if cpu_s and bare_s else (None, None)
+    on_core, per_cpu = (
+        (100 * cpu_s / ours_s, 100 * (out / cpu_s) / (texts / bare_s)) if cpu_s and bare_s else (None, None)
+    )
     return Run(TOKENS * texts / theirs_s, TOKENS * out / ours_s, 100 * busy, on_core, per_cpu)
 
 
