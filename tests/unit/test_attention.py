@@ -56,6 +56,16 @@ def test_each_text_sees_itself_alone(heads, groups, window, causal):
         assert (found[text] - expected).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("window", [None, 8])
+def test_tokens_that_fill_a_pass_are_seen_by_nobody_and_come_out_as_zeros(window):
+    pack, *parts = made()
+    expected = attend(*parts, Segments.of(pack), scale=0.3, window=window)
+    filler = torch.full((7, 4, WIDTH), float("nan"))
+    found = attend(*(torch.cat([part, filler]) for part in parts), Segments.of(pack), scale=0.3, window=window)
+    assert torch.equal(found[: len(expected)], expected)
+    assert len(found) == len(expected) + 7 and not found[len(expected) :].any()
+
+
 def test_views_of_one_product_are_taken_as_they_are():
     pack, query, key, value = made()
     joined = torch.cat((query, key, value), dim=1)

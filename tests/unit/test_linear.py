@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from workers.encoder import linear as room
-from workers.encoder.linear import ReorderedLinear, can_reorder, linear, reorder
+from workers.encoder.linear import ReorderedLinear, can_reorder, linear, reorder, repeating
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -90,3 +90,11 @@ def test_without_onednn_nothing_is_replaced(monkeypatch):
 
     monkeypatch.setattr(room, "ReorderedLinear", missing)
     assert reorder(Model(nn.GELU())) == 0
+
+
+def test_numbers_of_rows_repeat_and_are_little_more():
+    made = [(rows, repeating(rows)) for rows in range(1, 16_385)]
+    assert all(rows <= more <= rows + max(15, rows // 64) for rows, more in made)
+    assert len({more for rows, more in made if rows <= 4096}) == 192
+    assert all(repeating(more) == more for _, more in made)
+    assert [repeating(1 << power) for power in range(4, 15)] == [1 << power for power in range(4, 15)]

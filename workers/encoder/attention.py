@@ -87,6 +87,8 @@ def attend(
             o.copy_(F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale))
         else:
             _banded(q, k, v, o, scale, window, causal)
+    start, count, length = segments.runs[-1]
+    out[start + count * length :] = 0.0  # tokens that fill a pass
     return out
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from workers.encoder import attention
 from workers.encoder.attention import Segments
 from workers.encoder.head import Head, cut
+from workers.encoder.linear import repeating
 from workers.encoder.packing import Pack
 from workers.encoder.pooling import pool, pool_packed
 
@@ -96,7 +97,10 @@ class PaddedForward:
 
 
 class PackedForward:
-    """Texts side by side; those of one length attend in one call of torch's own attention."""
+    """Texts side by side; those of one length attend in one call of torch's own attention.
+
+    On a CPU a pass is filled up to a size that :func:`workers.encoder.linear.repeating` gives, with tokens that no text sees.
+    """
 
     padded = False
 
@@ -109,14 +113,18 @@ class PackedForward:
 
     def __call__(self, pack: Pack, dim: int) -> Tensor:
         """Vectors of a pack's texts."""
-        arrays = (pack.ids.astype(np.int64), pack.texts, pack.positions, pack.lengths.astype(np.int64))
-        ids, texts, positions, lengths = (torch.from_numpy(array).to(self._device) for array in arrays)
-        hidden = self._hidden(ids, positions, Segments.of(pack))
-        return self._pooled(hidden, texts, positions, lengths, dim)
+        count, cost = len(pack.ids), self.cost(pack)
+        filled = np.zeros((2, cost), np.int64)
+        filled[:, :count] = pack.ids, pack.positions
+        ids, positions = torch.from_numpy(filled).to(self._device)
+        arrays = (pack.texts, pack.positions, pack.lengths.astype(np.int64))
+        texts, places, lengths = (torch.from_numpy(array).to(self._device) for array in arrays)
+        hidden = self._hidden(ids, positions, Segments.of(pack))[:count]
+        return self._pooled(hidden, texts, places, lengths, dim)
 
     def cost(self, pack: Pack) -> int:
-        """Its tokens."""
-        return len(pack.ids)
+        """Its tokens, and on a CPU those that fill it up."""
+        return repeating(len(pack.ids)) if self._device.type == "cpu" else len(pack.ids)
 
     def forget(self) -> None:
         """Nothing is kept."""
