@@ -3,7 +3,7 @@
 Comes in: packs. Goes out: float32 vectors [texts, dim] on the model's device. Never here: how texts are cut into packs, or
 what happens when memory runs out (``encoder``).
 
-- packed: texts side by side, nothing padded. Any model whose attention transformers lets us choose.
+- packed: texts side by side. Any model whose attention transformers lets us choose.
 - padded: texts below each other, padded to the longest. Any model; also what the packed way is tested against.
 """
 
