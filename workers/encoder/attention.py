@@ -70,7 +70,7 @@ def attend(
         causal: a token sees none that come after it.
 
     Returns:
-        [tokens, heads, width], contiguous.
+        [tokens, heads, width], contiguous; with ``runs``, tokens after the last text come out as zeros.
     """
     if segments.bounds is not None:
         reach = -1 if window is None else window - 1

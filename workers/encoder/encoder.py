@@ -77,7 +77,7 @@ class Encoder:
             device: auto (CUDA where there is one), cpu, cuda, cuda:1, …
             dtype: float32, bfloat16, float16; or auto: bfloat16 where the hardware multiplies it and the model's vectors
                 stay within a cosine of 0.999 of float32's, else float32.
-            max_batch_tokens: budget of one forward pass; a longer text goes alone.
+            max_batch_tokens: budget of one forward pass, without what fills it up; a longer text goes alone.
             prompt_tokens: the prompt's length; left out of pooling where the model's pooling says so.
             threads: CPU threads of torch, for the whole process.
             padded: pad all texts to the longest, which is slower; what packed texts are compared with.

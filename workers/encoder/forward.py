@@ -117,10 +117,11 @@ class PackedForward:
         filled = np.zeros((2, cost), np.int64)
         filled[:, :count] = pack.ids, pack.positions
         ids, positions = torch.from_numpy(filled).to(self._device)
-        arrays = (pack.texts, pack.positions, pack.lengths.astype(np.int64))
-        texts, places, lengths = (torch.from_numpy(array).to(self._device) for array in arrays)
+        texts, lengths = (
+            torch.from_numpy(array).to(self._device) for array in (pack.texts, pack.lengths.astype(np.int64))
+        )
         hidden = self._hidden(ids, positions, Segments.of(pack))[:count]
-        return self._pooled(hidden, texts, places, lengths, dim)
+        return self._pooled(hidden, texts, positions[:count], lengths, dim)
 
     def cost(self, pack: Pack) -> int:
         """Its tokens, and on a CPU those that fill it up."""

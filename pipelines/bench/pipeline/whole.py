@@ -108,13 +108,14 @@ def _run(
                 if not (encoders := nodes.pids(ENCODER)):
                     raise EnvironmentFault("no encoder is found among the processes of Ray's nodes")
                 computing = pinning.pin_computing(core, encoders)
-                bare = [pinning.Thread(alone.pid, alone.pid)]
+                bare = [] if core is None else [pinning.Thread(alone.pid, alone.pid)]
                 _computed_s(companion)  # the first takes a while: it joins Ray
                 # From one commit to another: each says when so many records were out.
                 progress.reach(int(FROM * records))
-                turns = Turns([driver, *nodes.pids("")], [alone.pid])
-                out, texts, computed_s, begin = progress.now(), alone.texts, _computed_s(companion), time.monotonic()
-                cpu_s, bare_s = pinning.cpu_s(computing), pinning.cpu_s(bare)
+                pids = [driver, *nodes.pids("")]
+                computed_s, begin = _computed_s(companion), time.monotonic()
+                turns = Turns(pids, [alone.pid])
+                out, texts, cpu_s, bare_s = progress.now(), alone.texts, pinning.cpu_s(computing), pinning.cpu_s(bare)
                 progress.reach(int(TO * records), wait=turns.wait)
                 ours_s, theirs_s = turns.ours_s, turns.theirs_s
                 out, texts = progress.now() - out, alone.texts - texts
