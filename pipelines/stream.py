@@ -37,6 +37,7 @@ from workers.outlets import Outlet
 from workers.pool import serve_pool, timed
 from workers.reader import StreamReader
 from workers.records import Batch, Computed, type_vectors
+from workers.routing import shortest_line
 from workers.settings import KafkaSettings, QueriesSettings, RegistrySettings, Settings
 from workers.turns import Turns
 
@@ -223,6 +224,7 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
         name="Encoder",
         **size,
         max_ongoing_requests=calls,
+        request_router_config=shortest_line(),
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=pool.call_timeout_s,

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 # From the bottom up: a room imports from the rows below its own, and from its own row.
 ROWS = (
-    ("records", "errors", "deadline", "periodic", "scaling", "share", "turns"),
+    ("records", "errors", "deadline", "lines", "periodic", "scaling", "share", "turns"),
     ("settings", "metrics", "log", "fingerprint", "cache_folder", "object_faults", "object_store", "trace"),
     (
-        *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool"),
+        *("sources", "codecs", "text", "encoder", "offsets", "sinks", "pool", "routing"),
         *(
             "kafka_client",
             "kafka_ends",
@@ -125,7 +125,7 @@ HEAVY = {
         "workers.sources.kafka_silence",
         "pipelines.bench.pipeline.loops",  # one of them is the client's own, to compare with
     ),
-    "ray": ("workers.pool", "pipelines"),
+    "ray": ("workers.pool", "workers.routing", "pipelines"),
     "botocore": ("workers.kafka_security.sasl",),
     "gssapi": ("workers.kafka_security.sasl",),
     "fastavro": tuple(f"workers.codecs.avro{part}" for part in ("", "_record", "_together")),
@@ -242,7 +242,7 @@ def test_every_room_has_a_row() -> None:
         ("pipelines.stream", "from . import cli", "lies above it"),
         ("workers.text.tokenizer", "import torch.nn", "imports torch, whose rooms are workers.encoder"),
         ("workers.checkpoint", "if TYPE_CHECKING:\n    from kafka import KafkaProducer", "imports kafka"),
-        ("workers.reader", "import ray", "imports ray, whose rooms are workers.pool, pipelines"),
+        ("workers.reader", "import ray", "imports ray, whose rooms are workers.pool, workers.routing, pipelines"),
         ("workers.reader", "importlib.import_module('ray.serve')", "imports ray"),
         ("pipelines.demo", "import kafka", "imports kafka"),
         ("pipelines.bench.race", "import sentence_transformers", "whose rooms are pipelines.bench.adapters"),

@@ -23,6 +23,7 @@ from pipelines.bench.pipeline.simulated import Device
 from workers import metrics
 from workers.pool import Failure, RetryingPool, serve_pool
 from workers.records import Batch, Computed
+from workers.routing import shortest_line
 
 TEXTS, TOKENS, DIM = 64, 100, 256
 IN_FLIGHT = 2  # calls per replica, as pool.in_flight has it
@@ -184,7 +185,11 @@ def _cluster() -> Iterator[None]:
 def _served(count: int, call_s: float) -> Iterator[tuple[Any, Sequence[Any]]]:
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     deployment = serve.deployment(Device).options(
-        name="Encoder", num_replicas=count, max_ongoing_requests=IN_FLIGHT, ray_actor_options={"num_cpus": 0}
+        name="Encoder",
+        num_replicas=count,
+        max_ongoing_requests=IN_FLIGHT,
+        request_router_config=shortest_line(),
+        ray_actor_options={"num_cpus": 0},
     )
     yield serve.run(deployment.bind(DIM, call_s), name=APP, route_prefix=None, logging_config=quiet), ()
     serve.delete(APP)

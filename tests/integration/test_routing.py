@@ -1,0 +1,139 @@
+"""Calls through a real Serve go to the shortest of their sender's lines; nobody is asked for room, and the dead get no more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from pipelines import cluster
+from tests.integration.pipeline import wait_until
+from workers.settings import Settings
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+REPLICAS, MOST = 4, 2
+APP = "routing"
+PATIENCE_S = 120.0
+
+
+class Replica:
+    """Says who it is and how many calls it had with this one, after so many seconds."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    async def call(self, seconds: float) -> tuple[int, int]:
+        self._under_way += 1
+        most = self._under_way
+        await asyncio.sleep(seconds)
+        self._under_way -= 1
+        return os.getpid(), most
+
+    async def die(self) -> None:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of four replicas that have been heard of."""
+    import tempfile
+
+    from ray import serve
+
+    from workers.routing import shortest_line
+
+    with tempfile.TemporaryDirectory(prefix="se-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        try:
+            with cluster.connected(Settings()):
+                deployment = serve.deployment(Replica).options(
+                    num_replicas=REPLICAS,
+                    max_ongoing_requests=MOST,
+                    request_router_config=shortest_line(),
+                    ray_actor_options={"num_cpus": 0},
+                    health_check_period_s=1,
+                )
+                made = serve.run(deployment.bind(), name=APP, route_prefix=None)
+                yield made
+                serve.shutdown()
+        finally:
+            del os.environ["RAY_TMPDIR"]
+
+
+def at_once(handle: Any, count: int, seconds: float) -> list[tuple[int, int]]:
+    responses = [handle.call.remote(seconds) for _ in range(count)]
+    return [response.result(timeout_s=PATIENCE_S) for response in responses]
+
+
+def test_lines_are_equal_and_nobody_is_asked(handle: Any, monkeypatch: pytest.MonkeyPatch):
+    from ray.serve._private.request_router import replica_wrapper
+    from ray.serve.request_router import RunningReplica
+
+    at_once(handle, 2 * REPLICAS, 0.2)  # whoever has not been heard of for long is asked once
+    asked: list[bool] = []
+    probed: list[object] = []
+    send, probe = replica_wrapper.ActorReplicaWrapper.send_request_python, RunningReplica.get_queue_len
+
+    def sending(self: Any, pr: Any, *, with_rejection: bool) -> Any:
+        asked.append(with_rejection)
+        return send(self, pr, with_rejection=with_rejection)
+
+    async def probing(self: Any, **given: Any) -> int:
+        probed.append(self.replica_id)
+        return await probe(self, **given)
+
+    monkeypatch.setattr(replica_wrapper.ActorReplicaWrapper, "send_request_python", sending)
+    monkeypatch.setattr(RunningReplica, "get_queue_len", probing)
+    for _ in range(5):
+        answers = at_once(handle, MOST * REPLICAS, 0.5)
+        assert sorted(Counter(pid for pid, _ in answers).values()) == [MOST] * REPLICAS
+    assert asked == [False] * (5 * MOST * REPLICAS)
+    assert probed == []
+
+
+def test_more_than_fits_waits_and_replicas_are_kept_busy(handle: Any):
+    began = time.monotonic()
+    answers = at_once(handle, 5 * MOST * REPLICAS, 0.4)
+    took = time.monotonic() - began
+    assert max(most for _, most in answers) <= MOST
+    assert len(answers) == 5 * MOST * REPLICAS
+    counts = Counter(pid for pid, _ in answers)
+    assert len(counts) == REPLICAS
+    assert max(counts.values()) - min(counts.values()) <= MOST
+    assert took < 10 * 5 * 0.4, "no call is left waiting"
+
+
+def test_who_is_dead_gets_no_calls_and_who_takes_its_place_does(handle: Any):
+    from ray.exceptions import RayActorError
+
+    before = {pid for pid, _ in at_once(handle, MOST * REPLICAS, 0.3)}
+    with pytest.raises(RayActorError):
+        handle.die.remote().result(timeout_s=PATIENCE_S)
+
+    def answered() -> set[int]:
+        with ThreadPoolExecutor(MOST * REPLICAS) as threads:
+            return {pid for pid, _ in threads.map(lambda _: tried(handle), range(MOST * REPLICAS))}
+
+    living = answered()
+    assert len(living & before) == REPLICAS - 1
+    wait_until(lambda: len(answered()) == REPLICAS, PATIENCE_S, lambda: "no replica takes the place of the dead one")
+
+
+def tried(handle: Any) -> tuple[int, int]:
+    """One call, again where its replica was dead."""
+    from ray.exceptions import RayActorError
+
+    for _ in range(3):
+        try:
+            found: tuple[int, int] = handle.call.remote(0.3).result(timeout_s=PATIENCE_S)
+        except RayActorError:
+            continue
+        return found
+    raise AssertionError("three calls in a row went to the dead")
