@@ -11,9 +11,10 @@ shortest of its own lines, nobody is asked, and nobody refuses, for a replica co
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import serve
@@ -27,6 +28,28 @@ from workers.lines import GOLDEN, Lines
 FULL_S = 0.1
 # Replicas that have not been heard of for long are asked how they are: so many at once, and each so often at most.
 ASK_AT_ONCE, ASK_S = 4, 1.0
+
+
+class _Call:
+    """What Serve holds of a call that is out: its ``result``, but that whoever waits for its end keeps the reference to it.
+
+    Serve does not, where a replica does not accept calls first. Ray 2.60 ends the process when an answer of over 100 KiB comes
+    for somebody who waits, and whoever asked for the answer has it already and has let it go.
+    """
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._result, name)
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        """Call ``callback`` with the answer, or with its error, on a thread of Ray's."""
+        self._result.add_done_callback(functools.partial(_call_back, callback, self._result))
+
+
+def _call_back(callback: Callable[[Any], Any], _kept: Any, answer: Any) -> None:
+    callback(answer)
 
 
 class _Replica(RunningReplica):  # type: ignore[misc]  # Ray is untyped here
@@ -44,7 +67,7 @@ class _Replica(RunningReplica):  # type: ignore[misc]  # Ray is untyped here
     def try_send_request(self, pr: PendingRequest, *, with_rejection: bool) -> Any:
         """Send a call; it counts before it is out, for Serve says of each that is chosen how it ended, also where this fails."""
         self._lines.sent(id(pr), self.replica_id)
-        return super().try_send_request(pr, with_rejection=with_rejection)
+        return _Call(super().try_send_request(pr, with_rejection=with_rejection))
 
 
 class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is untyped here

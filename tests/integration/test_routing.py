@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines import cluster
@@ -35,6 +36,9 @@ class Replica:
         await asyncio.sleep(seconds)
         self._under_way -= 1
         return os.getpid(), most
+
+    async def large(self, mebibytes: int) -> np.ndarray:
+        return np.ones(mebibytes << 18, np.float32)
 
     async def die(self) -> None:
         os._exit(1)
@@ -108,6 +112,17 @@ def test_more_than_fits_waits_and_replicas_are_kept_busy(handle: Any):
     assert len(counts) == REPLICAS
     assert max(counts.values()) - min(counts.values()) <= MOST
     assert took < 10 * 5 * 0.4, "no call is left waiting"
+
+
+def test_large_answers_that_are_let_go_at_once(handle: Any):
+    """Of over 100 KiB: Ray keeps them elsewhere, and has ended the process of who waited for their end alone."""
+
+    def ask(mebibytes: int) -> float:
+        answer: np.ndarray = handle.large.remote(mebibytes).result(timeout_s=PATIENCE_S)
+        return float(answer.sum())
+
+    with ThreadPoolExecutor(MOST * REPLICAS) as threads:
+        assert set(threads.map(ask, [1] * 200)) == {float(1 << 18)}
 
 
 def test_who_is_dead_gets_no_calls_and_who_takes_its_place_does(handle: Any):
