@@ -57,6 +57,7 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         os.environ["RAY_TMPDIR"] = folder
         try:
             with cluster.connected(Settings()):
+                serve.start(proxy_location="Disabled")
                 deployment = serve.deployment(Replica).options(
                     num_replicas=REPLICAS,
                     max_ongoing_requests=MOST,
@@ -110,7 +111,7 @@ def test_more_than_fits_waits_and_replicas_are_kept_busy(handle: Any):
     assert len(answers) == 5 * MOST * REPLICAS
     counts = Counter(pid for pid, _ in answers)
     assert len(counts) == REPLICAS
-    assert max(counts.values()) - min(counts.values()) <= MOST
+    assert min(counts.values()) > 5 * MOST / 2, "none idles while others have lines"
     assert took < 10 * 5 * 0.4, "no call is left waiting"
 
 
