@@ -215,16 +215,14 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     size: dict[str, Any] = {"num_replicas": pool.min}
     if pool.min != pool.max:
         size = {"autoscaling_config": scaled(settings, APP)}
-    # Where readers take each other's places, lines become longer by a call, and one whose turn it is again must find a place.
-    calls = pool.in_flight * (2 if settings.readers.count > 1 else 1)
-    if settings.queries.enabled:
-        # Each reader has a call under way at least, also where that is more than the encoders take.
-        calls = max(calls, settings.readers.count) + CALLS_PER_REPLICA
+    # Who calls keeps to its own limit at each encoder. All together are never too many for it, so that it decides who is next.
+    most = max(pool.in_flight, CALLS_PER_REPLICA) if settings.queries.enabled else pool.in_flight
+    callers = settings.readers.count + settings.queries.enabled
     encoder = serve.deployment(encoder_class).options(
         name="Encoder",
         **size,
-        max_ongoing_requests=calls,
-        request_router_config=shortest_line(),
+        max_ongoing_requests=most * callers,
+        request_router_config=shortest_line(most),
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=pool.call_timeout_s,

@@ -5,7 +5,7 @@ Comes in: calls, and what Serve says of its replicas. Goes out: a replica for ea
 Serve's own router asks two replicas at random, over the wire, whether they have room, again and again while they have not, and
 has each call accepted by its replica before it is answered. Where lines are always full, which is what a backlog means, that is
 most of what a call costs, and replicas idle meanwhile. Who sends knows how many calls are out, and where: the next goes to the
-shortest of its own lines, nobody is asked, and nobody refuses, for a replica computes one call at a time whoever sent it.
+shortest of its own lines. Nobody is asked, and nobody refuses, for a replica computes one call at a time whoever sent it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 from ray import serve
@@ -24,144 +24,150 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 from workers.lines import GOLDEN, Lines
 
-# While every line is full: after so long without an answer, Serve asks the replicas themselves.
-FULL_S = 0.1
-# Replicas that have not been heard of for long are asked how they are: so many at once, and each so often at most.
-ASK_AT_ONCE, ASK_S = 4, 1.0
+# While every line is full and nothing ends for so long, the shortest is taken all the same: a count may be wrong.
+STUCK_S = 30.0
 
 
 class _Call:
-    """What Serve holds of a call that is out: its ``result``, but that whoever waits for its end keeps the reference to it.
+    """What Serve holds of a call that is out: Ray's result, whose reference is kept until everybody has been told of its end.
 
-    Serve does not, where a replica does not accept calls first. Ray 2.60 ends the process when an answer of over 100 KiB comes
-    for somebody who waits, and whoever asked for the answer has it already and has let it go.
+    Serve itself lets it go when the caller has the answer. With an answer of over 100 KiB, Ray 2.60 then ends this process, if
+    somebody is still to be told.
     """
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: Any, failed: Callable[[], None]) -> None:
+        """``failed`` is called, on any thread, when the answer is an error."""
         self._result = result
+        self._failed = failed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._result, name)
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
         """Call ``callback`` with the answer, or with its error, on a thread of Ray's."""
-        self._result.add_done_callback(functools.partial(_call_back, callback, self._result))
+        self._result.add_done_callback(functools.partial(_ended, callback, self._failed, self._result))
 
 
-def _call_back(callback: Callable[[Any], Any], _kept: Any, answer: Any) -> None:
+def _ended(callback: Callable[[Any], Any], failed: Callable[[], None], _kept: Any, answer: Any) -> None:
+    if isinstance(answer, BaseException):
+        failed()
     callback(answer)
 
 
 class _Replica(RunningReplica):  # type: ignore[misc]  # Ray is untyped here
     """A replica that is sent a call without being asked to accept it, and counted where it is sent."""
 
-    def __init__(self, replica_info: Any, lines: Lines[ReplicaID]) -> None:
+    def __init__(self, replica_info: Any, router: ShortestLine) -> None:
         super().__init__(replica_info)
-        self._lines = lines
+        self._router = router
 
     @property
     def is_cross_language(self) -> bool:
-        """Ray 2.60 has all but those accept each call, whatever :attr:`ShortestLine.supports_rejection_protocol` says."""
+        """Ray 2.60 lets all others accept each call first, whatever :attr:`ShortestLine.supports_rejection_protocol` says."""
         return True
 
     def try_send_request(self, pr: PendingRequest, *, with_rejection: bool) -> Any:
         """Send a call; it counts before it is out, for Serve says of each that is chosen how it ended, also where this fails."""
-        self._lines.sent(id(pr), self.replica_id)
-        return _Call(super().try_send_request(pr, with_rejection=with_rejection))
+        self._router.lines.sent(self.replica_id)
+        return _Call(
+            super().try_send_request(pr, with_rejection=with_rejection),
+            functools.partial(self._router.distrust_soon, self.replica_id),
+        )
 
 
 class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is untyped here
     """Serve's router for encoders; it lives in each process that calls them, on the event loop of Serve's router."""
 
-    def initialize_state(self, **_: Any) -> None:
-        """Begin, with no replicas; Serve calls this once."""
-        self._lines: Lines[ReplicaID] = Lines(_start())
-        self._known: Sequence[RunningReplica] = ()
-        self._by_id: dict[ReplicaID, RunningReplica] = {}
-        self._asked: dict[ReplicaID, float] = {}
-        self._freed = asyncio.Event()
+    def initialize_state(self, *, most: int) -> None:
+        """Begin, with no replicas; Serve calls this once. ``most``: calls of this process's that a replica may have."""
+        self.lines: Lines[ReplicaID] = Lines(_start())
+        self._most = most
+        self._listed: list[RunningReplica] | None = None
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def supports_rejection_protocol(self) -> bool:
-        """Calls that a replica has no place for wait there."""
+        """What a replica has no place for waits there."""
         return False
 
     def create_replica_wrapper(self, replica_info: Any) -> RunningReplica:
         """What stands for a replica here."""
-        return _Replica(replica_info, self._lines)
+        return _Replica(replica_info, self)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replica with the shortest line; when all are full, whoever is to be asked for room, after a wait for an answer."""
+        """The replica with the shortest line, when one has room."""
+        self._loop = asyncio.get_running_loop()
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # there are no nearer replicas to try first
-            self._lines.give_back(id(pending_request))
-        self._renew(candidate_replicas)
-        if next(self._lines.by_length(self._most()), None) is None:
-            self._freed.clear()
+        member = self._shortest(self._most)
+        while member is None and self._replicas_list:
+            self._changed.clear()
             try:
-                await asyncio.wait_for(self._freed.wait(), FULL_S)
+                await asyncio.wait_for(self._changed.wait(), STUCK_S)
             except TimeoutError:
-                # A count may be wrong: Serve asks two replicas, and sends nothing where there is no room.
-                return [random.sample(self._known, min(2, len(self._known)))]
-            self._renew(self._replicas_list)
-        return self._choose(pending_request)
-
-    def _choose(self, pending_request: PendingRequest | None) -> list[list[RunningReplica]]:
-        silent: list[RunningReplica] = []
-        full: list[RunningReplica] = []
-        for member in self._lines.by_length(self._most()):
-            replica = self._by_id[member]
-            length = self.replica_queue_len_cache.get(member)
-            if length is None:
-                silent.append(replica)
-            elif length >= replica.max_ongoing_requests:
-                full.append(replica)  # of others' calls, when it was asked
+                member = self._shortest(None)
             else:
-                if pending_request is not None:
-                    self._lines.take(id(pending_request), member)
-                # Serve takes the one that is known, and asks the others in passing.
-                return [[replica, *self._due(silent)]]
-        if silent:
-            self._due(silent)
-            return [silent[:ASK_AT_ONCE]]
-        return [full[:ASK_AT_ONCE]]
+                member = self._shortest(self._most)
+        replica = self._replicas.get(member)
+        if replica is None:
+            return []  # Serve waits until there are some
+        if pending_request is not None and not pending_request.future.done():
+            self.lines.take(member)  # for this call, or an older one: Serve gives it to the first that waits
+        # Serve asks whom it does not know to have room.
+        self.replica_queue_len_cache.update(member, 0)
+        return [[replica]]
 
-    def _due(self, silent: list[RunningReplica]) -> list[RunningReplica]:
-        now = time.monotonic()
-        due = [replica for replica in silent if self._asked.get(replica.replica_id, 0.0) < now - ASK_S][:ASK_AT_ONCE]
-        self._asked |= {replica.replica_id: now for replica in due}
-        return due
+    def _shortest(self, most: int | None) -> ReplicaID | None:
+        if self._replicas_list is not self._listed:  # Serve makes a new list at every change
+            self._listed = self._replicas_list
+            self.lines.renew(replica.replica_id for replica in self._listed)
+        return self.lines.shortest(most)
 
-    def _renew(self, replicas: Sequence[RunningReplica]) -> None:
-        if replicas is not self._known:  # Serve makes a new list of them at every change
-            self._known = replicas
-            self._by_id = {replica.replica_id: replica for replica in replicas}
-            self._asked = {member: since for member, since in self._asked.items() if member in self._by_id}
-            self._lines.renew(self._by_id)
+    # ---- what Serve has to say
 
-    def _most(self) -> int:
-        return max((replica.max_ongoing_requests for replica in self._known[:1]), default=0)
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """These are there now."""
+        super().update_replicas(replicas)
+        self._changed.set()
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Serve has an answer, or knows that there will be none."""
+        """An answer has come, or there will be none."""
         super().on_request_completed(replica_id, internal_request_id)
-        self._lines.ended(replica_id)
-        self._freed.set()
+        self.lines.ended(replica_id)
+        self._changed.set()
+
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        """A replica cannot be reached now."""
+        super().on_replica_actor_unavailable(replica_id)
+        self.lines.failed(replica_id)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """A replica is dead, and perhaps its node with all that are on it, of which Serve hears later."""
+        gone = self._replicas.get(replica_id)
+        super().on_replica_actor_died(replica_id)
+        for replica in self._replicas_list:
+            if gone is not None and replica.node_id == gone.node_id:
+                self.lines.failed(replica.replica_id)
+
+    def distrust_soon(self, replica_id: ReplicaID) -> None:
+        """A call to a replica failed; from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.lines.failed, replica_id)
 
 
 def _start() -> float:
+    """Apart for each of a deployment's replicas, and for replicas of two deployments."""
     try:
-        rank: int = serve.get_replica_context().rank.rank
+        context = serve.get_replica_context()
+        rank: int = context.rank.rank
     except (RayServeException, AttributeError):  # a driver, or a Ray that does not number its replicas
         return random.random()  # noqa: S311
-    return rank * GOLDEN
+    return rank * GOLDEN + zlib.crc32(context.deployment.encode()) / 2**32
 
 
-def shortest_line() -> RequestRouterConfig:
-    """What a deployment is given so that calls to it are routed here."""
-    # Whoever finds no room has waited already.
-    return RequestRouterConfig(
-        request_router_class=ShortestLine, initial_backoff_s=0.01, backoff_multiplier=1, max_backoff_s=0.01
-    )
+def shortest_line(most: int) -> RequestRouterConfig:
+    """What a deployment is given so that calls to it are routed here; ``most``: of a process's at a replica, the others wait."""
+    return RequestRouterConfig(request_router_class=ShortestLine, request_router_kwargs={"most": most})

@@ -29,13 +29,19 @@ class Replica:
 
     def __init__(self) -> None:
         self._under_way = 0
+        self._broken = False
 
     async def call(self, seconds: float) -> tuple[int, int]:
+        if self._broken:
+            raise RuntimeError("broken")
         self._under_way += 1
         most = self._under_way
         await asyncio.sleep(seconds)
         self._under_way -= 1
         return os.getpid(), most
+
+    async def break_down(self) -> None:
+        self._broken = True
 
     async def large(self, mebibytes: int) -> np.ndarray:
         return np.ones(mebibytes << 18, np.float32)
@@ -60,8 +66,8 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                 serve.start(proxy_location="Disabled")
                 deployment = serve.deployment(Replica).options(
                     num_replicas=REPLICAS,
-                    max_ongoing_requests=MOST,
-                    request_router_config=shortest_line(),
+                    max_ongoing_requests=100,
+                    request_router_config=shortest_line(MOST),
                     ray_actor_options={"num_cpus": 0},
                     health_check_period_s=1,
                 )
@@ -81,7 +87,7 @@ def test_lines_are_equal_and_nobody_is_asked(handle: Any, monkeypatch: pytest.Mo
     from ray.serve._private.request_router import replica_wrapper
     from ray.serve.request_router import RunningReplica
 
-    at_once(handle, 2 * REPLICAS, 0.2)  # whoever has not been heard of for long is asked once
+    at_once(handle, 1, 0.0)  # Serve asks replicas that are new
     asked: list[bool] = []
     probed: list[object] = []
     send, probe = replica_wrapper.ActorReplicaWrapper.send_request_python, RunningReplica.get_queue_len
@@ -97,7 +103,7 @@ def test_lines_are_equal_and_nobody_is_asked(handle: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(replica_wrapper.ActorReplicaWrapper, "send_request_python", sending)
     monkeypatch.setattr(RunningReplica, "get_queue_len", probing)
     for _ in range(5):
-        answers = at_once(handle, MOST * REPLICAS, 0.5)
+        answers = at_once(handle, MOST * REPLICAS, 1.0)
         assert sorted(Counter(pid for pid, _ in answers).values()) == [MOST] * REPLICAS
     assert asked == [False] * (5 * MOST * REPLICAS)
     assert probed == []
@@ -140,6 +146,17 @@ def test_who_is_dead_gets_no_calls_and_who_takes_its_place_does(handle: Any):
     living = answered()
     assert len(living & before) == REPLICAS - 1
     wait_until(lambda: len(answered()) == REPLICAS, PATIENCE_S, lambda: "no replica takes the place of the dead one")
+
+
+def test_who_fails_at_once_does_not_get_all_calls(handle: Any):
+    handle.break_down.remote().result(timeout_s=PATIENCE_S)
+    failed = 0
+    for _ in range(50):
+        try:
+            handle.call.remote(0.0).result(timeout_s=PATIENCE_S)
+        except RuntimeError:
+            failed += 1
+    assert failed <= 10, "all, without distrust"
 
 
 def tried(handle: Any) -> tuple[int, int]:

@@ -1,17 +1,13 @@
-"""Which replica a call goes to, with what Serve knows of them; ``tests/integration/test_routing.py`` has the real Serve."""
+"""Which replica a call goes to, with what Serve says of them; ``tests/integration/test_routing.py`` has the real Serve."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from workers.routing import ShortestLine
 
 # Ray Serve's own, at import
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -20,112 +16,111 @@ MOST = 2
 
 
 class Stand:
-    """A router over replicas ``a``, ``b``, …, of which Serve knows so many calls, or nothing."""
+    """A router over replicas that Serve says are there."""
 
-    def __init__(self, **known: int | None) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         from workers.routing import ShortestLine
 
-        self.router: ShortestLine = object.__new__(ShortestLine)
-        self.router._replica_queue_len_cache = SimpleNamespace(get=known.get)
-        self.router.initialize_state()
-        self.router._lines._start = 0.0
-        self.names(known)
+        self.router = object.__new__(ShortestLine)
+        self.room: dict[str, int] = {}
+        self.router._replica_queue_len_cache = SimpleNamespace(update=self.room.__setitem__)
+        self.router.initialize_state(most=MOST)
+        self.router.lines._start = 0.0
+        self.names(names)
 
     def names(self, names: Iterable[str]) -> None:
-        self.replicas = [SimpleNamespace(replica_id=name, max_ongoing_requests=MOST) for name in names]
-        self.router._replicas_list = self.replicas
+        self.router._replicas = {name: SimpleNamespace(replica_id=name, node_id="node") for name in names}
+        self.router._replicas_list = list(self.router._replicas.values())
 
-    async def choose(self, pending: Any = None) -> list[str]:
-        (rank,) = await self.router.choose_replicas(self.replicas, pending)
-        return [replica.replica_id for replica in rank]
+    async def choose(self, pending: Any = None) -> str | None:
+        ranks = await self.router.choose_replicas([], pending)
+        if not ranks:
+            return None
+        ((replica,),) = ranks
+        assert self.room[replica.replica_id] == 0, "Serve asks whom it does not know to have room"
+        return str(replica.replica_id)
 
     def send(self, *names: str) -> None:
-        self.router._renew(self.replicas)
         for name in names:
-            self.router._lines.sent(object(), name)
+            self.router.lines.sent(name)
 
 
-def pending() -> Any:
-    return SimpleNamespace(routing_context=SimpleNamespace(should_backoff=False))
+def pending(*, done: bool = False) -> Any:
+    future = SimpleNamespace(done=lambda: done)
+    return SimpleNamespace(routing_context=SimpleNamespace(should_backoff=False), future=future)
 
 
-def chosen(stand: Stand) -> list[str]:
-    return asyncio.run(stand.choose())
+def chosen(stand: Stand, *calls: Any) -> list[str | None]:
+    async def each() -> list[str | None]:
+        return [await stand.choose(call) for call in calls or (None,)]
+
+    return asyncio.run(each())
 
 
 def test_the_shortest_line_is_taken_and_counts_before_it_is_sent():
-    stand = Stand(a=0, b=0, c=0)
+    stand = Stand("abc")
     stand.send("a")
-
-    async def three() -> list[list[str]]:
-        return [await stand.choose(call) for call in calls]
-
     calls = [pending() for _ in range(4)]
-    assert asyncio.run(three()) == [["b"], ["c"], ["a"], ["b"]]
+    assert chosen(stand, *calls) == ["b", "c", "a", "b"]
     assert all(call.routing_context.should_backoff for call in calls), "Serve asks again without a pause otherwise"
 
 
-def test_a_call_that_was_refused_a_replica_is_not_counted_there():
-    stand = Stand(a=0, b=0)
-    call = pending()
-
-    async def twice() -> list[list[str]]:
-        return [await stand.choose(call), await stand.choose(call), await stand.choose(pending())]
-
-    assert asyncio.run(twice()) == [["a"], ["a"], ["b"]]
+def test_a_call_that_was_given_up_meanwhile_does_not_count():
+    assert chosen(Stand("ab"), pending(done=True), pending()) == ["a", "a"]
 
 
-def test_a_replica_that_others_fill_is_passed_over():
-    assert chosen(Stand(a=2, b=1)) == ["b"]
+def test_where_there_are_no_replicas_serve_waits():
+    assert chosen(Stand("")) == [None]
 
 
-def test_a_silent_replica_is_asked_in_passing_and_not_each_time():
-    stand = Stand(a=None, b=0, c=None)
-    stand.send("b")
-    assert [chosen(stand), chosen(stand)] == [["b", "a", "c"], ["b"]]
+@pytest.mark.parametrize("event", ["an answer", "a replica"])
+def test_while_all_are_full_a_call_waits_for_an_answer_or_a_replica(event: str, monkeypatch: pytest.MonkeyPatch):
+    from ray.serve.request_router import RequestRouter
 
+    stand = Stand("ab")
+    stand.send(*"aabb")
+    monkeypatch.setattr(RequestRouter, "update_replicas", lambda router, replicas: stand.names(replicas))
 
-def test_where_all_are_silent_the_shortest_are_asked():
-    stand = Stand(a=None, b=None)
-    stand.send("a")
-    assert chosen(stand) == ["b", "a"]
-    assert chosen(stand) == ["b", "a"], "nobody else can be sent anything"
-
-
-def test_where_others_fill_all_the_shortest_are_asked():
-    stand = Stand(a=2, b=2)
-    stand.send("a")
-    assert chosen(stand) == ["b", "a"]
-
-
-def test_while_all_are_full_a_call_waits_for_an_answer():
-    stand = Stand(a=0, b=0)
-    stand.send("a", "a", "b", "b")
-
-    async def answered() -> list[str]:
+    async def answered() -> str | None:
         waiting = asyncio.create_task(stand.choose(pending()))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         assert not waiting.done()
-        stand.router.on_request_completed("b", "request")
+        if event == "an answer":
+            stand.router.on_request_completed("b", "request")
+        else:
+            stand.router.update_replicas(list("abc"))
         return await waiting
 
-    assert asyncio.run(answered()) == ["b"]
+    assert asyncio.run(answered()) == ("b" if event == "an answer" else "c")
 
 
-def test_when_no_answer_comes_two_are_asked(monkeypatch: pytest.MonkeyPatch):
+def test_who_waits_for_room_while_all_replicas_go_waits_with_serve(monkeypatch: pytest.MonkeyPatch):
+    from ray.serve.request_router import RequestRouter
+
+    stand = Stand("a")
+    stand.send(*"aa")
+    monkeypatch.setattr(RequestRouter, "update_replicas", lambda router, replicas: stand.names(replicas))
+
+    async def gone() -> str | None:
+        waiting = asyncio.create_task(stand.choose(pending()))
+        await asyncio.sleep(0.01)
+        stand.router.update_replicas([])
+        return await waiting
+
+    assert asyncio.run(gone()) is None
+
+
+def test_when_nothing_ends_for_long_a_count_may_be_wrong(monkeypatch: pytest.MonkeyPatch):
     from workers import routing
 
-    monkeypatch.setattr(routing, "FULL_S", 0.02)
-    stand = Stand(a=0, b=0, c=0)
-    stand.send(*"aabbcc")
-    began = time.monotonic()
-    found = chosen(stand)
-    assert time.monotonic() - began >= 0.02
-    assert len(set(found)) == 2
+    monkeypatch.setattr(routing, "STUCK_S", 0.02)
+    stand = Stand("abc")
+    stand.send(*"aabbbcc")
+    assert chosen(stand) == ["a"]
 
 
 def test_replicas_come_and_go():
-    stand = Stand(a=0, b=0, c=0)
+    stand = Stand("abc")
     stand.send("a")
     stand.names("ac")
     assert chosen(stand) == ["c"]
@@ -133,10 +128,58 @@ def test_replicas_come_and_go():
     assert chosen(stand) == ["a"]
 
 
-def test_who_is_no_replica_begins_anywhere_and_replicas_by_their_rank(monkeypatch: pytest.MonkeyPatch):
+def test_who_failed_is_the_last_choice():
+    stand = Stand("ab")
+    assert chosen(stand) == ["a"]
+
+    async def failed() -> None:
+        await stand.choose()
+        stand.router.distrust_soon("a")
+
+    asyncio.run(failed())
+    assert chosen(stand) == ["b"]
+
+
+def test_who_shares_a_node_with_the_dead_is_the_last_choice(monkeypatch: pytest.MonkeyPatch):
+    from ray.serve.request_router import RequestRouter
+
+    stand = Stand("abc")
+    stand.router._replicas["c"].node_id = "another"
+    monkeypatch.setattr(RequestRouter, "on_replica_actor_died", lambda router, replica_id: stand.names("bc"))
+    monkeypatch.setattr(stand, "names", lambda names: drop(stand, "a"))
+    stand.router.on_replica_actor_died("a")
+    assert chosen(stand) == ["c"]
+
+
+def drop(stand: Stand, name: str) -> None:
+    del stand.router._replicas[name]
+    stand.router._replicas_list = list(stand.router._replicas.values())
+
+
+@pytest.mark.parametrize("answer", [1, ValueError("no")])
+def test_who_waits_for_the_end_of_a_call_is_told_it_and_errors_are_heard_of(answer: object):
+    from workers.routing import _Call
+
+    waiting: list[Any] = []
+    failures: list[None] = []
+    told: list[object] = []
+    call = _Call(SimpleNamespace(add_done_callback=waiting.append, get=lambda: 7), lambda: failures.append(None))
+    call.add_done_callback(told.append)
+    assert call.get() == 7
+    waiting[0](answer)
+    assert told == [answer]
+    assert len(failures) == isinstance(answer, Exception)
+
+
+def test_replicas_begin_by_their_rank_and_deployments_apart(monkeypatch: pytest.MonkeyPatch):
     from workers import routing
 
-    assert 0 <= routing._start() < 1
-    context = SimpleNamespace(rank=SimpleNamespace(rank=3))
-    monkeypatch.setattr(routing.serve, "get_replica_context", lambda: context)
-    assert routing._start() == 3 * routing.GOLDEN
+    assert 0 <= routing._start() < 1, "a driver begins anywhere"
+
+    def start(deployment: str, rank: int) -> float:
+        context = SimpleNamespace(rank=SimpleNamespace(rank=rank), deployment=deployment)
+        monkeypatch.setattr(routing.serve, "get_replica_context", lambda: context)
+        return routing._start()
+
+    assert start("Reader", 3) - start("Reader", 0) == pytest.approx(3 * routing.GOLDEN)
+    assert start("Reader", 0) % 1 != pytest.approx(start("Queries", 0) % 1, abs=0.05)

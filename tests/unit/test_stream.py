@@ -87,7 +87,8 @@ def test_queries_are_the_ingress_where_they_are_asked_for_and_their_key_is_nobod
     assert (encoder.name, reader.name) == ("Encoder", "Reader")
     assert reader.init_args[1] is encoders
     assert [part.init_args[0].queries.api_key for part in (encoder, reader)] == [None, None]
-    # Readers have twice the places that one alone has, for they take each other's; and two places are the queries' own.
-    assert encoder.max_ongoing_requests == 6
+    # Three readers and the queries may each have two calls there.
+    assert encoder.max_ongoing_requests == 8
+    assert encoder._deployment_config.request_router_config.request_router_kwargs == {"most": 2}
     without = build(given.model_copy(update={"queries": QueriesSettings()}))._bound_deployment
-    assert (without.name, without.init_args[1]._bound_deployment.max_ongoing_requests) == ("Reader", 4)
+    assert (without.name, without.init_args[1]._bound_deployment.max_ongoing_requests) == ("Reader", 6)
