@@ -29,7 +29,7 @@ from workers.settings import Settings
 
 LOG = log.get(__name__)
 
-# Calls for queries at a replica: one that is computed, one that comes next. Readers do not take these places.
+# Calls for queries at a replica: one that is computed, one that comes next, beside the readers'.
 CALLS_PER_REPLICA = 2
 # Serve is asked how many encoders run: so often, and so often while a query waits for the first.
 CENSUS_S, STARVED_S = 5.0, 1.0
