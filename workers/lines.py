@@ -46,18 +46,19 @@ class Lines(Generic[type_member]):
     def shortest(self, most: int | None) -> type_member | None:
         """Whose line is the shortest, of those who have not failed lately if there are any; None where all have ``most`` calls.
 
-        Without ``most`` there is no limit.
+        Without ``most`` there is no limit. Of those who have failed, whose last failure is the longest ago comes first.
         """
         self._expire()
-        trusted = (
-            [member for member in self._order if member not in self._distrusted] if self._distrusted else self._order
-        )
-        for members in (trusted, self._order):
-            if members:
-                member = min(members, key=self._calls.__getitem__)
-                if most is None or self._calls[member] < most:
-                    return member
-        return None
+        if not self._order:
+            return None
+        if not self._distrusted:
+            member = min(self._order, key=self._calls.__getitem__)
+        else:
+            trusted = [
+                member for member in self._order if self._has_room(member, most) and member not in self._distrusted
+            ]
+            member = min(trusted or self._order, key=lambda each: (self._calls[each], self._distrusted.get(each, 0.0)))
+        return member if self._has_room(member, most) else None
 
     def take(self, member: type_member) -> None:
         """A call will be sent to ``member``, and counts from now on."""
@@ -83,6 +84,9 @@ class Lines(Generic[type_member]):
     def length(self, member: type_member) -> int:
         """How many calls are under way there, or will be at once."""
         return self._calls.get(member, 0)
+
+    def _has_room(self, member: type_member, most: int | None) -> bool:
+        return most is None or self._calls[member] < most
 
     def _expire(self) -> None:
         now = self._clock()

@@ -148,8 +148,9 @@ class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is un
         """A replica is dead, and perhaps its node with all that are on it, of which Serve hears later."""
         gone = self._replicas.get(replica_id)
         super().on_replica_actor_died(replica_id)
-        for replica in self._replicas_list:
-            if gone is not None and replica.node_id == gone.node_id:
+        beside = [replica for replica in self._replicas_list if gone is not None and replica.node_id == gone.node_id]
+        if len(beside) < len(self._replicas_list):  # somebody is elsewhere
+            for replica in beside:
                 self.lines.failed(replica.replica_id)
 
     def distrust_soon(self, replica_id: ReplicaID) -> None:

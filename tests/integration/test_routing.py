@@ -156,6 +156,7 @@ def test_who_fails_at_once_does_not_get_all_calls(handle: Any):
             handle.call.remote(0.0).result(timeout_s=PATIENCE_S)
         except RuntimeError:
             failed += 1
+            time.sleep(0.1)  # the router hears of it on a thread of its own
     assert failed <= 10, "all, without distrust"
 
 

@@ -96,11 +96,16 @@ def test_who_failed_is_the_last_choice_for_a_while():
     assert lines.shortest(2) == "a"
 
 
-def test_where_all_have_failed_the_shortest_line_is_the_answer():
-    lines = lines_of(*"aabd")
-    for member in MEMBERS:
+def test_where_all_have_failed_the_shortest_line_is_the_answer_and_of_equals_the_oldest_failure():
+    clock = Clock()
+    lines = lines_of(*"aad", clock=clock)
+    for member in "abdc":
         lines.failed(member)
+        clock.now += 1
+    assert lines.shortest(2) == "b"
+    lines.failed("b")
     assert lines.shortest(2) == "c"
+    assert lines.shortest(0) is None
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "sent", "ended"]), st.sampled_from(MEMBERS))))

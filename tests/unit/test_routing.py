@@ -140,15 +140,18 @@ def test_who_failed_is_the_last_choice():
     assert chosen(stand) == ["b"]
 
 
-def test_who_shares_a_node_with_the_dead_is_the_last_choice(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("elsewhere", "expected"), [("c", "c"), ("", "b")])
+def test_who_shares_a_node_with_the_dead_is_the_last_choice_if_there_is_another(
+    elsewhere: str, expected: str, monkeypatch: pytest.MonkeyPatch
+):
     from ray.serve.request_router import RequestRouter
 
     stand = Stand("abc")
-    stand.router._replicas["c"].node_id = "another"
-    monkeypatch.setattr(RequestRouter, "on_replica_actor_died", lambda router, replica_id: stand.names("bc"))
-    monkeypatch.setattr(stand, "names", lambda names: drop(stand, "a"))
+    for name in elsewhere:
+        stand.router._replicas[name].node_id = "another"
+    monkeypatch.setattr(RequestRouter, "on_replica_actor_died", lambda router, replica_id: drop(stand, replica_id))
     stand.router.on_replica_actor_died("a")
-    assert chosen(stand) == ["c"]
+    assert chosen(stand) == [expected]
 
 
 def drop(stand: Stand, name: str) -> None:
