@@ -11,8 +11,10 @@ shortest of its own lines. Nobody is asked, and nobody refuses, for a replica co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import random
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +24,9 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from workers.lines import GOLDEN, Lines
+from workers.lines import GOLDEN, TAKEN_S, Lines
 
-# While every line is full and nothing ends for so long, the shortest is taken all the same: a count may be wrong.
+# While every line is full and nothing ends for so long, one call goes to the shortest all the same: the counts may be wrong.
 STUCK_S = 30.0
 
 
@@ -36,7 +38,7 @@ class _Call:
     """
 
     def __init__(self, result: Any, failed: Callable[[], None]) -> None:
-        """``failed`` is called, on any thread, when the answer is an error."""
+        """``failed`` is called, on any thread, when the answer is an error: what is sent again goes to somebody else first."""
         self._result = result
         self._failed = failed
 
@@ -84,6 +86,7 @@ class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is un
         self._most = most
         self._listed: list[RunningReplica] | None = None
         self._changed = asyncio.Event()
+        self._heard = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -100,17 +103,14 @@ class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is un
     ) -> list[list[RunningReplica]]:
         """The replica with the shortest line, when one has room."""
         self._loop = asyncio.get_running_loop()
-        if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # there are no nearer replicas to try first
         member = self._shortest(self._most)
         while member is None and self._replicas_list:
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), STUCK_S)
-            except TimeoutError:
-                member = self._shortest(None)
-            else:
-                member = self._shortest(self._most)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TAKEN_S):
+                    await self._changed.wait()
+            given = pending_request is not None and pending_request.future.done()
+            member = self._shortest(None if given or self._stuck() else self._most)
         replica = self._replicas.get(member)
         if replica is None:
             return []  # Serve waits until there are some
@@ -126,6 +126,13 @@ class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is un
             self.lines.renew(replica.replica_id for replica in self._listed)
         return self.lines.shortest(most)
 
+    def _stuck(self) -> bool:
+        now = time.monotonic()
+        if now < self._heard + STUCK_S:
+            return False
+        self._heard = now
+        return True
+
     # ---- what Serve has to say
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -137,6 +144,7 @@ class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is un
         """An answer has come, or there will be none."""
         super().on_request_completed(replica_id, internal_request_id)
         self.lines.ended(replica_id)
+        self._heard = time.monotonic()
         self._changed.set()
 
     def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
@@ -148,6 +156,7 @@ class ShortestLine(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is un
         """A replica is dead, and perhaps its node with all that are on it, of which Serve hears later."""
         gone = self._replicas.get(replica_id)
         super().on_replica_actor_died(replica_id)
+        self.lines.failed(replica_id)  # Serve may not have heard of it yet, and list it again
         beside = [replica for replica in self._replicas_list if gone is not None and replica.node_id == gone.node_id]
         if len(beside) < len(self._replicas_list):  # somebody is elsewhere
             for replica in beside:

@@ -141,5 +141,6 @@ def test_senders_that_send_their_part_fall_side_by_side(senders: int, members: i
             assert member is not None
             lines.sent(member)
             total[member] += 1
-    assert max(total.values()) <= 4
-    assert sum(1 for count in total.values() if count == 0) <= members // 8, "of random places one in seven would idle"
+    idle = sum(1 for count in total.values() if count == 0)
+    assert idle <= members // 16, "of random places one in seven would idle"
+    assert max(total.values()) <= 3

@@ -47,7 +47,7 @@ class Stand:
 
 def pending(*, done: bool = False) -> Any:
     future = SimpleNamespace(done=lambda: done)
-    return SimpleNamespace(routing_context=SimpleNamespace(should_backoff=False), future=future)
+    return SimpleNamespace(future=future)
 
 
 def chosen(stand: Stand, *calls: Any) -> list[str | None]:
@@ -60,9 +60,7 @@ def chosen(stand: Stand, *calls: Any) -> list[str | None]:
 def test_the_shortest_line_is_taken_and_counts_before_it_is_sent():
     stand = Stand("abc")
     stand.send("a")
-    calls = [pending() for _ in range(4)]
-    assert chosen(stand, *calls) == ["b", "c", "a", "b"]
-    assert all(call.routing_context.should_backoff for call in calls), "Serve asks again without a pause otherwise"
+    assert chosen(stand, *(pending() for _ in range(4))) == ["b", "c", "a", "b"]
 
 
 def test_a_call_that_was_given_up_meanwhile_does_not_count():
@@ -113,10 +111,39 @@ def test_who_waits_for_room_while_all_replicas_go_waits_with_serve(monkeypatch: 
 def test_when_nothing_ends_for_long_a_count_may_be_wrong(monkeypatch: pytest.MonkeyPatch):
     from workers import routing
 
-    monkeypatch.setattr(routing, "STUCK_S", 0.02)
+    monkeypatch.setattr(routing, "TAKEN_S", 0.01)
+    monkeypatch.setattr(routing, "STUCK_S", 0.05)
     stand = Stand("abc")
     stand.send(*"aabbbcc")
     assert chosen(stand) == ["a"]
+
+
+def test_a_call_that_is_given_up_while_it_waits_waits_no_more(monkeypatch: pytest.MonkeyPatch):
+    from workers import routing
+
+    monkeypatch.setattr(routing, "TAKEN_S", 0.01)
+    stand = Stand("a")
+    stand.send(*"aa")
+    assert chosen(stand, pending(done=True)) == ["a"], "Serve looks whether it still waits when it has a replica for it"
+    assert stand.router.lines.length("a") == 2
+
+
+def test_room_that_was_promised_to_a_call_that_never_went_is_found(monkeypatch: pytest.MonkeyPatch):
+    from workers import lines, routing
+
+    monkeypatch.setattr(routing, "TAKEN_S", 0.01)
+    monkeypatch.setattr(lines, "TAKEN_S", 0.01)
+    stand = Stand("a")
+    assert chosen(stand, *(pending() for _ in range(MOST + 1))) == ["a"] * (MOST + 1)
+
+
+def test_who_cannot_be_reached_is_the_last_choice(monkeypatch: pytest.MonkeyPatch):
+    from ray.serve.request_router import RequestRouter
+
+    monkeypatch.setattr(RequestRouter, "on_replica_actor_unavailable", lambda router, replica_id: None)
+    stand = Stand("ab")
+    stand.router.on_replica_actor_unavailable("a")
+    assert chosen(stand) == ["b"]
 
 
 def test_replicas_come_and_go():
