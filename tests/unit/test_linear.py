@@ -49,17 +49,19 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     [(nn.GELU(), True), (nn.GELU(approximate="tanh"), False), (nn.ReLU(), False), (nn.Tanh(), False)],
 )
 def test_a_model_computes_the_same(activation, joined, dtype):
+    # oneDNN takes bfloat16 where the processor has AVX-512; elsewhere such a model stays as it is.
+    taken = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     model = Model(activation).eval().requires_grad_(False).to(dtype)
     x = torch.randn(1, 7, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.inference_mode():
         expected = model(x)
-        assert reorder(model) == 2
+        assert reorder(model) == (2 if taken else 0)
         assert close(model(x), expected)
         for rows in (1, 33, 300):
             more = torch.randn(rows, 24, dtype=dtype)
             assert model(more).shape == (rows, 24)
-    assert isinstance(model.first.dense, ReorderedLinear) and isinstance(model.rest[0], ReorderedLinear)
-    assert isinstance(model.first.intermediate_act_fn, nn.Identity) == joined
+    assert {isinstance(layer, ReorderedLinear) for layer in (model.first.dense, model.rest[0])} == {taken}
+    assert isinstance(model.first.intermediate_act_fn, nn.Identity) == (joined and taken)
 
 
 def test_layers_are_joined_by_their_weights():
