@@ -215,14 +215,11 @@ def build(settings: Settings, encoder_class: type = Encoder) -> serve.Applicatio
     size: dict[str, Any] = {"num_replicas": pool.min}
     if pool.min != pool.max:
         size = {"autoscaling_config": scaled(settings, APP)}
-    # Who calls keeps to its own limit at each encoder. All together are never too many for it, so that it decides who is next.
     most = max(pool.in_flight, CALLS_PER_REPLICA) if settings.queries.enabled else pool.in_flight
-    callers = settings.readers.count + settings.queries.enabled
     encoder = serve.deployment(encoder_class).options(
         name="Encoder",
         **size,
-        max_ongoing_requests=most * callers,
-        request_router_config=shortest_line(most),
+        **shortest_line(most=most, callers=settings.readers.count + settings.queries.enabled),
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=pool.call_timeout_s,

@@ -178,6 +178,14 @@ def _start() -> float:
     return rank * GOLDEN + zlib.crc32(context.deployment.encode()) / 2**32
 
 
-def shortest_line(most: int) -> RequestRouterConfig:
-    """What a deployment is given so that calls to it are routed here; ``most``: of a process's at a replica, the others wait."""
-    return RequestRouterConfig(request_router_class=ShortestLine, request_router_kwargs={"most": most})
+def shortest_line(*, most: int, callers: int) -> dict[str, Any]:
+    """Options of a deployment to which calls are routed here: ``most`` of each of so many callers may be at a replica.
+
+    All together are never too many for it, so that a replica decides whose call is next.
+    """
+    return {
+        "max_ongoing_requests": most * callers,
+        "request_router_config": RequestRouterConfig(
+            request_router_class=ShortestLine, request_router_kwargs={"most": most}
+        ),
+    }

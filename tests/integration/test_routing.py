@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipelines import cluster
+from tests.integration.conftest import own_ray_folder
 from tests.integration.pipeline import wait_until
 from workers.settings import Settings
 
@@ -51,31 +52,23 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Of four replicas that have been heard of."""
-    import tempfile
-
+def handle() -> Iterator[Any]:
+    """Of four replicas."""
     from ray import serve
 
     from workers.routing import shortest_line
 
-    with tempfile.TemporaryDirectory(prefix="se-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        os.environ["RAY_TMPDIR"] = folder
-        try:
-            with cluster.connected(Settings()):
-                serve.start(proxy_location="Disabled")
-                deployment = serve.deployment(Replica).options(
-                    num_replicas=REPLICAS,
-                    max_ongoing_requests=100,
-                    request_router_config=shortest_line(MOST),
-                    ray_actor_options={"num_cpus": 0},
-                    health_check_period_s=1,
-                )
-                made = serve.run(deployment.bind(), name=APP, route_prefix=None)
-                yield made
-                serve.shutdown()
-        finally:
-            del os.environ["RAY_TMPDIR"]
+    with own_ray_folder(), cluster.connected(Settings()):
+        serve.start(proxy_location="Disabled")
+        deployment = serve.deployment(Replica).options(
+            num_replicas=REPLICAS,
+            # More callers than there are: what a replica would hold back is not what is looked at.
+            **shortest_line(most=MOST, callers=50),
+            ray_actor_options={"num_cpus": 0},
+            health_check_period_s=1,
+        )
+        yield serve.run(deployment.bind(), name=APP, route_prefix=None)
+        serve.shutdown()
 
 
 def at_once(handle: Any, count: int, seconds: float) -> list[tuple[int, int]]:

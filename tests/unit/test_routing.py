@@ -45,6 +45,16 @@ class Stand:
             self.router.lines.sent(name)
 
 
+def full(names: str, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    """Of whose replicas none has room, and whose router hears of others."""
+    from ray.serve.request_router import RequestRouter
+
+    stand = Stand(names)
+    stand.send(*names * MOST)
+    monkeypatch.setattr(RequestRouter, "update_replicas", lambda router, replicas: stand.names(replicas))
+    return stand
+
+
 def pending(*, done: bool = False) -> Any:
     future = SimpleNamespace(done=lambda: done)
     return SimpleNamespace(future=future)
@@ -73,11 +83,7 @@ def test_where_there_are_no_replicas_serve_waits():
 
 @pytest.mark.parametrize("event", ["an answer", "a replica"])
 def test_while_all_are_full_a_call_waits_for_an_answer_or_a_replica(event: str, monkeypatch: pytest.MonkeyPatch):
-    from ray.serve.request_router import RequestRouter
-
-    stand = Stand("ab")
-    stand.send(*"aabb")
-    monkeypatch.setattr(RequestRouter, "update_replicas", lambda router, replicas: stand.names(replicas))
+    stand = full("ab", monkeypatch)
 
     async def answered() -> str | None:
         waiting = asyncio.create_task(stand.choose(pending()))
@@ -93,11 +99,7 @@ def test_while_all_are_full_a_call_waits_for_an_answer_or_a_replica(event: str, 
 
 
 def test_who_waits_for_room_while_all_replicas_go_waits_with_serve(monkeypatch: pytest.MonkeyPatch):
-    from ray.serve.request_router import RequestRouter
-
-    stand = Stand("a")
-    stand.send(*"aa")
-    monkeypatch.setattr(RequestRouter, "update_replicas", lambda router, replicas: stand.names(replicas))
+    stand = full("a", monkeypatch)
 
     async def gone() -> str | None:
         waiting = asyncio.create_task(stand.choose(pending()))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,8 @@ def measure(*, most: int, call_ms: float, seconds: float, callers: int) -> Part:
     found: dict[str, list[tuple[float, float]]] = {"Ray Serve": [], "plain actors": []}
     with _cluster():
         for count in counts:
-            for way, reach in (("Ray Serve", _served), ("plain actors", _plain)):
-                with reach(count, call_ms / 1000, callers) as (handle, actors):
+            for way, reach in (("Ray Serve", partial(_served, callers=callers)), ("plain actors", _plain)):
+                with reach(count, call_ms / 1000) as (handle, actors):
                     found[way].append(_drive(handle, actors, count, seconds, callers))
     ideal = [1000 * count / call_ms for count in counts]
     rows = []
@@ -182,13 +183,12 @@ def _cluster() -> Iterator[None]:
 
 
 @contextmanager
-def _served(count: int, call_s: float, callers: int) -> Iterator[tuple[Any, Sequence[Any]]]:
+def _served(count: int, call_s: float, *, callers: int) -> Iterator[tuple[Any, Sequence[Any]]]:
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
     deployment = serve.deployment(Device).options(
         name="Encoder",
         num_replicas=count,
-        max_ongoing_requests=IN_FLIGHT * callers,
-        request_router_config=shortest_line(IN_FLIGHT),
+        **shortest_line(most=IN_FLIGHT, callers=callers),
         ray_actor_options={"num_cpus": 0},
     )
     yield serve.run(deployment.bind(DIM, call_s), name=APP, route_prefix=None, logging_config=quiet), ()
@@ -196,7 +196,7 @@ def _served(count: int, call_s: float, callers: int) -> Iterator[tuple[Any, Sequ
 
 
 @contextmanager
-def _plain(count: int, call_s: float, _callers: int) -> Iterator[tuple[Any, Sequence[Any]]]:
+def _plain(count: int, call_s: float) -> Iterator[tuple[Any, Sequence[Any]]]:
     device_class = ray.remote(Device).options(num_cpus=0)
     actors = [device_class.remote(DIM, call_s) for _ in range(count)]
     yield None, actors
