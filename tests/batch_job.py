@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -188,6 +189,24 @@ class FaultyReplica(FakeReplica):
         if piece.file.stored.path.startswith("bad"):
             raise EnvironmentFault(f"{piece.uri}: its disk is broken")
         return super().work(piece, name, there)
+
+
+class TardyReplica(FakeReplica):
+    """One whose answer for the file ``late…`` is made before it works at the other, and comes after that one's."""
+
+    def load(self) -> Loaded:
+        self._made, self._answered = threading.Event(), threading.Event()
+        return super().load()
+
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+        late = piece.file.stored.path.startswith("late")
+        assert late or self._made.wait(30)
+        answer = super().work(piece, name, there)
+        (self._made if late else self._answered).set()
+        if late:
+            assert self._answered.wait(30)
+            time.sleep(1)
+        return answer
 
 
 class MortalReplica(FakeReplica):

@@ -162,7 +162,7 @@ class Crew:
         """Wait for the next answer, and take it."""
         for member in self._members:
             if member.loading is None and member.asking is None:
-                member.asking = member.actor.counts.remote()
+                member.asking = member.actor.read.remote()
         owners = {ref: member for member in self._members for ref in self._refs(member)}
         done, _ = self._ray.wait(list(owners), num_returns=1, timeout=TICK_S)
         # Counts are always there soon; they alone are no reason to come back at once.
@@ -205,10 +205,10 @@ class Crew:
             self._start_s = time.monotonic() - member.created
         elif ref is member.asking:
             member.asking = None
-            member.counts = answer
+            member.note(answer)
         else:
             del member.tasks[ref]
-            member.counts = answer.counts
+            member.note(answer.reading)
             member.settled += answer.own
             self._done(answer.done)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.batch.replica import Counts
+from pipelines.batch.replica import Counts, Reading
 from pipelines.batch.there import Task
 
 
@@ -16,7 +16,7 @@ from pipelines.batch.there import Task
 class Member:
     """One actor. ``tasks`` are under way, by what Ray will answer with; ``alone``: one whose replica has died before.
 
-    ``counts``: what it has last said of itself; ``settled``: of pieces that it has answered for.
+    ``reading``: the last one of what it has done; ``settled``: of pieces that it has answered for.
     """
 
     actor: Any
@@ -24,6 +24,15 @@ class Member:
     loading: Any
     tasks: dict[Any, Task] = field(default_factory=dict)
     asking: Any = None
-    counts: Counts = field(default_factory=Counts)
+    reading: Reading = field(default_factory=Reading)
     settled: Counts = field(default_factory=Counts)
     alone: bool = False
+
+    @property
+    def counts(self) -> Counts:
+        """What it has done, as far as it is known here."""
+        return self.reading.counts
+
+    def note(self, reading: Reading) -> None:
+        """Take a reading. Answers do not come in the order in which they were made, and an older one says nothing new."""
+        self.reading = max(self.reading, reading)

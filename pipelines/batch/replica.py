@@ -49,6 +49,13 @@ class Counts(NamedTuple):
         return Counts(*(one + two for one, two in zip(self, other, strict=True)))
 
 
+class Reading(NamedTuple):
+    """What a replica says that it has done until then. Of two, the greater one was taken later, whichever comes first."""
+
+    number: int = 0
+    counts: Counts = Counts()
+
+
 class Loaded(NamedTuple):
     """A replica that is ready: the folders that it writes to, whose names say which vectors it makes.
 
@@ -63,7 +70,7 @@ class Answer(NamedTuple):
     """What became of a piece, what the replica has done until then, and what of that is the piece."""
 
     done: Done
-    counts: Counts
+    reading: Reading
     own: Counts
 
 
@@ -76,6 +83,7 @@ class Replica:
         self._cuda = cuda
         self._lock = threading.Lock()
         self._counts = Counts()
+        self._readings = 0
         self._under_way: dict[int, float] = {}
         self._tokenizers: list[Tokenizer] = []
         self._readers: list[RangeReader] = []
@@ -138,13 +146,14 @@ class Replica:
             # Who tries again finds what is finished, and counts it then.
             self._count(Counts(-own.worked, -own.skipped))
             raise
-        return Answer(Done(tally, reasons), self.counts(), own)
+        return Answer(Done(tally, reasons), self.read(), own)
 
-    def counts(self) -> Counts:
+    def read(self) -> Reading:
         """What is done so far, that which is under way included."""
         with self._lock:
+            self._readings += 1
             worked = self._counts.worked + sum(self._under_way.values())
-            return self._counts._replace(worked=worked, busy_s=self._encoder.busy_s)
+            return Reading(self._readings, self._counts._replace(worked=worked, busy_s=self._encoder.busy_s))
 
     def _parts(self, piece: Piece | TopicPiece, there: Sequence[frozenset[int]]) -> Generator[Part, None, None]:
         """The piece's parts; of a topic, those that every output has are passed over without being read."""

@@ -37,6 +37,7 @@ from tests.batch_job import (
     MortalReplica,
     NoReplica,
     OtherReplica,
+    TardyReplica,
     texts,
 )
 from tests.batch_kill import killed_and_run_again, require_each_once, write_rows
@@ -234,6 +235,15 @@ def test_a_file_that_cannot_be_read_is_left_out_and_what_cannot_start_ends_the_j
     assert max(state.members for state in watched.shown) == 2
     again = watched.run()
     assert (again.failed, again.tally.rows, len(watched.job.rows())) == ([], 126, 136)
+
+
+@pytest.mark.usefixtures("ray")
+def test_an_answer_that_comes_late_takes_nothing_back_of_what_is_done(tmp_path: Path):
+    watched = Watched(tmp_path, pool={"min": 1, "max": 1})
+    watched.job.texts("late.jsonl", texts(20))
+    watched.job.texts("soon.jsonl", texts(10, "s"))
+    outcome = watched.run(TardyReplica)
+    assert (outcome.tally.rows, watched.progress.share, watched.shown[-1].left) == (30, 1.0, 0)
 
 
 @pytest.mark.usefixtures("ray")
