@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from kafka.admin import (
     ACL,
+    ACLFilter,
     ACLOperation,
     ACLPermissionType,
     ResourcePattern,
@@ -29,7 +31,7 @@ APP = "app"
 # RFC 5802 escapes two letters in a user's name.
 ODD_NAME = "a,b=c"
 # A client authenticates again after 85 to 95 % of its session: what is left is the pause that a busy machine may make.
-REAUTH_MS = 6_000
+REAUTH_MS = 10_000
 MECHANISMS = (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512)
 _LOGIN = "org.apache.kafka.common.security"
 
@@ -80,6 +82,12 @@ class SecureBroker:
                     for operation in operations
                 ]
             )
+            # The controller answers, and brokers hear of it a moment later.
+            deadline = time.monotonic() + 10
+            granted = ACLFilter(f"User:{user}", "*", ACLOperation.ANY, ACLPermissionType.ALLOW, pattern)
+            while not set(operations) <= {acl.operation.name for acl in client.describe_acls(granted)[0]}:
+                assert time.monotonic() < deadline, f"{operations} on {kind} {name} not granted"
+                time.sleep(0.02)
 
     def add_user(self, user: str) -> None:
         """Let a user in by SCRAM, with the broker's one password."""

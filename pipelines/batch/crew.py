@@ -169,21 +169,30 @@ class Crew:
         if all(ref is owners[ref].asking for ref in done):
             time.sleep(TICK_S / 2)
         done, _ = self._ray.wait(list(owners), num_returns=len(owners), timeout=0)
-        for ref in done:
+        answers = [(ref, self._answer(ref)) for ref in done]
+        # Errors come last: what a replica did before it died is done.
+        for ref, answer in sorted(answers, key=lambda each: isinstance(each[1], Exception)):
             if owners[ref] in self._members:
-                self._take(owners[ref], ref)
+                self._take(owners[ref], ref, answer)
 
     @staticmethod
     def _refs(member: Member) -> list[Any]:
         return [ref for ref in (member.loading, member.asking, *member.tasks) if ref is not None]
 
-    def _take(self, member: Member, ref: Any) -> None:
+    def _answer(self, ref: Any) -> Any:
+        """What Ray has for ``ref``: a value, or an error of Ray's, which is returned."""
         from ray import exceptions  # noqa: PLC0415
 
         try:
-            answer = self._ray.get(ref)
-        except exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
+            return self._ray.get(ref)
+        except exceptions.RayError as error:
+            return error
+
+    def _take(self, member: Member, ref: Any, answer: Any) -> None:
+        from ray import exceptions  # noqa: PLC0415
+
+        if isinstance(answer, exceptions.RayTaskError):
+            cause = answer.cause if isinstance(answer.cause, Exception) else answer
             if ref is member.loading:
                 self._not_loaded(member, cause)
             elif ref in member.tasks:
@@ -191,8 +200,8 @@ class Crew:
             else:
                 member.asking = None
             return
-        except exceptions.RayError as error:
-            self._lost(member, error)
+        if isinstance(answer, exceptions.RayError):
+            self._lost(member, answer)
             return
         if ref is member.loading:
             if answer.folders != self._there.folders:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import yaml
+from kafka import TopicPartition
 
 from workers import kafka_client
 from workers.settings import KafkaSettings
@@ -126,7 +127,7 @@ class Pipeline:
             time.sleep(0.1)
         assert not self.parts()
 
-    def terminate(self, timeout: float = 30) -> int:
+    def terminate(self, timeout: float = 90) -> int:
         """SIGTERM the driver as an operator would; returns its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -154,10 +155,26 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: Callable[[],
         time.sleep(0.1)
 
 
+def ends(kafka: KafkaSettings, consumer: Any, partitions: Sequence[Any]) -> dict[Any, int]:
+    """Where partitions end for a read_committed consumer.
+
+    A commit is answered before its marks are written, and until then it ends before what was committed: they are waited for. One
+    that is still open after two seconds is meant to be.
+    """
+    with contextlib.closing(kafka_client.bare_consumer(kafka, isolation_level="read_uncommitted")) as all_records:
+        deadline = time.monotonic() + 2
+        while True:
+            found: dict[Any, int] = consumer.end_offsets(partitions)
+            if found == all_records.end_offsets(partitions) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
+
 class Reader:
     """Collects what a read_committed reader sees in a topic, in order per partition."""
 
     def __init__(self, kafka: KafkaSettings, topic: str) -> None:
+        self.kafka, self.topic = kafka, topic
         self.consumer = kafka_client.bare_consumer(kafka, auto_offset_reset="earliest", fetch_max_bytes=16 << 20)
         self.consumer.subscribe([topic])
         self.records: list[Any] = []
@@ -167,6 +184,16 @@ class Reader:
         for found in self.consumer.poll(200, max_records=5000).values():
             self.records += found
         return len(self.records)
+
+    def finish(self) -> None:
+        """Read on to where the topic ends now."""
+        partitions = [TopicPartition(self.topic, number) for number in self.consumer.partitions_for_topic(self.topic)]
+        there = ends(self.kafka, self.consumer, partitions)
+        wait_until(
+            lambda: self.poll() >= 0 and all(self.consumer.position(each) >= end for each, end in there.items()),
+            60,
+            lambda: f"the end of {self.topic}, after {len(self.records)} records",
+        )
 
     def close(self) -> None:
         self.consumer.close()

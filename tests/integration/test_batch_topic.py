@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import yaml
 from kafka import KafkaProducer, codec
@@ -22,6 +23,7 @@ from kafka import TopicPartition as KafkaTopicPartition
 from pipelines import cluster
 from pipelines.batch import command
 from pipelines.batch.command import run_batch
+from pipelines.batch.replica import Loaded
 from pipelines.cli import main
 from pipelines.topic_ranges import batch_ranges
 from tests.batch_job import FakeReplica
@@ -42,7 +44,11 @@ type_make_topic = Callable[..., str]
 
 
 class SlowReplica(FakeReplica):
-    """One that is still at work when it is stopped."""
+    """One that is still at work when it is stopped; ``slow`` beside the output has its process id."""
+
+    def load(self) -> Loaded:
+        Path(self._settings.outputs[0].uri.removeprefix("file://")).with_name("slow").write_text(str(os.getpid()))
+        return super().load()
 
     def _call(self, batch: Batch) -> np.ndarray:
         time.sleep(0.3)
@@ -257,7 +263,9 @@ def test_a_job_over_a_topic_is_stopped_and_goes_on_with_the_same_offsets(
     out = io.StringIO()
     assert run_batch(settings, stop, out, as_json=True, replica_class=SlowReplica) == 130
     watcher.join()
-    time.sleep(2)  # for longer than a part takes: a replica that is killed may have one under way still
+    # One that is killed may have a part under way still.
+    slow = int((tmp_path / "slow").read_text())
+    wait_until(lambda: not psutil.pid_exists(slow), 60, lambda: "the end of the replica")
     before, first = parts(), json.loads(out.getvalue())
     assert not first["complete"] and 3 <= len(before) < 13 and first["partitions"] == 2
 

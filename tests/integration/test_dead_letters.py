@@ -21,12 +21,14 @@ from kafka import TopicPartition
 from pipelines import replay
 from pipelines.cli import main
 from tests.conftest import RunningBroker
+from tests.integration.pipeline import ends
 from workers import kafka_client, kafka_records, kafka_topics
 from workers.codecs.dead_letter import render_dead_letter
 from workers.errors import RetryableError
 from workers.metrics import Metrics
 from workers.records import DeadLetter, Message, Origin, Record
 from workers.settings import KafkaSettings
+from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
 
 ROOT = Path(__file__).parents[2]
@@ -113,10 +115,10 @@ def read(kafka: KafkaSettings, topic: str) -> list[Any]:
     consumer = kafka_client.bare_consumer(kafka, auto_offset_reset="earliest")
     try:
         consumer.assign([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)])
-        ends = consumer.end_offsets(list(consumer.assignment()))
+        there = ends(kafka, consumer, list(consumer.assignment()))
         found: list[Any] = []
         end = time.monotonic() + 30
-        while any(consumer.position(partition) < offset for partition, offset in ends.items()):
+        while any(consumer.position(partition) < offset for partition, offset in there.items()):
             assert time.monotonic() < end
             found += [record for records in consumer.poll(200).values() for record in records]
         return found
@@ -225,6 +227,7 @@ DYING = """
 import os, signal, sys, time
 from pipelines import replay
 from pipelines.cli import main
+from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
 replay.LETTERS = 10
 moment, calls = sys.argv[1], 0
@@ -300,6 +303,7 @@ def test_a_receipt_behind_somebodys_open_transaction_is_waited_for(
     record = Record(Origin(scene.documents, 0, 4, 0), None, b"4", NOW_MS)
     late = render_dead_letter(record, DeadLetter("text", "empty", ""), scene.dead, "")
     original = TransactionalSink.publish
+    monkeypatch.setattr(sink_room, "TRANSACTION_TIMEOUT_MS", 120_000)
     with sink(scene.kafka, scene.dead, f"{scene.dead}.other") as other:
 
         def publish(self: TransactionalSink, messages: Sequence[Message]) -> None:

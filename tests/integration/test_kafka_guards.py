@@ -32,6 +32,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from pipelines.broker import Broker
 from pipelines.loopback import free_port
 from tests.conftest import RunningBroker
+from tests.integration.pipeline import ends
 from workers import kafka_client, kafka_headers, kafka_records, kafka_topics, metrics
 from workers.codecs.dead_letter import render_dead_letter
 from workers.codecs.tombstone import render_tombstone
@@ -194,7 +195,7 @@ def read(kafka: KafkaSettings, topic: str, **more: Any) -> list[Any]:
     try:
         tp = KafkaTopicPartition(topic, 0)
         consumer.assign([tp])
-        end = consumer.end_offsets([tp])[tp]
+        end = ends(kafka, consumer, [tp])[tp]
         found: list[Any] = []
         deadline = time.monotonic() + WAIT_S
         while consumer.position(tp) < end and time.monotonic() < deadline:
@@ -536,6 +537,8 @@ def test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner(
 ):
     """Between the rounds of a cooperative rebalance: the broker gives its successor its place, and asks nobody to join anew."""
     monkeypatch.setattr(handover_room, "LOOK_S", 2.0)
+    looks, look = threading.Event(), handover_room.Handover._left
+    monkeypatch.setattr(handover_room.Handover, "_left", lambda self: look(self) if looks.is_set() else None)
     topic, group, names = make_topic(4), unique_name(), (unique_name(), unique_name())
     every = {TopicPartition(topic, number) for number in range(4)}
     first = join(broker.settings, group, [topic], instance=names[0])
@@ -553,6 +556,7 @@ def test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner(
         third = join(broker.settings, group, [topic], instance=names[0])
         wait_for(lambda: third.owned, "its predecessor's place")
         assert not second.owned, "premise: what was given up is nobody's"
+        looks.set()
         wait_for(lambda: set(third.owned) | set(second.owned) == every, "an owner for all partitions")
         assert len(second.owned) == 2
     finally:
@@ -1282,7 +1286,10 @@ def test_offsets_of_a_transaction_that_failed_do_not_leak_into_the_next(
     bare.send_offsets_to_transaction(offset(one, 1), stable)
     bare.commit_transaction()
     bare.close(timeout=5)
-    assert committed(broker.settings, group).get(zero) == 100, "premise: the offset of the aborted transaction leaks"
+    wait_for(
+        lambda: committed(broker.settings, group).get(zero) == 100,
+        "premise: the offset of the aborted transaction leaks",
+    )
 
     set_committed_later = {zero: Position(200)}
     sink = open_sink(broker.settings, out)
@@ -1293,8 +1300,9 @@ def test_offsets_of_a_transaction_that_failed_do_not_leak_into_the_next(
     sink.open()
     sink.write([message(out, b"kept")])
     sink.commit({one: Position(2)}, stable)
-    assert committed(broker.settings, group) == {zero: 100, one: 2}
     assert [record.value for record in read(broker.settings, out)] == [b"kept"]
+    wait_for(lambda: committed(broker.settings, group).get(one) == 2, "the commit")
+    assert committed(broker.settings, group) == {zero: 100, one: 2}
 
 
 def test_a_transaction_that_the_broker_gave_up_is_not_taken_for_committed(
@@ -1497,6 +1505,9 @@ def test_a_limit_that_is_lowered_meanwhile_is_heard_of_at_once(
     sink = open_sink(broker.settings, out)
     with kafka_client.admin(broker.settings) as client:
         client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, out, {"max.message.bytes": "2000"})])
+        wait_for(
+            lambda: kafka_topics.describe_topics(client, [out])[out].max_message_bytes == 2000, "the broker's new limit"
+        )
     messages = [message(out, b"%03d" % n * 100) for n in range(30)]
     started = time.monotonic()
     with pytest.raises(RetryableError, match="MessageSizeTooLarge"):
@@ -1586,7 +1597,7 @@ def test_a_frozen_broker_commits_nothing_and_leaves_no_zombie(
 
     wait_for(commits, "a commit by a member of the group")
     assert [record.value for record in read(kafka, "out")] == [b"zero", b"one"]
-    assert committed(kafka, group) == {TopicPartition("in", 0): 2}
+    wait_for(lambda: committed(kafka, group) == {TopicPartition("in", 0): 2}, "the commit")
     sink.abandon()
     wait_for(lambda: not kafka_threads() - before, f"no thread is left: {kafka_threads() - before}", 5)
 

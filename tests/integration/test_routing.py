@@ -95,23 +95,23 @@ def test_lines_are_equal_and_nobody_is_asked(handle: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(replica_wrapper.ActorReplicaWrapper, "send_request_python", sending)
     monkeypatch.setattr(RunningReplica, "get_queue_len", probing)
-    for _ in range(5):
-        answers = at_once(handle, MOST * REPLICAS, 1.0)
+    for _ in range(3):
+        answers = at_once(handle, MOST * REPLICAS, 3.0)
         assert sorted(Counter(pid for pid, _ in answers).values()) == [MOST] * REPLICAS
-    assert asked == [False] * (5 * MOST * REPLICAS)
+    assert asked == [False] * (3 * MOST * REPLICAS)
     assert probed == []
 
 
-def test_more_than_fits_waits_and_replicas_are_kept_busy(handle: Any):
-    began = time.monotonic()
-    answers = at_once(handle, 5 * MOST * REPLICAS, 0.4)
-    took = time.monotonic() - began
+def test_more_than_fits_waits_and_replicas_are_kept_busy(handle: Any, monkeypatch: pytest.MonkeyPatch):
+    from workers import routing
+
+    monkeypatch.setattr(routing, "TAKEN_S", 10 * PATIENCE_S)  # who waits looks again when it is woken, and never else
+    answers = at_once(handle, 5 * MOST * REPLICAS, 1.0)
     assert max(most for _, most in answers) <= MOST
     assert len(answers) == 5 * MOST * REPLICAS
     counts = Counter(pid for pid, _ in answers)
     assert len(counts) == REPLICAS
     assert min(counts.values()) > 5 * MOST / 2, "none idles while others have lines"
-    assert took < 3 * 5 * 0.4, "no call is left waiting"
 
 
 def test_large_answers_that_are_let_go_at_once(handle: Any):
@@ -128,7 +128,7 @@ def test_large_answers_that_are_let_go_at_once(handle: Any):
 def test_who_is_dead_gets_no_calls_and_who_takes_its_place_does(handle: Any):
     from ray.exceptions import RayActorError
 
-    before = {pid for pid, _ in at_once(handle, MOST * REPLICAS, 0.3)}
+    before = {pid for pid, _ in at_once(handle, MOST * REPLICAS, 2.0)}
     with pytest.raises(RayActorError):
         handle.die.remote().result(timeout_s=PATIENCE_S)
 
@@ -159,7 +159,7 @@ def tried(handle: Any) -> tuple[int, int]:
 
     for _ in range(3):
         try:
-            found: tuple[int, int] = handle.call.remote(0.3).result(timeout_s=PATIENCE_S)
+            found: tuple[int, int] = handle.call.remote(1.0).result(timeout_s=PATIENCE_S)
         except RayActorError:
             continue
         return found

@@ -224,9 +224,7 @@ def test_the_examples_follow_their_topics(
         stream.drain()
         assert stream.value(metrics.RECORDS_COMMITTED, outcome="unchanged") == 1
         wait_until(lambda: out.poll() > (12 if chunked else 4), 30, lambda: f"{len(out.records)} records")
-        count = -1
-        while out.poll() > count:
-            count = len(out.records)
+        out.finish()
     there = {record.key: record.value and value_of(record) for record in out.records}
     left = {key for key, each in there.items() if each}
     assert left == ({b"a#0", b"b#0"} if chunked else {b"a", b"b"})
@@ -312,10 +310,7 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
     assert set(wanted) == set(parts)
     assert all(np.allclose(wanted[key], fake_vector(text, DIM), atol=1e-6) for key, text in parts.items())
     with reading(broker.settings, table["outputs"][0]["topic"]) as out:
-        count = -1
-        while out.poll() > count:
-            count = len(out.records)
-            out.poll()
+        out.finish()
         there = {
             record.key: value_of(record)["embedding"] if record.value is not None else None for record in out.records
         }
@@ -340,9 +335,7 @@ def test_whatever_dies_the_outputs_are_what_the_final_table_says(
     if overflow == "chunk":
         documents = {key: [fake_vector(part, DIM) for _, part in cut(text)] for key, text in final.items()}
         with reading(broker.settings, table["outputs"][2]["topic"]) as out:
-            count = -1
-            while out.poll() > count:
-                count = len(out.records)
+            out.finish()
             held = {record.key: record.value and value_of(record)["chunks"] for record in out.records}
         assert {key for key, chunks in held.items() if chunks} == set(documents)
         rows = duckdb.sql(

@@ -229,7 +229,7 @@ def test_a_drain_gives_up_records_that_were_sent_in_part(stream: type_stream):
     # No two chunks are alike, or one answer would do for several.
     records = [record(n, b"".join(b"%02d%08d" % (n, part) for part in range(60))) for n in range(20)]
     running = stream(records, most_tokens=10, chunks=True, encode=encode).start()
-    assert out.wait(WAIT_S)
+    assert out.wait(WAIT_S) and running.source.handed_over.wait(WAIT_S)
     running.wait(lambda: running.meter.value(metrics.CALLS_IN_FLIGHT) == 3)
     draining = threading.Thread(target=running.reader.drain, args=(5.0,))
     draining.start()

@@ -597,7 +597,7 @@ def test_a_drain_does_not_wait_for_an_encoder_for_ever(stream: type_stream):
         return fake_encode(batch)
 
     running = stream(texts(10), encode=encode).start()
-    assert out.wait(WAIT_S)
+    assert out.wait(WAIT_S) and running.source.handed_over.wait(WAIT_S)
     started = time.monotonic()
     assert running.reader.drain(0.3)
     assert 0.3 <= time.monotonic() - started < 3
