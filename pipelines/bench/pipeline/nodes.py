@@ -86,9 +86,12 @@ class Nodes:
             # A raylet of the old head's cluster lives on here, so Ray would take the head for running.
             (self._folder / "ray/ray_current_cluster").unlink(missing_ok=True)
             kind = ["--head", f"--port={self._port}", "--include-dashboard=false", "--num-cpus=0"]
-            kind.append(f"--temp-dir={self._folder / 'ray'}")
+            kind += [f"--temp-dir={self._folder / 'ray'}", "--no-monitor"]
         else:
             kind = [f"--address={self.address}", f"--num-cpus={self._cpus}"]
+        # Nothing here needs Ray's own autoscaler or its way of passing on logs. Each is a process that
+        # starts with the node, and on a busy machine the raylet would not wait long enough for those that it cannot do without.
+        kind.append("--include-log-monitor=false")
         command = [str(Path(sys.executable).with_name("ray")), "start", *kind, "--block", "--disable-usage-stats"]
         log = self._folder / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
