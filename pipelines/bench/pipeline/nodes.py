@@ -89,8 +89,8 @@ class Nodes:
             kind += [f"--temp-dir={self._folder / 'ray'}", "--no-monitor"]
         else:
             kind = [f"--address={self.address}", f"--num-cpus={self._cpus}"]
-        # Nothing here needs Ray's own autoscaler or its way of passing on logs. Each is a process that
-        # starts with the node, and on a busy machine the raylet would not wait long enough for those that it cannot do without.
+        # Nothing here needs Ray's own autoscaler or its way of passing on logs. Each is a process that starts with the node, and
+        # on a busy machine the raylet does not wait long enough for those that it needs.
         kind.append("--include-log-monitor=false")
         command = [str(Path(sys.executable).with_name("ray")), "start", *kind, "--block", "--disable-usage-stats"]
         log = self._folder / f"{name}.log"
