@@ -209,6 +209,36 @@ class TardyReplica(FakeReplica):
         return answer
 
 
+class LastReplica(FaultyReplica):
+    """One that ends at the file ``end…`` once, after its answers for the others, while nobody listens.
+
+    In the job's folder, ``busy`` says that it has begun, and ``died`` that it has ended; it waits for ``deaf``.
+    """
+
+    def load(self) -> Loaded:
+        self._folder = Path(self._settings.batch.inputs[0]).parent
+        self._answered = threading.Semaphore(0)
+        return super().load()
+
+    def work(self, piece: Piece, name: PieceName, there: Sequence[frozenset[int]]) -> Answer:
+        if (self._folder / "died").exists():
+            return super().work(piece, name, there)
+        ends = piece.file.stored.path.startswith("end")
+        if ends:
+            (self._folder / "busy").touch()
+        while not (self._folder / "deaf").exists():
+            time.sleep(0.05)
+        if ends:
+            assert all(self._answered.acquire(timeout=30) for _ in range(2))
+            time.sleep(1)
+            (self._folder / "died").touch()
+            os._exit(1)
+        try:
+            return super().work(piece, name, there)
+        finally:
+            self._answered.release()
+
+
 class MortalReplica(FakeReplica):
     """One that ends with whatever it is given."""
 

@@ -103,7 +103,7 @@ def measured(folder: Path, kafka: str, count: int, records: int, budget: int | s
         if len(out.records) >= records:
             raise SystemExit("the backlog was gone before the queries were: give more --records")
         print(f"\nrecords/s {without:.0f} without queries, {beside:.0f} beside them; {records - len(out.records)} left")
-        pipeline.terminate(60)
+        pipeline.terminate()
 
 
 def main() -> None:

@@ -142,7 +142,7 @@ def shown(folder: Path, stage: Stage, words: argparse.Namespace) -> None:
             beside = [each for each in arrivals.found if started < each.produced < ended]
             print(said("beside the whole job, its start included", beside))
             print(said("beside it at work", [each for each in beside if each.produced > at_work]))
-        assert running.terminate(60) == 0, running.tail()
+        assert running.terminate() == 0, running.tail()
     print(
         f"\nembedded anew: {summary['rows']:,} records, {summary['tokens']:,} tokens, with batch.share {words.share:g}, in "
         f"{summary['working_seconds']:.0f} s at work ({summary['rows_per_second']:.0f} records/s, the encoder computing for "
@@ -154,7 +154,7 @@ def shown(folder: Path, stage: Stage, words: argparse.Namespace) -> None:
     assert reset.returncode == 0, reset.stderr
     with Pipeline(folder / "anew", anew) as following:
         wait_until(lambda: committed(stage, "anew") >= written(stage), 300, following.tail)
-        assert following.terminate(60) == 0, following.tail()
+        assert following.terminate() == 0, following.tail()
     check = ("cutover", "--old-topic", OLD)
     passed = command(config, *check)
     print(f"{passed.stdout}{passed.stderr}exit code {passed.returncode}")

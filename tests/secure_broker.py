@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ APP = "app"
 ODD_NAME = "a,b=c"
 # A client authenticates again after 85 to 95 % of its session: what is left is the pause that a busy machine may make.
 REAUTH_MS = 10_000
+# Of an access token: some sessions end before it does, some with it.
+TOKEN_LIFE_S = REAUTH_MS / 1000 * 4 / 3
 MECHANISMS = (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512)
 _LOGIN = "org.apache.kafka.common.security"
 
@@ -82,12 +84,8 @@ class SecureBroker:
                     for operation in operations
                 ]
             )
-            # The controller answers, and brokers hear of it a moment later.
-            deadline = time.monotonic() + 10
             granted = ACLFilter(f"User:{user}", "*", ACLOperation.ANY, ACLPermissionType.ALLOW, pattern)
-            while not set(operations) <= {acl.operation.name for acl in client.describe_acls(granted)[0]}:
-                assert time.monotonic() < deadline, f"{operations} on {kind} {name} not granted"
-                time.sleep(0.02)
+            _heard(lambda: set(operations) <= {acl.operation.name for acl in client.describe_acls(granted)[0]})
 
     def add_user(self, user: str) -> None:
         """Let a user in by SCRAM, with the broker's one password."""
@@ -97,12 +95,29 @@ class SecureBroker:
                     [UserScramCredentialUpsertion(user, mechanism, self.password)]
                 )
                 assert not any(failed.values()), failed
+            _heard(
+                lambda: (
+                    {
+                        each["mechanism"]
+                        for each in client.describe_user_scram_credentials([user])[user]["credential_infos"]
+                    }
+                    >= set(MECHANISMS)
+                )
+            )
 
     def remove_user(self, user: str) -> None:
         """Let a user in no more, once its sessions end."""
         with kafka_client.admin(self.plain) as client:
             for mechanism in MECHANISMS:
                 client.alter_user_scram_credentials([UserScramCredentialDeletion(user, mechanism)])
+
+
+def _heard(condition: Callable[[], bool]) -> None:
+    """Wait for a broker to hear of what the controller has answered already."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ class Crew:
         """Wait for the next answer, and take it."""
         for member in self._members:
             if member.loading is None and member.asking is None:
-                member.asking = member.actor.read.remote()
+                member.asking = member.actor.reading.remote()
         owners = {ref: member for member in self._members for ref in self._refs(member)}
         done, _ = self._ray.wait(list(owners), num_returns=1, timeout=TICK_S)
         # Counts are always there soon; they alone are no reason to come back at once.
@@ -170,8 +170,8 @@ class Crew:
             time.sleep(TICK_S / 2)
         done, _ = self._ray.wait(list(owners), num_returns=len(owners), timeout=0)
         answers = [(ref, self._answer(ref)) for ref in done]
-        # Errors come last: what a replica did before it died is done.
-        for ref, answer in sorted(answers, key=lambda each: isinstance(each[1], Exception)):
+        # A death comes last: what a replica answered before stays answered.
+        for ref, answer in sorted(answers, key=lambda each: self._is_death(each[1])):
             if owners[ref] in self._members:
                 self._take(owners[ref], ref, answer)
 
@@ -181,17 +181,20 @@ class Crew:
 
     def _answer(self, ref: Any) -> Any:
         """What Ray has for ``ref``: a value, or an error of Ray's, which is returned."""
-        from ray import exceptions  # noqa: PLC0415
-
         try:
             return self._ray.get(ref)
-        except exceptions.RayError as error:
+        except self._ray.exceptions.RayError as error:
             return error
 
-    def _take(self, member: Member, ref: Any, answer: Any) -> None:
-        from ray import exceptions  # noqa: PLC0415
+    def _is_death(self, answer: Any) -> bool:
+        errors = self._ray.exceptions
+        return isinstance(answer, errors.RayError) and not isinstance(answer, errors.RayTaskError)
 
-        if isinstance(answer, exceptions.RayTaskError):
+    def _take(self, member: Member, ref: Any, answer: Any) -> None:
+        if self._is_death(answer):
+            self._lost(member, answer)
+            return
+        if isinstance(answer, self._ray.exceptions.RayTaskError):
             cause = answer.cause if isinstance(answer.cause, Exception) else answer
             if ref is member.loading:
                 self._not_loaded(member, cause)
@@ -199,9 +202,6 @@ class Crew:
                 self._failed(member.tasks.pop(ref), cause)
             else:
                 member.asking = None
-            return
-        if isinstance(answer, exceptions.RayError):
-            self._lost(member, answer)
             return
         if ref is member.loading:
             if answer.folders != self._there.folders:

@@ -146,9 +146,9 @@ class Replica:
             # Who tries again finds what is finished, and counts it then.
             self._count(Counts(-own.worked, -own.skipped))
             raise
-        return Answer(Done(tally, reasons), self.read(), own)
+        return Answer(Done(tally, reasons), self.reading(), own)
 
-    def read(self) -> Reading:
+    def reading(self) -> Reading:
         """What is done so far, that which is under way included."""
         with self._lock:
             self._readings += 1

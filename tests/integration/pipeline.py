@@ -155,14 +155,14 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: Callable[[],
         time.sleep(0.1)
 
 
-def ends(kafka: KafkaSettings, consumer: Any, partitions: Sequence[Any]) -> dict[Any, int]:
-    """Where partitions end for a read_committed consumer.
+def ends(kafka: KafkaSettings, consumer: Any, partitions: Sequence[Any], *, patience_s: float) -> dict[Any, int]:
+    """Where partitions end for a read_committed consumer, which is before the first transaction that is open.
 
-    A commit is answered before its marks are written, and until then it ends before what was committed: they are waited for. One
-    that is still open after two seconds is meant to be.
+    A commit is answered before its marks are written, and one that died leaves its transaction open for a while: that they end is
+    waited for, ``patience_s`` at most.
     """
     with contextlib.closing(kafka_client.bare_consumer(kafka, isolation_level="read_uncommitted")) as all_records:
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + patience_s
         while True:
             found: dict[Any, int] = consumer.end_offsets(partitions)
             if found == all_records.end_offsets(partitions) or time.monotonic() > deadline:
@@ -188,7 +188,7 @@ class Reader:
     def finish(self) -> None:
         """Read on to where the topic ends now."""
         partitions = [TopicPartition(self.topic, number) for number in self.consumer.partitions_for_topic(self.topic)]
-        there = ends(self.kafka, self.consumer, partitions)
+        there = ends(self.kafka, self.consumer, partitions, patience_s=60)
         wait_until(
             lambda: self.poll() >= 0 and all(self.consumer.position(each) >= end for each, end in there.items()),
             60,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from tests.batch_job import (
     FakeReplica,
     FaultyReplica,
     Job,
+    LastReplica,
     LonelyReplica,
     MortalReplica,
     NoReplica,
@@ -41,6 +44,7 @@ from tests.batch_job import (
     texts,
 )
 from tests.batch_kill import killed_and_run_again, require_each_once, write_rows
+from tests.integration.pipeline import wait_until
 from tests.tiny_model import make_tiny_bert
 from workers.errors import EnvironmentFault
 from workers.settings import Settings
@@ -172,7 +176,8 @@ class Watched:
         self.shown: list[State] = []
         self.lines: list[str] = []
 
-    def run(self, replica_class: type = FakeReplica) -> Outcome:
+    def run(self, replica_class: type = FakeReplica, look: Callable[[], None] = lambda: None) -> Outcome:
+        """``look`` is called each half second, and the crew does nothing meanwhile."""
         settings = self.job.settings
         files = find(settings.batch.inputs, "auto", [])
         there = There(batch_outlets(self.job.model), files, settings)
@@ -184,6 +189,7 @@ class Watched:
         def show(state: State) -> None:
             self.shown.append(state)
             self.lines.append(line(state, made.progress))
+            look()
 
         return made.run(threading.Event(), show)
 
@@ -244,6 +250,27 @@ def test_an_answer_that_comes_late_takes_nothing_back_of_what_is_done(tmp_path: 
     watched.job.texts("soon.jsonl", texts(10, "s"))
     outcome = watched.run(TardyReplica)
     assert (outcome.tally.rows, watched.progress.share, watched.shown[-1].left) == (30, 1.0, 0)
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_a_replica_answered_before_it_died_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    watched = Watched(tmp_path, pool={"min": 1, "max": 1, "in_flight": 3})
+    watched.job.texts("bad.jsonl", texts(5))
+    watched.job.texts("end.jsonl", texts(5, "e"))
+    watched.job.texts("good.jsonl", [*texts(5, "g"), {"id": "refused", "text": 5}])
+
+    def hear_nothing() -> None:
+        if (tmp_path / "busy").exists() and not (tmp_path / "deaf").exists():
+            (tmp_path / "deaf").touch()
+            wait_until((tmp_path / "died").exists, 60, lambda: "the replica's end")
+            time.sleep(2)  # until Ray knows
+
+    with caplog.at_level(logging.WARNING):
+        outcome = watched.run(LastReplica, hear_nothing)
+    assert outcome.failed == [f"file://{tmp_path}/in/bad.jsonl from byte 0: its disk is broken"]
+    assert (outcome.replaced, outcome.tally.rows, outcome.reasons) == (1, 10, {"text/wrong_type": 1})
+    died = [record.getMessage() for record in caplog.records if "has died at it" in record.getMessage()]
+    assert len(died) == 1 and "end.jsonl" in died[0]
 
 
 @pytest.mark.usefixtures("ray")

@@ -92,7 +92,7 @@ def test_long_documents_in_chunks(
 
         wait_until(whole, 180, pipeline.tail)
         wait_until(lambda: documents_whole.poll() > len(bodies), 30, pipeline.tail)
-        assert pipeline.terminate(60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
     vectors.records.sort(key=lambda record: (record.partition, record.offset))
     assert sorted(letters(refused)) == [("tokenize", "no_room"), ("tokenize", "too_many_chunks")]
 

@@ -115,7 +115,7 @@ def read(kafka: KafkaSettings, topic: str) -> list[Any]:
     consumer = kafka_client.bare_consumer(kafka, auto_offset_reset="earliest")
     try:
         consumer.assign([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)])
-        there = ends(kafka, consumer, list(consumer.assignment()))
+        there = ends(kafka, consumer, list(consumer.assignment()), patience_s=2)
         found: list[Any] = []
         end = time.monotonic() + 30
         while any(consumer.position(partition) < offset for partition, offset in there.items()):
@@ -227,7 +227,6 @@ DYING = """
 import os, signal, sys, time
 from pipelines import replay
 from pipelines.cli import main
-from workers.sinks import kafka as sink_room
 from workers.sinks.kafka import TransactionalSink
 replay.LETTERS = 10
 moment, calls = sys.argv[1], 0
@@ -303,7 +302,7 @@ def test_a_receipt_behind_somebodys_open_transaction_is_waited_for(
     record = Record(Origin(scene.documents, 0, 4, 0), None, b"4", NOW_MS)
     late = render_dead_letter(record, DeadLetter("text", "empty", ""), scene.dead, "")
     original = TransactionalSink.publish
-    monkeypatch.setattr(sink_room, "TRANSACTION_TIMEOUT_MS", 120_000)
+    monkeypatch.setattr(sink_room, "TRANSACTION_TIMEOUT_MS", 120_000)  # not before this test ends it itself
     with sink(scene.kafka, scene.dead, f"{scene.dead}.other") as other:
 
         def publish(self: TransactionalSink, messages: Sequence[Message]) -> None:

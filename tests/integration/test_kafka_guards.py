@@ -195,7 +195,7 @@ def read(kafka: KafkaSettings, topic: str, **more: Any) -> list[Any]:
     try:
         tp = KafkaTopicPartition(topic, 0)
         consumer.assign([tp])
-        end = ends(kafka, consumer, [tp])[tp]
+        end = ends(kafka, consumer, [tp], patience_s=2)[tp]  # some tests leave one open
         found: list[Any] = []
         deadline = time.monotonic() + WAIT_S
         while consumer.position(tp) < end and time.monotonic() < deadline:
@@ -537,8 +537,9 @@ def test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner(
 ):
     """Between the rounds of a cooperative rebalance: the broker gives its successor its place, and asks nobody to join anew."""
     monkeypatch.setattr(handover_room, "LOOK_S", 2.0)
-    looks, look = threading.Event(), handover_room.Handover._left
-    monkeypatch.setattr(handover_room.Handover, "_left", lambda self: look(self) if looks.is_set() else None)
+    # Nobody joins anew before the premise is seen.
+    seen, left = threading.Event(), handover_room.Handover._left
+    monkeypatch.setattr(handover_room.Handover, "_left", lambda self: left(self) if seen.is_set() else None)
     topic, group, names = make_topic(4), unique_name(), (unique_name(), unique_name())
     every = {TopicPartition(topic, number) for number in range(4)}
     first = join(broker.settings, group, [topic], instance=names[0])
@@ -556,7 +557,7 @@ def test_what_a_static_member_gave_up_as_it_died_gets_its_new_owner(
         third = join(broker.settings, group, [topic], instance=names[0])
         wait_for(lambda: third.owned, "its predecessor's place")
         assert not second.owned, "premise: what was given up is nobody's"
-        looks.set()
+        seen.set()
         wait_for(lambda: set(third.owned) | set(second.owned) == every, "an owner for all partitions")
         assert len(second.owned) == 2
     finally:

@@ -167,7 +167,7 @@ def test_the_official_client_asks_from_no_encoder_at_all_to_a_full_backlog(
             assert np.abs(np.array(item.embedding) - queries[number]).max() <= 5e-6
         wait_until(lambda: out.poll() > before, 60, pipeline.tail)
         assert len(out.records) < RECORDS, "the backlog was gone too early to show anything"
-        assert pipeline.terminate(60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
         assert not pipeline.parts()
     told = pipeline.log.read_text(errors="replace")
     assert "Traceback" not in told

@@ -124,7 +124,7 @@ def test_avro_in_and_out(
             gateway.fail = None
             wait_until(lambda: out.poll() >= 22, 60, pipeline.tail)
             assert dead.poll() == 2
-            assert pipeline.terminate(60) == 0, pipeline.tail()
+            assert pipeline.terminate() == 0, pipeline.tail()
             assert "s3cret" not in pipeline.log.read_text()
 
         latest = by_key(out)
@@ -239,7 +239,7 @@ def test_a_table_follows_its_changes(broker: RunningBroker, names: dict[str, str
     kafka = broker.settings
     with reading(kafka, names["out"]) as out, reading(kafka, names["dead"]) as dead, pipeline:
         wait_until(lambda: out.poll() >= 9 and dead.poll() >= 3, 180, pipeline.tail)
-        assert pipeline.terminate(60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
     assert letters(dead) == [("decode", "unavailable_value"), ("decode", "heartbeat"), ("decode", "schema_change")]
     latest = by_key(out)
     table = {

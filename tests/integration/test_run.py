@@ -84,7 +84,7 @@ def test_sigterm_under_load(broker: RunningBroker, names: dict[str, str], model:
     with reading(broker.settings, names["out"]) as out, pipeline:
         wait_until(lambda: out.poll() > 500, 120, pipeline.tail)
         began = time.monotonic()
-        code = pipeline.terminate(timeout=60)
+        code = pipeline.terminate()
         took = time.monotonic() - began
         assert members(broker.settings, names["group"]) == 0
         assert code == 0, pipeline.tail()
@@ -158,7 +158,7 @@ def test_sigterm_while_ray_starts(
         time.sleep(after_s)
         open_to_it = [status for status in pipeline.driver_threads() if not blocks_sigterm(status)]
         assert len(open_to_it) <= 1, "none but the one that waits for it, in which no handler runs either"
-        assert pipeline.terminate(timeout=60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
         assert "Traceback" not in pipeline.tail(200)
         wait_until(lambda: not pipeline.parts(), 10, lambda: str(pipeline.parts()))
 

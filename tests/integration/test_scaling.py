@@ -106,7 +106,7 @@ def test_encoders_come_and_go_and_the_group_notices_nothing(
         wait_until(lambda: encoders() == 0, 90, pipeline.tail)
 
         assert generations(broker.settings, names["group"]) == before
-        assert pipeline.terminate(timeout=60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
         for _ in range(5):
             out.poll()
     assert len(out.records) == many + few

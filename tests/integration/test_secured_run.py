@@ -22,7 +22,7 @@ import pytest
 from pipelines.cli import main
 from pipelines.loopback import free_port, listens
 from tests.integration.pipeline import MARK, Pipeline, Reader, leaks, ray_parts, reading, value_of, wait_until
-from tests.secure_broker import APP, REAUTH_MS, SecureBroker
+from tests.secure_broker import APP, REAUTH_MS, TOKEN_LIFE_S, SecureBroker
 from tests.tiny_model import make_tiny_bert
 from tests.token_endpoint import TokenEndpoint, unsigned_token
 from workers import kafka_client, kafka_topics
@@ -137,7 +137,7 @@ def way_in(
         return
     secret = f"canary-{secrets.token_hex(12)}"
     monkeypatch.setenv(f"{ENV}OAUTH__CLIENT_SECRET", secret)
-    with TokenEndpoint(folder, secured.authority, client=APP, secret=secret, life_s=8) as endpoint:
+    with TokenEndpoint(folder, secured.authority, client=APP, secret=secret, life_s=TOKEN_LIFE_S) as endpoint:
         oauth = {"token_url": endpoint.url, "client_id": APP, "cafile": str(secured.cafile)}
         # Every token begins in the same way.
         yield secured.sasl(mechanism, oauth=oauth), [secret, unsigned_token(APP, 1).partition(".")[0]]
@@ -154,7 +154,7 @@ def test_sasl_over_tls_on_a_cluster(
     capsys: pytest.CaptureFixture[str],
     mechanism: str,
 ) -> None:
-    """Through several sessions of ten seconds; what opens broker and queries is in no log, answer, argument or file."""
+    """Through several sessions; what opens broker and queries is in no log, answer, argument or file."""
     address, dashboard = cluster
     stem = mechanism.lower()
     make_topics(secured.plain, stem)
@@ -182,7 +182,7 @@ def test_sasl_over_tls_on_a_cluster(
             wait_until(lambda: out.poll() >= 150, 60, pipeline.tail)
             shown = shown_by_ray(dashboard)
             arguments = command_lines()
-            assert pipeline.terminate(60) == 0, pipeline.tail()
+            assert pipeline.terminate() == 0, pipeline.tail()
             require_each_once(out, 150)
         log = pipeline.log.read_text()
         assert not re.search(r"(WARNING|ERROR) stream_embedder|Traceback", log), log
@@ -212,7 +212,7 @@ def test_mutual_tls_from_the_environment(
         produce(secured.plain, "mtls-in", 0, 100)
         wait_until(lambda: out.poll() >= 100, 120, pipeline.tail)
         arguments = command_lines()
-        assert pipeline.terminate(60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
         require_each_once(out, 100)
     assert "Traceback" not in pipeline.log.read_text()
     assert not any(canary in arguments for canary in canaries)

@@ -22,7 +22,7 @@ from kafka.errors import KafkaError
 
 from pipelines.cli import main
 from tests.certificates import DAY, Authority
-from tests.secure_broker import APP, ODD_NAME, REAUTH_MS, SecureBroker
+from tests.secure_broker import APP, ODD_NAME, REAUTH_MS, TOKEN_LIFE_S, SecureBroker
 from tests.tiny_model import make_tiny_bert
 from tests.token_endpoint import TokenEndpoint, unsigned_token
 from workers import kafka_client, kafka_topics
@@ -85,8 +85,7 @@ def test_tokens_and_sessions_are_renewed_under_load(secured: SecureBroker, tmp_p
 
     counting = Count(logging.INFO)
     logger.addHandler(counting)
-    life_s = 8
-    with TokenEndpoint(tmp_path, secured.authority, client=APP, secret="canary", life_s=life_s) as endpoint:
+    with TokenEndpoint(tmp_path, secured.authority, client=APP, secret="canary", life_s=TOKEN_LIFE_S) as endpoint:
         oauth = {"token_url": endpoint.url, "client_id": APP, "client_secret": "canary", "cafile": secured.cafile}
         kafka = KafkaSettings(**secured.sasl("OAUTHBEARER", oauth=oauth))
         began = time.monotonic()
@@ -102,7 +101,7 @@ def test_tokens_and_sessions_are_renewed_under_load(secured: SecureBroker, tmp_p
         finally:
             producer.close(timeout=2)
             logger.removeHandler(counting)
-        most = 1 + (time.monotonic() - began) / (RENEW_AT * life_s)
+        most = 1 + (time.monotonic() - began) / (RENEW_AT * TOKEN_LIFE_S)
         assert len(endpoint.forms) <= most, "a token is kept for as long as it is good"
     with kafka_client.admin(secured.plain) as client:
         topics = kafka_topics.describe_topics(client, ["in"])

@@ -90,7 +90,7 @@ def test_each_topic_by_its_own_mapping(
         wait_until(lambda: vectors.poll() >= good and refused.poll() >= 3, 180, pipeline.tail)
         wait_until(lambda: pipeline.scrape().get("tokens_shared_total", 0) > 0, 60, pipeline.tail)
         counted = pipeline.scrape()
-        assert pipeline.terminate(60) == 0, pipeline.tail()
+        assert pipeline.terminate() == 0, pipeline.tail()
     found = {value["id"]: value for value in map(value_of, vectors.records)}
     assert len(found) == len(vectors.records) == good
     assert Counter(letters(refused)) == {

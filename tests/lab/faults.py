@@ -158,7 +158,7 @@ def _second(scene: Scene) -> Iterator[Supervised]:
 
 def _second_drains(scene: Scene) -> None:
     with _second(scene) as second:
-        code = second.terminate(60)
+        code = second.terminate()
         assert code == 0, f"a second deployment drained with exit code {code}\n{second.tail()}"
 
 

@@ -174,7 +174,7 @@ class _Trial:
                         struck.result()
             self._produce(len(self._documents))
             self._flows_on(self._sent - 1)
-            code = self.pipeline.terminate(60)
+            code = self.pipeline.terminate()
             assert code == 0, f"the drain ended with exit code {code}\n{self.pipeline.tail()}"
         self._compare(findings)
 

@@ -176,7 +176,7 @@ def test_what_a_replica_did_for_a_piece_that_failed_is_not_counted(tmp_path: Pat
         there.look()
         with pytest.raises(EnvironmentFault, match="not packed by gzip, or not whole"):
             made.work(broken.piece, broken.name, there.numbers(broken.name))
-        counts = made.read().counts
+        counts = made.reading().counts
         assert (counts.worked, counts.skipped) == pytest.approx((good.piece.weight, 0))
     assert len(job.rows()) >= 210
 

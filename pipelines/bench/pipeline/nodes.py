@@ -82,17 +82,25 @@ class Nodes:
 
     def _start(self, name: str) -> None:
         mark = self._marks[name] = uuid.uuid4().hex
+        # Ray's own autoscaler, and what passes replicas' logs on to drivers, are processes that start with a node; on a busy
+        # machine the raylet does not wait long enough for those that it needs.
+        lean = ["--include-log-monitor=false"]
         if name == HEAD:
+            lean.append("--no-monitor")
             # A raylet of the old head's cluster lives on here, so Ray would take the head for running.
             (self._folder / "ray/ray_current_cluster").unlink(missing_ok=True)
             kind = ["--head", f"--port={self._port}", "--include-dashboard=false", "--num-cpus=0"]
-            kind += [f"--temp-dir={self._folder / 'ray'}", "--no-monitor"]
+            kind.append(f"--temp-dir={self._folder / 'ray'}")
         else:
             kind = [f"--address={self.address}", f"--num-cpus={self._cpus}"]
-        # Nothing here needs Ray's own autoscaler or its way of passing on logs. Each is a process that starts with the node, and
-        # on a busy machine the raylet does not wait long enough for those that it needs.
-        kind.append("--include-log-monitor=false")
-        command = [str(Path(sys.executable).with_name("ray")), "start", *kind, "--block", "--disable-usage-stats"]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            *kind,
+            *lean,
+            "--block",
+            "--disable-usage-stats",
+        ]
         log = self._folder / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
