@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ hypothesis.settings.load_profile("tests")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load the packaged model and tiny ones of their own, never a hub's
 # Small models gain nothing from a second thread, and threads that wait for each other on a busy machine lose a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts tests in the background has them, and what they start, ignore Ctrl-C; some send it to their own processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
