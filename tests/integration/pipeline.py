@@ -155,6 +155,17 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: Callable[[],
         time.sleep(0.1)
 
 
+def produce_texts(kafka: KafkaSettings, topic: str, ids: range, partition: int | None = None) -> None:
+    """A record with a text of its own for each id, by its key or all in one partition; equal texts would be encoded once."""
+    producer = kafka_client.bare_producer(kafka, linger_ms=20)
+    for n in ids:
+        text = " ".join([str(n), *["stream"] * 60])
+        value = json.dumps({"text": text, "id": str(n)}).encode()
+        producer.send(topic, key=b"k%d" % n, value=value, partition=partition)
+    producer.flush(timeout=60)
+    producer.close(timeout=5)
+
+
 def ends(kafka: KafkaSettings, consumer: Any, partitions: Sequence[Any], *, patience_s: float) -> dict[Any, int]:
     """Where partitions end for a read_committed consumer, which is before the first transaction that is open.
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import RunningBroker
-from tests.integration.pipeline import Pipeline, reading, wait_until
+from tests.integration.pipeline import Pipeline, produce_texts, reading, wait_until
 from tests.slow_encoder import JOURNAL
 from tests.tiny_model import make_tiny_bert
-from workers import kafka_client
-from workers.settings import KafkaSettings
 
 pytestmark = pytest.mark.timeout(600)
 READERS, ENCODERS, RECORDS = 3, 4, 4_000
@@ -44,21 +41,12 @@ def test_a_hot_partition_has_all_encoders(
         for number in range(2):
             for path in journal.iterdir():
                 path.unlink()
-            produce(broker.settings, source, range(number * RECORDS, (number + 1) * RECORDS))
+            produce_texts(broker.settings, source, range(number * RECORDS, (number + 1) * RECORDS), partition=0)
             wait_until(lambda whole=(number + 1) * RECORDS: found.poll() >= whole, 150, pipeline.tail)  # type: ignore[misc]
             if (most := most_at_once(journal)) == ENCODERS:
                 break
         assert pipeline.terminate() == 0, pipeline.tail()
     assert most == ENCODERS
-
-
-def produce(kafka: KafkaSettings, topic: str, ids: range) -> None:
-    producer = kafka_client.bare_producer(kafka, linger_ms=20)
-    for n in ids:
-        text = " ".join([str(n), *["stream"] * 60])  # equal ones would be encoded once
-        producer.send(topic, partition=0, value=json.dumps({"text": text, "id": str(n)}).encode())
-    producer.flush(timeout=60)
-    producer.close(timeout=5)
 
 
 def most_at_once(journal: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunningBroker
-from tests.integration.pipeline import Pipeline, reading, value_of, wait_until
+from tests.integration.pipeline import Pipeline, produce_texts, reading, value_of, wait_until
 from tests.tiny_model import make_tiny_bert
 from workers import kafka_client
 from workers.settings import KafkaSettings
@@ -18,15 +17,6 @@ from workers.settings import KafkaSettings
 pytestmark = pytest.mark.timeout(400)
 
 ENCODER = "ServeReplica:stream-embedder:Encoder"
-
-
-def produce(kafka: KafkaSettings, topic: str, ids: range) -> None:
-    producer = kafka_client.bare_producer(kafka, linger_ms=20)
-    for n in ids:
-        text = " ".join([str(n), *["stream"] * 60])  # equal ones would be encoded once
-        producer.send(topic, key=b"k%d" % n, value=json.dumps({"text": text, "id": str(n)}).encode())
-    producer.flush(timeout=60)
-    producer.close(timeout=5)
 
 
 def generations(kafka: KafkaSettings, group: str) -> list[int]:
@@ -95,13 +85,13 @@ def test_encoders_come_and_go_and_the_group_notices_nothing(
         assert encoders() == 0, "there is nothing to do"
         before = generations(broker.settings, names["group"])
 
-        produce(broker.settings, names["in"], range(many))
+        produce_texts(broker.settings, names["in"], range(many))
         wait_until(lambda: encoders() > 0 and out.poll() > 0, 90, pipeline.tail)
         wait_until(lambda: (encoders(), out.poll())[1] >= many, 150, pipeline.tail)
         wait_until(lambda: encoders() == 0, 90, pipeline.tail)
         assert max(seen) == 3, seen
 
-        produce(broker.settings, names["in"], range(many, many + few))
+        produce_texts(broker.settings, names["in"], range(many, many + few))
         wait_until(lambda: out.poll() >= many + few, 90, pipeline.tail)
         wait_until(lambda: encoders() == 0, 90, pipeline.tail)
 
