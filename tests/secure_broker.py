@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from kafka.admin import (
 
 from pipelines.broker import Broker
 from tests.certificates import DAY, Authority, Certificate
+from tests.integration.pipeline import wait_until
 from workers import kafka_client
 from workers.settings import KafkaSettings
 
@@ -85,7 +85,11 @@ class SecureBroker:
                 ]
             )
             granted = ACLFilter(f"User:{user}", "*", ACLOperation.ANY, ACLPermissionType.ALLOW, pattern)
-            _heard(lambda: set(operations) <= {acl.operation.name for acl in client.describe_acls(granted)[0]})
+            wait_until(  # the controller answers, and the broker hears of it a moment later
+                lambda: set(operations) <= {acl.operation.name for acl in client.describe_acls(granted)[0]},
+                10,
+                lambda: f"{operations} on {kind} {name}",
+            )
 
     def add_user(self, user: str) -> None:
         """Let a user in by SCRAM, with the broker's one password."""
@@ -95,29 +99,18 @@ class SecureBroker:
                     [UserScramCredentialUpsertion(user, mechanism, self.password)]
                 )
                 assert not any(failed.values()), failed
-            _heard(
-                lambda: (
-                    {
-                        each["mechanism"]
-                        for each in client.describe_user_scram_credentials([user])[user]["credential_infos"]
-                    }
-                    >= set(MECHANISMS)
-                )
-            )
+
+            def known() -> bool:
+                found = client.describe_user_scram_credentials([user])[user]["credential_infos"]
+                return {each["mechanism"] for each in found} == set(MECHANISMS)
+
+            wait_until(known, 10, lambda: f"user {user}")
 
     def remove_user(self, user: str) -> None:
         """Let a user in no more, once its sessions end."""
         with kafka_client.admin(self.plain) as client:
             for mechanism in MECHANISMS:
                 client.alter_user_scram_credentials([UserScramCredentialDeletion(user, mechanism)])
-
-
-def _heard(condition: Callable[[], bool]) -> None:
-    """Wait for a broker to hear of what the controller has answered already."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

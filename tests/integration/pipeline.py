@@ -196,10 +196,10 @@ class Reader:
             self.records += found
         return len(self.records)
 
-    def finish(self) -> None:
-        """Read on to where the topic ends now."""
+    def finish(self, patience_s: float = 60) -> None:
+        """Read on to where the topic ends now; see :func:`ends`."""
         partitions = [TopicPartition(self.topic, number) for number in self.consumer.partitions_for_topic(self.topic)]
-        there = ends(self.kafka, self.consumer, partitions, patience_s=60)
+        there = ends(self.kafka, self.consumer, partitions, patience_s=patience_s)
         wait_until(
             lambda: self.poll() >= 0 and all(self.consumer.position(each) >= end for each, end in there.items()),
             60,

@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from kafka import TopicPartition
 
 from pipelines import replay
 from pipelines.cli import main
 from tests.conftest import RunningBroker
-from tests.integration.pipeline import ends
+from tests.integration.pipeline import reading
 from workers import kafka_client, kafka_records, kafka_topics
 from workers.codecs.dead_letter import render_dead_letter
 from workers.errors import RetryableError
@@ -111,19 +110,10 @@ class sink:
 
 
 def read(kafka: KafkaSettings, topic: str) -> list[Any]:
-    """What a read_committed reader finds, up to the end."""
-    consumer = kafka_client.bare_consumer(kafka, auto_offset_reset="earliest")
-    try:
-        consumer.assign([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)])
-        there = ends(kafka, consumer, list(consumer.assignment()), patience_s=2)
-        found: list[Any] = []
-        end = time.monotonic() + 30
-        while any(consumer.position(partition) < offset for partition, offset in there.items()):
-            assert time.monotonic() < end
-            found += [record for records in consumer.poll(200).values() for record in records]
-        return found
-    finally:
-        consumer.close()
+    """What a read_committed reader finds, up to the end, which may be an open transaction."""
+    with reading(kafka, topic) as found:
+        found.finish(patience_s=2)
+        return found.records
 
 
 @pytest.fixture

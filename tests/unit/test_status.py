@@ -275,10 +275,11 @@ def test_a_look_that_hangs_is_waited_for_again_and_not_begun_anew() -> None:
         go.wait(30)
         return 7
 
-    looks = Looks(look, "Kafka at here")
+    looks, began = Looks(look, "Kafka at here"), time.monotonic()
     for _ in range(3):
-        with pytest.raises(EnvironmentFault, match=r"Kafka at here has not answered yet, after \d+ s"):
+        with pytest.raises(EnvironmentFault, match=r"^Kafka at here has not answered yet, after \d+ s$") as raised:
             looks.within(0.01)
+        assert int(str(raised.value).split()[-2]) <= round(time.monotonic() - began), "0, but on a machine that stalls"
     assert looks.under_way
     go.set()
     assert (looks.within(30), looks.under_way, looks.within(30), len(begun)) == (7, False, 7, 2)
